@@ -1,0 +1,42 @@
+# `make run` and `make test` are all that a fresh clone needs; `make help` lists the rest.
+SHELL := bash
+PYTHON ?= python3.11
+TORCH_INDEX ?=
+ARGS ?=
+# Recipes, and the jobs that they start, see the environment as if it were activated.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help run test env lint format lock clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$2}' Makefile
+
+run: env  ## run the pipeline of params.yaml; ARGS goes to snakemake: make run ARGS="--dry-run"
+	snakemake --cores all $(ARGS)
+
+test: lint  ## lint, then all tests; ARGS goes to pytest: make test ARGS="-m 'not slow'"
+	python -m pytest $(ARGS)
+
+env:  ## install .venv from requirements.lock if it is not up to date; PYTHON=..., TORCH_INDEX=URL (a CPU-only torch)
+	@tools/environment.sh "$(PYTHON)" "$(TORCH_INDEX)"
+
+lint: env  ## style, types and workflow checks
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	mypy
+	snakemake --lint
+
+format: env  ## rewrite sources in the project's style
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflow
+
+lock:  ## resolve pyproject.toml into requirements.lock; needs uv; keeps pins that still fit (ARGS=--upgrade: newest)
+	uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 \
+	    --python-platform x86_64-unknown-linux-gnu --extra dev --custom-compile-command "make lock" \
+	    pyproject.toml --output-file requirements.lock $(ARGS)
+
+clean:  ## remove .venv and caches; results stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests workflow -name __pycache__ -type d -prune -exec rm -rf {} +

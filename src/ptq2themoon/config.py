@@ -1,0 +1,199 @@
+"""params.yaml as a model: what may stand there, and what each entry refers to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, JsonValue
+
+from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.validation import Key, Strict, failure, no_repeats, read_yaml, validate
+
+BITS = re.compile(r"w([2-8])a([2-8])")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+# Folders of results/ that are neither a model nor a recipe, and the suffixes of the files beside those.
+RESERVED = ("figures", "fp32", "models")
+SUFFIXES = (".csv", ".json", ".md", ".onnx", ".safetensors")
+LOCAL, HUB = "local-dir:", "hf-hub:"
+
+
+def parse_bits(bits: str) -> tuple[int, int]:
+    """`w4a8` -> (4, 8): bits of the weights, bits of the activations."""
+    match = BITS.fullmatch(bits)
+    if not match:
+        close = [min(max(int(number), 2), 8) for number in re.findall(r"\d+", bits)]
+        weights, activations = close if len(close) == 2 else (8, 8)
+        raise UserError(f"bits {bits!r}: must lie in w2a2 to w8a8; nearest valid: 'w{weights}a{activations}'")
+    return int(match[1]), int(match[2])
+
+
+def _bits(bits: str) -> str:
+    try:
+        parse_bits(bits)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return bits
+
+
+def _name(name: str) -> str:
+    """Refuse what can't be a folder of results/."""
+    if not NAME.fullmatch(name):
+        valid = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".-") or "a name"
+        raise ValueError(f"{name!r} can't name a folder; letters, digits, _ . - are allowed; try {valid!r}")
+    if name in RESERVED or name.endswith(SUFFIXES):
+        raise ValueError(f"{name!r} is taken by another result; choose another name")
+    return name
+
+
+Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
+Bits = Annotated[str, AfterValidator(_bits), Field(json_schema_extra={"pattern": f"^{BITS.pattern}$"})]
+# A pattern for the keys alone would let others through.
+_named = Field(json_schema_extra={"additionalProperties": False})
+_some = (Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(no_repeats))
+
+
+class Model(Strict):
+    """Weights, and the data set that they are quantized and tested with."""
+
+    source: str
+    """A timm model, best with its tag; `local-dir:FOLDER` with timm's config.json; or `hf-hub:NAME`."""
+    dataset: str
+    """A key of `datasets`."""
+    checkpoint: str | None = None
+    """A file of weights that replaces the source's own."""
+    arguments: dict[str, JsonValue] = Field(default={})
+    """Further arguments of timm.create_model, such as `img_size`."""
+    opset: int = Field(default=13, ge=11, le=13)
+    """ONNX opset of the export; PPQ knows several operators only up to 13."""
+
+
+class Dataset(Strict):
+    """Images to calibrate with and images to test on."""
+
+    kind: Literal["arrays", "folder"]
+    """`arrays`: safetensors files with images and labels; `folder`: one subfolder of images a class."""
+    calibration: str
+    """The file or folder that calibration draws from."""
+    evaluation: str
+    """The file or folder that the models are tested on."""
+
+
+class Calibration(Strict):
+    images: Positive
+    """How many images are drawn."""
+    batch_size: Positive
+    """Images in a batch."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], *_some]
+    """One quantized model for each; a seed decides which images are drawn."""
+
+
+class Evaluation(Strict):
+    images: Positive | None
+    """How many images, from the first on; null: all."""
+    batch_size: Positive
+    """Images in a batch."""
+
+
+class Errors(Strict):
+    images: Positive = 64
+    """For the error of each operator's output."""
+    logits_images: Positive = 32
+    """For the effect of each operator on the logits, one operator quantized at a time."""
+
+
+class Attention(Strict):
+    images: Positive = 4
+    """How many images are drawn with their attention maps."""
+    block: int = -1
+    """Which block's attention; from the end when negative."""
+
+
+class Plots(Strict):
+    dpi: int = Field(default=150, ge=50, le=1200)
+    """Resolution of the PNG files."""
+    colormap: str = "viridis"
+    """A matplotlib colour map, for attention."""
+
+
+class Params(Strict):
+    """Everything that decides a result; recipes/ holds the quantizers themselves."""
+
+    models: Annotated[dict[Name, Model], Field(min_length=1), _named]
+    """What is quantized."""
+    datasets: Annotated[dict[Name, Dataset], _named]
+    """The images, by name."""
+    recipes: Annotated[list[Name], *_some]
+    """Files of recipes/, without `.yaml`."""
+    bits: Annotated[list[Bits], *_some]
+    """Bits of weights and activations: `w8a8`."""
+    calibration: Calibration
+    evaluation: Evaluation
+    errors: Errors = Errors()
+    attention: Attention = Attention()
+    plots: Plots = Plots()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU when torch sees one."""
+
+    @classmethod
+    def from_mapping(
+        cls, mapping: Mapping[str, Any], source: str = "params.yaml", recipes_dir: Path = Path("recipes")
+    ) -> Params:
+        """Check a mapping and all it refers to; paths count from the working directory.
+
+        Raises:
+            UserError: one line for each thing wrong, with `source`, key, value and the nearest valid one.
+        """
+        params = validate(cls, mapping, source)
+        problems = list(params._broken_references(recipes_dir))
+        if problems:
+            raise failure(source, problems)
+        return params
+
+    def _broken_references(self, recipes_dir: Path) -> Iterator[tuple[Key, str]]:
+        for name, model in self.models.items():
+            if model.dataset not in self.datasets:
+                hint = nearest(model.dataset, self.datasets or ["none yet"])
+                yield ("models", name, "dataset"), f"unknown data set {model.dataset!r}; {hint}"
+            problem = _source_problem(model.source)
+            if problem:
+                yield ("models", name, "source"), problem
+        for index, recipe in enumerate(self.recipes):
+            if not (recipes_dir / f"{recipe}.yaml").is_file():
+                hint = nearest(recipe, sorted(path.stem for path in recipes_dir.glob("*.yaml")))
+                yield ("recipes", index), f"unknown recipe {recipe!r} in {recipes_dir}; {hint}"
+
+
+def load_params(path: Path, recipes_dir: Path = Path("recipes")) -> Params:
+    """The parameters in a file, checked as `Params.from_mapping` does."""
+    return Params.from_mapping(read_yaml(path), str(path), recipes_dir)
+
+
+def _source_problem(source: str) -> str | None:
+    if source.startswith(HUB):
+        return None
+    if source.startswith(LOCAL):
+        config = Path(source.removeprefix(LOCAL)) / "config.json"
+        return None if config.is_file() else f"{source!r}: no file {config}"
+    if ":" in source:
+        prefix = source.partition(":")[0] + ":"
+        return f"unknown prefix {prefix!r}; {nearest(prefix, [LOCAL, HUB])}"
+    return _timm_problem(source)
+
+
+@cache
+def _timm_problem(name: str) -> str | None:
+    import timm  # seconds; only for those who name a timm model
+
+    architecture, _, tag = name.partition(".")
+    architectures = timm.list_models()
+    if architecture not in architectures:
+        return f"unknown timm model {architecture!r}; {nearest(architecture, architectures)}"
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        return f"unknown tag in {name!r}; {nearest(name, tagged or [architecture])}"
+    return None

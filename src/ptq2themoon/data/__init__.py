@@ -1,0 +1,30 @@
+"""Images in, batches out: sources, calibration draws, evaluation manifests, preprocessing."""
+
+from ptq2themoon.data.draw import Report, draw_calibration, draw_order, list_evaluation
+from ptq2themoon.data.files import Row, read_manifest, write_images, write_manifest
+from ptq2themoon.data.loading import Batches, CalibrationBatches, batches, calibration_batches
+from ptq2themoon.data.preprocessing import Preprocessing, class_count, read_info
+from ptq2themoon.data.sources import ArraySource, FolderSource, Source, check_classes, open_source
+
+__all__ = [
+    "ArraySource",
+    "Batches",
+    "CalibrationBatches",
+    "FolderSource",
+    "Preprocessing",
+    "Report",
+    "Row",
+    "Source",
+    "batches",
+    "calibration_batches",
+    "check_classes",
+    "class_count",
+    "draw_calibration",
+    "draw_order",
+    "list_evaluation",
+    "open_source",
+    "read_info",
+    "read_manifest",
+    "write_images",
+    "write_manifest",
+]

@@ -1,0 +1,1 @@
+"""How well a quantized model does: accuracy, the error of each operator, attention."""

@@ -1,0 +1,59 @@
+"""Error of a quantized tensor against its floating-point value: one definition for every table.
+
+All are means over images of a figure of one image, so that partial batches count rightly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-7  # keeps a ratio to zero signal finite, as PPQ does
+FIGURES = ("nsr", "relative_error", "mse", "mae", "cosine")
+
+
+def per_image(quantized: Tensor, reference: Tensor) -> dict[str, Tensor]:
+    """Figures of each image, shape [B] and float64, of two tensors [B, ...].
+
+    nsr: noise power over signal power, sum (q-f)^2 / sum f^2; lower is better. This is what PPQ calls SNR.
+    relative_error: mean of (q-f)^2 / (f^2 + epsilon), the study's own formula; lower is better.
+    mse, mae: mean over the elements; lower is better.
+    cosine: similarity of the flattened tensors; higher is better.
+    """
+    q = quantized.detach().flatten(1).double()
+    f = reference.detach().flatten(1).double()
+    noise, signal = (q - f).square(), f.square()
+    return {
+        "nsr": noise.sum(1) / (signal.sum(1) + EPSILON),
+        "relative_error": (noise / (signal + EPSILON)).mean(1),
+        "mse": noise.mean(1),
+        "mae": (q - f).abs().mean(1),
+        "cosine": torch.nn.functional.cosine_similarity(q, f, dim=1),
+    }
+
+
+def sqnr_db(nsr: float) -> float:
+    """Signal to quantization noise in decibels, -10 log10(nsr); higher is better; infinite without noise."""
+    return math.inf if nsr <= 0 else -10 * math.log10(nsr)
+
+
+@dataclass
+class ErrorMeter:
+    """Accumulates the figures of `per_image` over batches."""
+
+    values: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def add(self, quantized: Tensor, reference: Tensor) -> None:
+        self.values.append({k: v.cpu() for k, v in per_image(quantized, reference).items()})
+
+    def images(self, figure: str) -> Tensor:
+        """One figure of every image seen, in order."""
+        return torch.cat([value[figure] for value in self.values])
+
+    def summary(self) -> dict[str, float]:
+        """Means over all images, and `sqnr_db` of the mean nsr."""
+        means = {figure: float(self.images(figure).mean()) for figure in FIGURES}
+        return {"nsr": means["nsr"], "sqnr_db": sqnr_db(means["nsr"]), **means}

@@ -1,0 +1,1 @@
+"""From a timm model to a fused ONNX graph whose every operator knows its role and block."""

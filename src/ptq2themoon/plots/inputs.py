@@ -1,0 +1,158 @@
+"""Reading what the figures show: tables, attention maps, class names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+
+from ptq2themoon.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The class token's attention to the patches for a few images, from one graph.
+
+    Attributes:
+        images: uint8 [N, C, H, W].
+        attention: float32 [N, heads, rows, columns], softmax weights (the class token's own left out).
+        labels: class index of each image, -1 when unknown.
+        block: index of the transformer block.
+    """
+
+    images: npt.NDArray[np.uint8]
+    attention: npt.NDArray[np.float32]
+    labels: tuple[int, ...]
+    block: str
+
+    @property
+    def heads(self) -> int:
+        return int(self.attention.shape[1])
+
+
+def named_paths(values: Sequence[str], option: str) -> dict[str, Path]:
+    """`["vanilla=a.csv", …]` -> `{"vanilla": Path("a.csv"), …}`, in the order given."""
+    found: dict[str, Path] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not (name and equals and path):
+            raise UserError(f"{option} {value}: must read NAME=PATH, as in {option} vanilla=FILE")
+        if name in found:
+            raise UserError(f"{option} {value}: the name {name!r} is given twice")
+        found[name] = Path(path)
+    return found
+
+
+def read_table(path: Path, columns: Collection[str]) -> pd.DataFrame:
+    """A CSV that has rows and at least `columns`."""
+    try:
+        table = pd.read_csv(path)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable CSV table ({str(error).strip()})") from error
+    for column in columns:
+        if column not in table.columns:
+            raise UserError(f"{path}: no column {column!r}; {nearest(column, table.columns)}")
+    if table.empty:
+        raise UserError(f"{path}: the table has no rows; run the stage that writes it again")
+    return table
+
+
+def read_label_names(path: Path) -> list[str] | None:
+    """Class names from a JSON list, or from `label_names` of a model.json (null: none)."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+    names = data.get("label_names") if isinstance(data, dict) else data
+    if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        raise UserError(f"{path}: class names must be a list of strings, or null under 'label_names'")
+    return names
+
+
+def read_maps(path: Path) -> AttentionMaps:
+    """Attention maps from a safetensors file with `images`, `attention` and their metadata."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            for key in ("attention", "images"):
+                if key not in file.keys():  # noqa: SIM118 (not a mapping)
+                    raise UserError(f"{path}: no tensor {key!r}; found: {', '.join(file.keys()) or 'none'}")
+            images, attention = file.get_tensor("images"), file.get_tensor("attention")
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    return _checked_maps(path, images, attention, metadata)
+
+
+def _checked_maps(
+    path: Path, images: npt.NDArray[np.uint8], attention: npt.NDArray[np.float32], metadata: Mapping[str, str]
+) -> AttentionMaps:
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
+        raise UserError(
+            f"{path}: 'images' is {images.dtype} {list(images.shape)}; expected uint8 [N, 1 or 3, H, W]"
+        )
+    if attention.ndim != 3 or len(attention) != len(images) or 0 in attention.shape:
+        raise UserError(
+            f"{path}: 'attention' is {list(attention.shape)}; expected [{len(images)}, heads, patches]"
+        )
+    if not np.isfinite(attention).all():
+        raise UserError(f"{path}: 'attention' holds values that are not finite")
+    rows, columns = _grid(path, metadata, attention.shape[2])
+    return AttentionMaps(
+        images=images,
+        attention=attention.reshape(*attention.shape[:2], rows, columns),
+        labels=_labels(path, metadata, len(images)),
+        block=metadata.get("block", "?"),
+    )
+
+
+def _grid(path: Path, metadata: Mapping[str, str], patches: int) -> tuple[int, int]:
+    text = metadata.get("grid", "")
+    try:
+        rows, columns = (int(size) for size in text.split("x"))
+    except ValueError:
+        raise UserError(f"{path}: metadata 'grid' is {text!r}; expected ROWSxCOLUMNS, as in '7x7'") from None
+    if rows * columns != patches:
+        raise UserError(f"{path}: metadata 'grid' is {text!r}, but 'attention' has {patches} patches")
+    return rows, columns
+
+
+def _labels(path: Path, metadata: Mapping[str, str], images: int) -> tuple[int, ...]:
+    text = metadata.get("labels", "")
+    try:
+        labels = tuple(int(label) for label in text.split(",")) if text else (-1,) * images
+    except ValueError:
+        raise UserError(f"{path}: metadata 'labels' is {text!r}; expected integers, as in '0,1,2'") from None
+    if len(labels) != images:
+        raise UserError(f"{path}: metadata 'labels' names {len(labels)} labels for {images} images")
+    return labels
+
+
+def check_same_images(maps: Mapping[str, AttentionMaps]) -> None:
+    """`UserError` unless all maps are of the same images, block, heads and grid."""
+    (first, reference), *others = maps.items()
+    for name, other in others:
+        if other.images.shape != reference.images.shape:
+            raise UserError(
+                f"--maps {name}: images {list(other.images.shape)} differ from {first}'s "
+                f"{list(reference.images.shape)}; draw all maps from the same images"
+            )
+        different = np.flatnonzero((other.images != reference.images).any(axis=(1, 2, 3)))
+        if different.size:
+            raise UserError(
+                f"--maps {name}: image {different[0]} is not {first}'s; draw all maps from the same images"
+            )
+        if (other.block, other.attention.shape) != (reference.block, reference.attention.shape):
+            raise UserError(
+                f"--maps {name}: block {other.block}, {other.heads} heads, grid {_size(other)}; {first} has "
+                f"block {reference.block}, {reference.heads} heads, grid {_size(reference)}"
+            )
+
+
+def _size(maps: AttentionMaps) -> str:
+    return "x".join(map(str, maps.attention.shape[2:]))

@@ -1,0 +1,81 @@
+"""Tables of operator errors, and the operators in graph order that they share as an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ptq2themoon.errors import UserError, nearest
+
+COLUMNS = ("operator", "type", "role", "block", "mode", "nsr")
+MODES = {
+    "accumulated": "accumulated: output of the operator, whole graph quantized",
+    "local": "local: output of the operator, only it quantized",
+    "logits": "logits: output of the model, only this operator quantized",
+}
+
+
+def check_table(name: str, table: pd.DataFrame) -> None:
+    if table.empty:
+        raise UserError(f"--table {name}: the table has no rows")
+    for mode in table["mode"].unique():
+        if mode not in MODES:
+            raise UserError(f"--table {name}: unknown mode {mode!r}; {nearest(mode, MODES)}")
+    double = table[table.duplicated(["operator", "mode"])]
+    if not double.empty:
+        row = double.iloc[0]
+        raise UserError(f"--table {name}: operator {row.operator!r} has two rows of mode {row['mode']!r}")
+    if not pd.api.types.is_numeric_dtype(table["nsr"]) or (table["nsr"] < 0).any():
+        raise UserError(f"--table {name}: column 'nsr' must hold numbers, 0 or above")
+
+
+@dataclass(frozen=True)
+class Network:
+    """The operators on the x axis, in graph order, and the span of each block."""
+
+    operators: tuple[str, ...]
+    roles: tuple[str, ...]
+    blocks: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, tables: Mapping[str, pd.DataFrame]) -> Network:
+        """From the table with the most operators; the others may lack some, but add none."""
+        unique = {name: table.drop_duplicates("operator") for name, table in tables.items()}
+        fullest = max(unique, key=lambda name: len(unique[name]))
+        rows = unique[fullest]
+        for name, table in unique.items():
+            strange = table[~table["operator"].isin(rows["operator"])]["operator"]
+            if not strange.empty:
+                raise UserError(
+                    f"--table {name}: operator {strange.iloc[0]!r} is not in {fullest}'s table; "
+                    "give tables of one model"
+                )
+        return cls(
+            operators=tuple(rows["operator"]),
+            roles=tuple(np.where(rows["role"] == "other", rows["type"], rows["role"])),
+            blocks=tuple(None if pd.isna(block) else int(block) for block in rows["block"]),
+        )
+
+    def spans(self) -> Iterator[tuple[int, int, int]]:
+        """Block, position of its first operator, position of its last."""
+        for block in sorted({block for block in self.blocks if block is not None}):
+            inside = [i for i, each in enumerate(self.blocks) if each == block]
+            yield block, inside[0], inside[-1]
+
+    def label(self, position: int) -> str:
+        """`fc2 · 5`: role and block of an operator."""
+        block = self.blocks[position]
+        return self.roles[position] if block is None else f"{self.roles[position]} · {block}"
+
+    def summary(self) -> str:
+        """The roles in graph order; those of a block once, where all blocks are alike."""
+        spans = list(self.spans())
+        patterns = {self.roles[first : last + 1] for _, first, last in spans}
+        if len(patterns) != 1:
+            return f"{len(self.roles)} operators"
+        before, after = self.roles[: spans[0][1]], self.roles[spans[-1][2] + 1 :]
+        parts = [", ".join(before), f"in every block: {', '.join(patterns.pop())}", ", ".join(after)]
+        return "; ".join(part for part in parts if part)

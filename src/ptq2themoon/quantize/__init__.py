@@ -1,0 +1,1 @@
+"""From a recipe to a quantized graph and its parameters on disk."""

@@ -1,0 +1,199 @@
+"""Recipes: which tensor of which operator is quantized how, in a few lines of YAML.
+
+A recipe either states its `defaults` or `extends` another one of the same folder. Rules are read in
+order, those of the extended recipe first; for each setting the last rule that selects a tensor
+decides. Fixed for all: linear and symmetric, -2^(bits-1) to 2^(bits-1)-1, round half to even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.graph.operators import ROLES, Operator, Role
+from ptq2themoon.quantize.recipe_file import (
+    METHODS,
+    OPERANDS,
+    Axis,
+    Defaults,
+    Granularity,
+    Method,
+    Observer,
+    Operand,
+    RecipeFile,
+    Rule,
+    Select,
+)
+from ptq2themoon.validation import failure, place, read_yaml, validate
+
+__all__ = [
+    "METHODS", "OPERANDS", "ROLES", "Axis", "Granularity", "Observer", "Operand", "Operator", "Recipe",
+    "Role", "TensorSpec", "load_recipe",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """How one tensor is quantized.
+
+    Attributes:
+        percentile: of the percentile observer, in percent.
+        weight_axis: the side of a weight whose channels have a scale each when it is per channel;
+            activations have them on their last axis.
+    """
+
+    quantize: bool
+    bits: int
+    granularity: Granularity
+    observer: Observer
+    percentile: float
+    weight_axis: Axis
+
+    @property
+    def quantile(self) -> float:
+        """`percentile` as a fraction: exactly 0.9999 for 99.99, which a bare division misses."""
+        return round(self.percentile / 100, 12)
+
+    @property
+    def quant_min(self) -> int:
+        return -(1 << (self.bits - 1))
+
+    @property
+    def quant_max(self) -> int:
+        return (1 << (self.bits - 1)) - 1
+
+
+@dataclass(frozen=True)
+class LocatedRule:
+    """A rule and where it stands."""
+
+    source: Path
+    index: int
+    rule: Rule
+
+    def at(self, *key: str | int) -> str:
+        return place(self.source, ("rules", self.index, *key))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe with all that it extends.
+
+    Attributes:
+        rules, methods, sources: of the whole chain of files, the one that extends none first.
+    """
+
+    name: str
+    description: str
+    defaults: Defaults
+    rules: list[LocatedRule]
+    methods: list[Method]
+    sources: list[Path]
+
+    def resolved(self) -> dict[str, Any]:
+        """All that decides a result, as one recipe that extends none."""
+        return {
+            "defaults": self.defaults.model_dump(),
+            "rules": [located.rule.model_dump(exclude_none=True) for located in self.rules],
+            "methods": [method.model_dump() for method in self.methods],
+        }
+
+    def check(self, operators: Iterable[Operator]) -> None:
+        """`UserError` where a rule selects no operator, or a block that the model does not have."""
+        operators = list(operators)
+        lines = [
+            f"{located.at('select', *key)}: {problem}"
+            for located in self.rules
+            for key, problem in located.rule.select.misses(operators)
+        ]
+        if lines:
+            raise UserError("\n".join(lines))
+
+    def spec(
+        self, operator: Operator, operand: Operand, weight_bits: int, activation_bits: int
+    ) -> TensorSpec:
+        """How a tensor is quantized.
+
+        Where no rule sets bits, weights and biases have `weight_bits`, inputs and outputs `activation_bits`.
+
+        Raises:
+            UserError: the settings that meet here contradict each other.
+        """
+        bits = activation_bits if operand in ("input", "output") else weight_bits
+        values = {"bits": bits, **self.defaults.model_dump()}
+        origins = {name: place(self.sources[0], ("defaults", name)) for name in values}
+        for located in self.rules:
+            if located.rule.select.matches(operator, operand):
+                values |= located.rule.settings
+                origins |= {name: located.at(name) for name in located.rule.settings}
+        spec = TensorSpec(**values)
+        if spec.quantize and spec.granularity == "per-channel" and spec.observer != "minmax":
+            where = operator.role or operator.name
+            where += "" if operator.block is None else f" in block {operator.block}"
+            raise UserError(
+                f"{origins['granularity']}: per-channel works only with observer minmax, but "
+                f"{where} ({operand}) has {spec.observer!r} from {origins['observer']}"
+            )
+        return spec
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe and all that it extends.
+
+    Raises:
+        UserError: one line for each thing wrong, with file, key, value and the nearest valid one.
+    """
+    defaults, chain = _chain(path)
+    recipe = Recipe(
+        name=path.stem,
+        description=chain[path].description,
+        defaults=defaults,
+        rules=[LocatedRule(at, i, rule) for at, file in chain.items() for i, rule in enumerate(file.rules)],
+        methods=[method for file in chain.values() for method in file.methods],
+        sources=list(chain),
+    )
+    _refuse_contradictions(recipe)
+    return recipe
+
+
+def _chain(path: Path) -> tuple[Defaults, dict[Path, RecipeFile]]:
+    """The defaults, and the files from the one that states them to `path`."""
+    recipes = {other.stem: other for other in sorted(path.parent.glob("*.yaml"))}
+    chain: dict[Path, RecipeFile] = {}
+    while True:
+        file = _read(path)
+        chain = {path: file, **chain}
+        if file.defaults is not None:
+            return file.defaults, chain
+        name = file.extends or ""
+        parent = recipes.get(name)
+        if parent is None:
+            hint = nearest(name, [stem for stem in recipes if recipes[stem] not in chain] or ["none yet"])
+            raise failure(path, [(("extends",), f"unknown recipe {name!r} in {path.parent}; {hint}")])
+        if parent in chain:
+            circle = " <- ".join(repr(other.stem) for other in (parent, *chain))
+            raise failure(path, [(("extends",), f"{name!r} closes a circle: {circle}")])
+        path = parent
+
+
+def _read(path: Path) -> RecipeFile:
+    file = validate(RecipeFile, read_yaml(path), str(path))
+    if file.extends is None and file.defaults is None:
+        what = "missing; a recipe that extends none must state granularity, observer, percentile, weight_axis"
+        raise failure(path, [(("defaults",), what)])
+    if file.extends is not None and file.defaults is not None:
+        what = "not together with 'extends'; give a rule with 'select: {}' instead"
+        raise failure(path, [(("defaults",), what)])
+    return file
+
+
+def _refuse_contradictions(recipe: Recipe) -> None:
+    """Try what each rule selects; without a block it stands for those that no rule names."""
+    for select in (Select(), *(located.rule.select for located in recipe.rules)):
+        for role in select.role or ROLES:
+            for block in select.block or (None,):
+                for operand in select.operand or OPERANDS:
+                    recipe.spec(Operator("", "", role, block), operand, 8, 8)

@@ -1,0 +1,205 @@
+"""PPQ's graph of a fused model: run it in floating point, quantized, or any operators quantized.
+
+PPQ's executor is the engine: it walks the graph in Python and fake-quantizes the inputs and the
+outputs of each quantized operator (quantize, round half to even, clip, dequantize).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ptq2themoon.errors import UserError
+from ptq2themoon.ppq_compat import core, executor, ir, parser
+from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
+
+# Called with an operator's name, its inputs and its outputs, as computed.
+Watcher = Callable[[str, list[Tensor], list[Tensor]], None]
+
+
+class SimulatedModel:
+    """One fused model on one device, with or without quantization parameters.
+
+    Args:
+        path: the fused ONNX model.
+        device: a torch device.
+        quantized: the operators to quantize and how; without scales they are not yet in force.
+
+    Raises:
+        UserError: a graph that PPQ can't load, or parameters of another graph.
+    """
+
+    def __init__(self, path: Path, device: str, quantized: list[QuantizedOperator] | None = None) -> None:
+        self._graph = _load(path)
+        self._configs: dict[str, list[core.TensorQuantizationConfig]] = {}
+        for item in quantized or []:
+            self._attach(item, path)
+        with _quiet():
+            self._executor = executor.TorchExecutor(self._graph, device=device)
+        self.device = device
+        self.activate(self._configs)
+
+    @property
+    def quantized_operators(self) -> list[str]:
+        """Names in graph order."""
+        return list(self._configs)
+
+    def configs(self, operator: str) -> list[core.TensorQuantizationConfig]:
+        """PPQ's configuration of each quantized tensor, in the order of `QuantizedOperator.tensors`."""
+        return self._configs[operator]
+
+    def _attach(self, item: QuantizedOperator, path: Path) -> None:
+        name = item.operator.name
+        operation = self._graph.operations.get(name)
+        if operation is None or operation.type != item.operator.type:
+            raise UserError(
+                f"{path}: has no operator {name!r} of type {item.operator.type}; "
+                "the parameters belong to another graph"
+            )
+        inputs = [_config(None) for _ in operation.inputs]
+        outputs = [_config(None) for _ in operation.outputs]
+        self._configs[name] = []
+        for tensor in item.tensors:
+            config = _config(tensor)
+            (outputs if tensor.operand == "output" else inputs)[tensor.position] = config
+            self._configs[name].append(config)
+        whole = core.OperationQuantizationConfig(inputs, outputs)
+        replacer = ir.QuantableGraph(ir.GraphReplacer(self._graph))
+        replacer.quantize_operation(name, core.TargetPlatform.EXTENSION, whole)
+
+    def activate(self, operators: Collection[str]) -> None:
+        """Quantize these operators (as far as they are calibrated) and no others."""
+        for name, configs in self._configs.items():
+            for config in configs:
+                if config.scale is not None:
+                    on = name in operators
+                    config.state = core.QuantizationStates.ACTIVATED if on else core.QuantizationStates.FP32
+
+    @contextlib.contextmanager
+    def only(self, operators: Collection[str]) -> Iterator[None]:
+        """Within the block, quantize these operators only; afterwards all."""
+        self.activate(operators)
+        try:
+            yield
+        finally:
+            self.activate(self._configs)
+
+    def __call__(self, images: Tensor, watch: Mapping[str, Watcher] | None = None) -> Tensor:
+        """Logits [B, classes] of images [B, C, H, W]; `watch` sees the operators that it names."""
+        hooks = {name: _hook(self._graph.operations[name], w) for name, w in (watch or {}).items()}
+        try:
+            with _quiet():
+                (logits,) = self._executor.forward(images.to(self.device), hooks=hooks)
+        except RuntimeError as error:  # PPQ wraps what an operator, or its watcher, raises
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from None
+            raise
+        return logits
+
+    def quantized_output(self, operator: str, inputs: list[Tensor]) -> Tensor:
+        """First output of one operator, quantized, from the floating-point inputs given."""
+        operation = self._graph.operations[operator]
+        quantize = self._executor.quantize_function
+        config = operation.config
+        states = [(c, c.state) for c in self._configs[operator]]
+        for c, _ in states:
+            c.state = core.QuantizationStates.ACTIVATED
+        try:
+            pairs = zip(inputs, config.input_quantization_config, strict=True)
+            values = [quantize(value, c) for value, c in pairs]
+            forward = executor.base.OPERATION_FORWARD_TABLE[operation.platform][operation.type]
+            output = forward(operation, values, self._executor._executing_context)
+            return quantize(output, config.output_quantization_config[0])
+        finally:
+            for c, state in states:
+                c.state = state
+
+    def parameter(self, operator: str, position: int) -> Tensor:
+        """The value of a parameter input."""
+        return self._graph.operations[operator].inputs[position].value
+
+    def variable(self, operator: str, position: int, *, output: bool) -> ir.Variable:
+        """PPQ's variable at an operator's input or output."""
+        operation = self._graph.operations[operator]
+        return (operation.outputs if output else operation.inputs)[position]
+
+
+def _load(path: Path) -> ir.BaseGraph:
+    try:
+        with _quiet():
+            graph = parser.OnnxParser().build(str(path))
+            formatter = ir.GraphFormatter(graph)
+            # One copy of a shared parameter for each use: each use has a scale of its own.
+            formatter.format_parameter()
+            formatter.format_cast()
+            _axes_to_attribute(graph)
+    except Exception as error:
+        raise UserError(f"{path}: PPQ cannot load this graph ({error})") from error
+    for operation in graph.operations.values():
+        operation.platform = core.TargetPlatform.FP32
+    return graph
+
+
+def _axes_to_attribute(graph: ir.BaseGraph) -> None:
+    """PPQ's ReduceMean has its axes as an attribute, as ONNX before opset 18, not as an input."""
+    for operation in graph.operations.values():
+        if operation.type == "ReduceMean" and len(operation.inputs) == 2:
+            axes = operation.inputs[1]
+            operation.attributes["axes"] = axes.value.tolist()
+            graph.remove_variable(axes)
+
+
+def _config(tensor: QuantizedTensor | None) -> core.TensorQuantizationConfig:
+    """PPQ's configuration of a tensor; None: stays in floating point."""
+    properties = core.QuantizationProperty
+    per_channel = tensor is not None and tensor.granularity == "per-channel"
+    granularity = properties.PER_CHANNEL if per_channel else properties.PER_TENSOR
+    config = core.TensorQuantizationConfig(
+        policy=core.QuantizationPolicy(properties.SYMMETRICAL + properties.LINEAR + granularity),
+        rounding=core.RoundingPolicy.ROUND_HALF_EVEN,
+        num_of_bits=tensor.bits if tensor else 8,
+        quant_min=tensor.quant_min if tensor else -128,
+        quant_max=tensor.quant_max if tensor else 127,
+        observer_algorithm=tensor.observer if tensor else "minmax",
+        channel_axis=tensor.axis if tensor else None,
+        state=core.QuantizationStates.FP32 if tensor is None else core.QuantizationStates.INITIAL,
+    )
+    if tensor is not None and tensor.percentile is not None:
+        config.detail[core.OBSERVER_PERCENTILE_MANUL_OVERRIDE] = round(tensor.percentile / 100, 12)
+    if tensor is not None and tensor.scale is not None:
+        config.scale = tensor.scale.clone()
+        config.offset = torch.zeros_like(config.scale)
+    return config
+
+
+def _hook(operation: ir.Operation, watcher: Watcher) -> executor.RuntimeHook:
+    return _WatchingHook(operation, watcher)
+
+
+class _WatchingHook(executor.RuntimeHook):
+    def __init__(self, operation: ir.Operation, watcher: Watcher) -> None:
+        super().__init__(operation)
+        self._watcher = watcher
+        self._inputs: list[Tensor] = []
+
+    def pre_forward_hook(self, inputs: list[Tensor], **kwargs: object) -> list[Tensor]:
+        self._inputs = inputs
+        return inputs
+
+    def post_forward_hook(self, outputs: list[Tensor], **kwargs: object) -> list[Tensor]:
+        self._watcher(self._hook_to.name, self._inputs, outputs)
+        self._inputs = []
+        return outputs
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PPQ indexes tensors with lists, which torch warns of at each call; its result is tested."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using a non-tuple sequence", category=UserWarning)
+        yield

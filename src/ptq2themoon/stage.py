@@ -1,0 +1,132 @@
+"""What every stage shares: atomic outputs, the sidecar beside them, errors as one line.
+
+A stage writes each output to a temporary name in the output's own folder; all are renamed when
+the stage ends well, the sidecar last. A stage that fails or is killed leaves nothing under the
+final names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ptq2themoon import __version__
+from ptq2themoon.errors import UserError
+
+RECORDED_PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "ppq", "numpy")
+
+
+def sidecar_path(output: Path) -> Path:
+    """`qparams.json` -> `qparams.sidecar.json`."""
+    return output.with_name(f"{output.stem}.sidecar.json")
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, data: Any) -> None:
+    """JSON with stable formatting; refuses NaN and infinity, which JSON has no words for."""
+    path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    found = {"ptq2themoon": __version__, "python": sys.version.split()[0]}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+class Stage:
+    """One run of a stage.
+
+    with Stage("fuse", inputs=[model], outputs=[graph, report], parameters={...}) as stage:
+        onnx.save(fused, stage.temporary(graph))
+        write_json(stage.temporary(report), facts)
+
+    Args:
+        name: the stage, as the sidecar names it.
+        inputs: files read; a missing one is a `UserError`.
+        outputs: files that the stage writes, the main one first: the sidecar lies beside it.
+        parameters: all that determines the result besides the inputs (JSON types).
+        seed: the seed in force, if the stage draws anything.
+        device: the device that computed, if one did.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        inputs: Sequence[Path],
+        outputs: Sequence[Path],
+        parameters: Mapping[str, Any],
+        seed: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.name, self.parameters, self.seed, self.device = name, dict(parameters), seed, device
+        self.inputs, self.outputs = list(inputs), list(outputs)
+
+    def temporary(self, output: Path) -> Path:
+        """Where to write `output` until the stage ends well; keeps the suffix."""
+        if output not in self.outputs:
+            raise ValueError(f"{output} is not an output of stage {self.name}")
+        return output.with_name(f".{output.stem}.{os.getpid()}.tmp{output.suffix}")
+
+    def __enter__(self) -> Stage:
+        for path in self.inputs:
+            if not path.is_file():
+                raise UserError(f"{path}: not found; stage {self.name} needs it")
+        for path in self.outputs:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._start = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            for path in self.outputs:
+                self.temporary(path).unlink(missing_ok=True)
+            return
+        # An old sidecar must never stand beside a new output.
+        sidecar_path(self.outputs[0]).unlink(missing_ok=True)
+        for path in self.outputs:
+            os.replace(self.temporary(path), path)
+        self._write_sidecar()
+
+    def _write_sidecar(self) -> None:
+        path = sidecar_path(self.outputs[0])
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        record = {
+            "stage": self.name,
+            "parameters": self.parameters,
+            "inputs": {path.as_posix(): sha256(path) for path in self.inputs},
+            "outputs": {path.as_posix(): sha256(path) for path in self.outputs},
+            "seed": self.seed,
+            "device": self.device,
+            "versions": versions(),
+            "wall_time_s": round(time.monotonic() - self._start, 3),
+        }
+        write_json(temporary, record)
+        os.replace(temporary, path)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a stage's `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

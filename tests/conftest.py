@@ -1,0 +1,18 @@
+"""What several tests share; making a model takes a second."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tiny_quantized import Tiny
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Two blocks, class token, ten classes."""
+    from tiny_quantized import Tiny  # imports PPQ, which takes seconds that other tests need not wait
+
+    return Tiny.make(tmp_path_factory.mktemp("tiny"), num_classes=10)

@@ -1,0 +1,207 @@
+"""Error of each operator, three ways, against the definition of each; and the ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny_quantized import Reference, Tiny, images
+
+from ptq2themoon.evaluate.errors import FIGURES, ErrorMeter, per_image
+from ptq2themoon.evaluate.operators import (
+    Meters,
+    error_table,
+    first_images,
+    logits_errors,
+    output_errors,
+    ranking_stability,
+)
+from ptq2themoon.quantize.simulation import SimulatedModel
+from ptq2themoon.quantize.tensors import QuantizedOperator
+
+PIXELS = images(10, seed=8)
+Calibrated = tuple[SimulatedModel, list[QuantizedOperator]]
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny: Tiny) -> Calibrated:
+    return tiny.calibrated("layernorm", (6, 6))
+
+
+@pytest.fixture(scope="module")
+def outputs(calibrated: Calibrated) -> tuple[Meters, Meters]:
+    """Accumulated and local; the last batch is smaller."""
+    return output_errors(calibrated[0], PIXELS.split(4))
+
+
+@pytest.fixture(scope="module")
+def logits(calibrated: Calibrated) -> Meters:
+    return logits_errors(calibrated[0], PIXELS)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny: Tiny, calibrated: Calibrated) -> Reference:
+    return Reference(tiny.path, calibrated[1])
+
+
+@pytest.fixture(scope="module")
+def floating(reference: Reference) -> dict[str, np.ndarray]:
+    return reference.run(PIXELS, active=())
+
+
+def assert_close(meter: ErrorMeter, quantized: np.ndarray, floating: np.ndarray, name: str) -> None:
+    """Up to values on the edge of two integers, which fall either way."""
+    wanted = per_image(torch.from_numpy(quantized), torch.from_numpy(floating))
+    for figure in ("nsr", "mse", "mae", "cosine"):
+        assert meter.images(figure).tolist() == pytest.approx(wanted[figure].tolist(), rel=0.05), (
+            name,
+            figure,
+        )
+
+
+# Three ways against their definitions -------------------------------------------------------------
+
+
+def test_accumulated_is_the_quantized_graph_against_floating_point(
+    outputs: tuple[Meters, Meters], reference: Reference, floating: dict[str, np.ndarray]
+) -> None:
+    quantized = reference.run(PIXELS)
+    for name, meter in outputs[0].items():
+        assert_close(meter, quantized[name], floating[name], name)
+
+
+def test_local_is_one_operator_on_floating_point_inputs(
+    outputs: tuple[Meters, Meters], reference: Reference, floating: dict[str, np.ndarray]
+) -> None:
+    quantized = reference.local(PIXELS)
+    for name, meter in outputs[1].items():
+        assert_close(meter, quantized[name], floating[name], name)
+
+
+def test_logits_is_one_operator_and_the_end_of_the_graph(
+    tiny: Tiny, logits: Meters, reference: Reference, floating: dict[str, np.ndarray]
+) -> None:
+    for name in (tiny.role("norm1", 0), tiny.role("softmax", 1), tiny.role("fc2", 0)):
+        quantized = reference.run(PIXELS, active={name})["head"]
+        assert_close(logits[name], quantized, floating["head"], name)
+
+
+# What must hold between them ----------------------------------------------------------------------
+
+
+def test_every_quantized_operator_has_all_three(
+    calibrated: Calibrated, outputs: tuple[Meters, Meters], logits: Meters
+) -> None:
+    for meters in (*outputs, logits):
+        assert list(meters) == calibrated[0].quantized_operators
+        assert {len(meter.images("nsr")) for meter in meters.values()} == {len(PIXELS)}
+
+
+def test_before_the_first_operator_nothing_has_accumulated(outputs: tuple[Meters, Meters]) -> None:
+    accumulated, local = (meters["patch_embed"].summary() for meters in outputs)
+    assert accumulated == local
+    assert accumulated["nsr"] > 0
+
+
+def test_after_the_last_operator_come_the_logits(outputs: tuple[Meters, Meters], logits: Meters) -> None:
+    local, effect = outputs[1]["head"], logits["head"]
+    for figure in ("nsr", "mse", "cosine"):
+        assert effect.images(figure).tolist() == pytest.approx(local.images(figure).tolist(), rel=1e-4)
+
+
+def test_errors_accumulate(outputs: tuple[Meters, Meters]) -> None:
+    accumulated, local = ({name: m.summary()["nsr"] for name, m in meters.items()} for meters in outputs)
+    assert accumulated["head"] > 3 * local["head"]
+    assert np.mean([accumulated[name] > local[name] for name in local]) > 0.9
+
+
+def test_measuring_leaves_the_model_as_it_was(calibrated: Calibrated) -> None:
+    model, _ = calibrated
+    before = model(PIXELS)
+    output_errors(model, [PIXELS[:2]])
+    logits_errors(model, PIXELS[:1])
+    assert torch.equal(model(PIXELS), before)
+
+
+def test_four_bits_are_worse_than_eight_in_every_operator_and_way(tiny: Tiny) -> None:
+    def summaries(bits: int) -> list[dict[str, dict[str, float]]]:
+        model, _ = tiny.calibrated("vanilla", (bits, bits))
+        ways = (*output_errors(model, [PIXELS]), logits_errors(model, PIXELS))
+        return [{name: meter.summary() for name, meter in meters.items()} for meters in ways]
+
+    for fine, rough in zip(summaries(8), summaries(4), strict=True):
+        for name in fine:
+            assert fine[name]["nsr"] < rough[name]["nsr"], name
+            assert fine[name]["sqnr_db"] > rough[name]["sqnr_db"], name
+            assert fine[name]["cosine"] > rough[name]["cosine"], name
+
+
+# Ranking, table, images ---------------------------------------------------------------------------
+
+
+def meters_of(nsr: Callable[[int, int], float], operators: int, count: int) -> Meters:
+    """Meters whose nsr of image i at operator k is given."""
+    meters = {f"op{k}": ErrorMeter() for k in range(operators)}
+    for k, meter in enumerate(meters.values()):
+        values = torch.tensor([nsr(i, k) for i in range(count)])
+        meter.values = [dict.fromkeys(FIGURES, values)]
+    return meters
+
+
+def test_two_equal_halves_rank_alike(logits: Meters, calibrated: Calibrated) -> None:
+    twice = logits_errors(calibrated[0], PIXELS[:3].repeat(2, 1, 1, 1))
+    found = ranking_stability(twice)
+    assert (found["images"], found["images_a_half"], found["operators"]) == (6, 3, len(logits))
+    assert found["spearman"] == pytest.approx(1)
+    assert found["top_shared"] == found["top"] == 10
+
+
+def test_opposite_halves_rank_opposite() -> None:
+    found = ranking_stability(meters_of(lambda i, k: k if i < 4 else 30 - k, operators=30, count=8))
+    assert found["spearman"] == pytest.approx(-1)
+    assert found["top_shared"] == 0
+
+
+def test_ranks_are_of_means_not_of_single_images() -> None:
+    """One wild image in a half, outweighed."""
+    found = ranking_stability(meters_of(lambda i, k: 10 * k - (i == 0) * k, operators=20, count=8), top=5)
+    assert found["spearman"] == pytest.approx(1)
+    assert (found["top"], found["top_shared"]) == (5, 5)
+
+
+def test_an_odd_image_is_left_out() -> None:
+    found = ranking_stability(meters_of(lambda i, k: k if i < 6 else -9 * k, operators=12, count=7))
+    assert (found["images"], found["images_a_half"]) == (7, 3)
+    assert found["spearman"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("operators", "count"), [(12, 1), (1, 8)])
+def test_with_too_little_to_rank_there_is_no_number(operators: int, count: int) -> None:
+    """NaN has no place in JSON."""
+    assert ranking_stability(meters_of(lambda i, k: i + k, operators, count))["spearman"] is None
+
+
+def test_the_table_has_the_places_and_their_order(tiny: Tiny, logits: Meters) -> None:
+    places = pd.DataFrame(tiny.operators).rename(columns={"name": "operator"})
+    table = error_table(dict(reversed(logits.items())), "logits", places)
+    header = "operator,type,role,block,mode,nsr,sqnr_db,relative_error,mse,mae,cosine"
+    assert ",".join(table.columns) == header
+    assert table["operator"].tolist() == list(logits)
+    assert set(table["mode"]) == {"logits"}
+    row = table.set_index("operator").loc[tiny.role("fc1", 1)]
+    assert (row["type"], row["role"], row["block"]) == ("PPQBiasFusedMatMul", "fc1", 1)
+    assert row["nsr"] == logits[tiny.role("fc1", 1)].summary()["nsr"]
+
+
+@pytest.mark.parametrize(("count", "found"), [(1, 1), (4, 4), (5, 5), (9, 9), (99, 10)])
+def test_first_images_cross_batches(count: int, found: int) -> None:
+    assert torch.equal(first_images(PIXELS.split(4), count), PIXELS[:found])
+
+
+def test_no_more_batches_are_read_than_needed() -> None:
+    batches = iter(PIXELS.split(4))
+    first_images(batches, 4)
+    assert len(next(batches)) == 4

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from ptq2themoon.errors import UserError
+from ptq2themoon.plots.network import MODES
+from ptq2themoon.plots.operator_errors import errors_along_network, spread
+from ptq2themoon.plots.style import GREY, save, series
+from ptq2themoon.stage import Stage
+
+OPERATORS = [("embed", "Conv", "patch_embed", None)]
+OPERATORS += [
+    (f"{role}_{block}", kind, role, block)
+    for block in range(2)
+    for role, kind in (("norm1", "LayerNormalization"), ("other", "Reshape"), ("fc2", "PPQBiasFusedMatMul"))
+]
+OPERATORS += [("classifier", "Gemm", "head", None)]
+
+
+def table(nsr: list[float], modes: tuple[str, ...] = tuple(MODES)) -> pd.DataFrame:
+    """`nsr` in the first mode, ten times as much in the next, …"""
+    rows = [
+        (*operator, mode, value * 10**i)
+        for i, mode in enumerate(modes)
+        for operator, value in zip(OPERATORS, nsr, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["operator", "type", "role", "block", "mode", "nsr"])
+
+
+NSR = [1e-4, 2e-4, 0.0, 4e-4, 5e-4, 6e-4, 7e-4, 8e-4]
+
+
+def lines(axes) -> dict[str, np.ndarray]:
+    return {line.get_label(): line.get_ydata() for line in axes.lines if not line.get_label().startswith("_")}
+
+
+def names(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def test_lines_carry_the_table() -> None:
+    half = [value / 2 for value in NSR]
+    panels = errors_along_network({"vanilla": table(NSR), "customized": table(half)}).axes
+    assert len(panels) == 3
+    for i, axes in enumerate(panels):
+        assert axes.get_yscale() == "log"
+        drawn = lines(axes)
+        assert list(drawn) == ["vanilla", "customized"]
+        for name, values in (("vanilla", NSR), ("customized", half)):
+            expected = np.where(np.array(values) > 0, np.array(values) * 10**i, np.nan)
+            np.testing.assert_array_equal(drawn[name], expected)
+
+
+def test_zeros_are_marked_at_the_lower_edge() -> None:
+    other = [0.0, *NSR[1:]]
+    figure = errors_along_network({"a": table(NSR, ("local",)), "b": table(other, ("local",))})
+    common, of_b = [line for line in figure.axes[0].lines if line.get_label() == "_zero"]
+    assert (list(common.get_xdata()), common.get_color()) == ([2], GREY)
+    assert (list(of_b.get_xdata()), of_b.get_color()) == ([0], series(1).colour)
+    assert 0 < common.get_ydata()[0] < of_b.get_ydata()[0] < 0.1  # shares of the panel's height
+
+
+def test_worst_operators_are_named_by_role_and_block() -> None:
+    (axes,) = errors_along_network({"vanilla": table(NSR, ("local",))}, worst=3).axes
+    assert names(axes) == ["Reshape · 1", "fc2 · 1", "head"]
+    (axes,) = errors_along_network({"vanilla": table(NSR, ("local",))}, worst=0).axes
+    assert names(axes) == []
+
+
+def test_the_highest_nsr_is_the_worst() -> None:
+    spiked = [*NSR[:3], 0.5, *NSR[4:]]
+    (axes,) = errors_along_network(
+        {"a": table(NSR, ("local",)), "b": table(spiked, ("local",))}, worst=1
+    ).axes
+    assert names(axes) == ["fc2 · 0"]
+    assert axes.texts[0].xy == (3, 0.5)
+
+
+def test_blocks_and_titles() -> None:
+    figure = errors_along_network({"vanilla": table(NSR)}, {"local": 64})
+    assert [axes.get_title(loc="left").count("(64 images)") for axes in figure.axes] == [0, 1, 0]
+    labels = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    assert labels == ["0", "1"]
+    assert list(figure.axes[-1].get_xticks()) == [2, 5]
+    assert "patch_embed; in every block: norm1, Reshape, fc2; head." in figure.axes[-1].get_xlabel()
+
+
+def test_values_that_are_not_finite_are_left_out_and_counted() -> None:
+    (axes,) = errors_along_network({"vanilla": table([*NSR[:6], np.inf, np.nan], ("local",))}).axes
+    assert np.isnan(lines(axes)["vanilla"][6:]).all()
+    assert "2 values not finite" in axes.get_title(loc="left")
+
+
+def test_a_recipe_may_lack_operators_of_another() -> None:
+    short = table(NSR, ("local",)).iloc[:-1]
+    (axes,) = errors_along_network({"partial": short, "vanilla": table(NSR, ("local",))}).axes
+    assert np.isnan(lines(axes)["partial"][-1])
+    assert lines(axes)["vanilla"][-1] == NSR[-1]
+
+
+def test_nothing_lies_outside_the_figure(inside: Callable[[Figure], bool]) -> None:
+    tables = {f"a_recipe_with_a_long_name_{i}": table(NSR, ("local",)) for i in range(5)}
+    assert inside(errors_along_network(tables))
+
+
+def test_nothing_but_zeros_still_draws() -> None:
+    (axes,) = errors_along_network({"exact": table([0.0] * len(NSR), ("local",))}).axes
+    assert np.isnan(lines(axes)["exact"]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mode": "locale"}, "--table b: unknown mode 'locale'; did you mean 'local'?"),
+        ({"nsr": -1.0}, "--table b: column 'nsr' must hold numbers, 0 or above"),
+        ({"operator": "embed"}, "--table b: operator 'embed' has two rows of mode 'local'"),
+        ({"operator": "strange"}, "--table b: operator 'strange' is not in a's table"),
+    ],
+)
+def test_bad_tables_are_refused(change: dict[str, object], message: str) -> None:
+    bad = table(NSR, ("local",))
+    for column, value in change.items():
+        bad.loc[5, column] = value
+    with pytest.raises(UserError) as error:
+        errors_along_network({"a": table(NSR, ("local",)), "b": bad})
+    assert message in str(error.value)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 100), st.floats(1, 12)), max_size=6),
+)
+def test_spread_keeps_names_apart_and_inside(boxes: list[tuple[float, float]]) -> None:
+    wanted = sorted(place for place, _ in boxes)
+    widths = [width for _, width in boxes]
+    places = spread(wanted, widths, (0.0, 100.0))
+    for (a, b), (left, right) in zip(pairwise(places), pairwise(widths), strict=True):
+        assert b - a >= (left + right) / 2 - 1e-6
+    if boxes:
+        assert places[0] - widths[0] / 2 >= -1e-6
+        assert places[-1] + widths[-1] / 2 <= 100 + 1e-6
+
+
+def test_spread_leaves_alone_what_is_apart() -> None:
+    assert spread([10.0, 50.0, 90.0], [5.0, 5.0, 5.0], (0.0, 100.0)) == pytest.approx([10, 50, 90])
+    assert spread([50.0, 50.0], [10.0, 10.0], (0.0, 100.0)) == pytest.approx([45, 55])
+
+
+def test_script_writes_the_same_bytes_as_any_other_process(tmp_path: Path, script) -> None:
+    source, png, svg = (
+        tmp_path / "operators.csv",
+        tmp_path / "a" / "errors.png",
+        tmp_path / "a" / "errors.svg",
+    )
+    table(NSR, ("local",)).to_csv(source, index=False)
+    options = ["--table", f"vanilla={source}", "--mode-images", "local=64", "--dpi", 60]
+    done = script("plot_errors.py", *options, "--out-png", png, "--out-svg", svg)
+    assert (done.returncode, done.stderr) == (0, "")
+    recorded = json.loads((tmp_path / "a" / "errors.sidecar.json").read_text())["parameters"]
+    assert recorded == {"recipes": ["vanilla"], "mode_images": {"local": 64}, "worst": 3, "dpi": 60}
+    again = [tmp_path / "b.png", tmp_path / "b.svg"]
+    with Stage("plot", inputs=[], outputs=again, parameters={}) as stage:
+        figure = errors_along_network({"vanilla": table(NSR, ("local",))}, {"local": 64})
+        save(figure, stage, *again, 60)
+    assert [path.read_bytes() for path in again] == [png.read_bytes(), svg.read_bytes()]
+
+
+def test_script_refuses_an_empty_table(tmp_path: Path, refusal) -> None:
+    source = tmp_path / "operators.csv"
+    source.write_text("operator,type,role,block,mode,nsr\n")
+    out = ["--out-png", tmp_path / "e.png", "--out-svg", tmp_path / "e.svg"]
+    line = refusal("plot_errors.py", "--table", f"vanilla={source}", *out)
+    assert line == f"error: {source}: the table has no rows; run the stage that writes it again"
+    assert [path.name for path in tmp_path.iterdir()] == ["operators.csv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("", [], "not a readable CSV table"),
+        ("operator,type,role,block,mode,snr\na,b,c,0,local,1\n", [], "no column 'nsr'; did you mean 'snr'?"),
+        ("", ["--mode-images", "locl=3"], "unknown mode 'locl'; did you mean 'local'?"),
+        ("", ["--mode-images", "local=0"], "must read MODE=N"),
+        ("", ["--table", "vanilla=other.csv"], "the name 'vanilla' is given twice"),
+        ("", ["--dpi", "5"], "--dpi 5: must lie between 50 and 1200"),
+    ],
+)
+def test_script_refuses(tmp_path: Path, refusal, text: str, options: list[str], message: str) -> None:
+    source = tmp_path / "operators.csv"
+    source.write_text(text)
+    out = ["--out-png", tmp_path / "e.png", "--out-svg", tmp_path / "e.svg"]
+    assert message in refusal("plot_errors.py", "--table", f"vanilla={source}", *options, *out)

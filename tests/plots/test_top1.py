@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from ptq2themoon.errors import UserError
+from ptq2themoon.plots.style import save
+from ptq2themoon.plots.top1 import LARGEST_DROP, top1, wilson_interval
+from ptq2themoon.stage import Stage
+
+
+def summary(top1_of: dict[str, float], model: str = "demo", seeds: tuple[int, ...] = (0,)) -> pd.DataFrame:
+    rows = [(model, "fp32", "fp32", None, None, 2000, 92.65)]
+    rows += [
+        (model, recipe, "w8a8", 256, seed, 2000, value - seed)
+        for seed in seeds
+        for recipe, value in top1_of.items()
+    ]
+    columns = ["model", "recipe", "bits", "calibration_images", "seed", "images", "top1"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+RECIPES = {"vanilla": 12.3, "layernorm": 91.9, "customized": 92.7}
+
+
+@pytest.mark.parametrize(
+    ("percent", "images", "low", "high"),
+    # statsmodels' proportion_confint(…, method="wilson")
+    [(50, 100, 40.383153, 59.616847), (0, 10, 0, 27.753280), (100, 10, 72.246720, 100)],
+)
+def test_wilson_interval(percent: float, images: int, low: float, high: float) -> None:
+    assert wilson_interval(percent, images) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_bars_carry_the_numbers_and_start_at_zero() -> None:
+    bars = top1(summary(RECIPES), "demo").axes[0]
+    assert [bar.get_width() for bar in bars.patches] == [92.65, 12.3, 91.9, 92.7]
+    assert {bar.get_x() for bar in bars.patches} == {0}
+    assert [text.get_text() for text in bars.texts] == ["92.65", "12.30", "91.90", "92.70"]
+    labels = [label.get_text() for label in bars.get_yticklabels()]
+    assert labels == ["FP32", "vanilla  W8A8", "layernorm  W8A8", "customized  W8A8"]
+    assert "n = 2,000 images" in bars.get_xlabel()
+    assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in bars.patches}) == 4
+
+
+def test_whiskers_are_wilson_intervals() -> None:
+    bars = top1(summary(RECIPES), "demo").axes[0]
+    ends = [tuple(segment[:, 0]) for whisker in bars.collections for segment in whisker.get_segments()]
+    assert ends == [pytest.approx(wilson_interval(value, 2000)) for value in (92.65, 12.3, 91.9, 92.7)]
+
+
+def test_difference_beyond_the_axis_is_a_triangle_with_its_number() -> None:
+    axes = top1(summary(RECIPES), "demo").axes[1]
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["0.00", "\N{MINUS SIGN}80.35", "\N{MINUS SIGN}0.75", "+0.05"]
+    assert axes.get_xlim()[0] == -LARGEST_DROP
+    (triangle,) = [line for line in axes.lines if line.get_marker() == "<"]
+    assert triangle.get_xdata() == pytest.approx([-LARGEST_DROP])
+    assert "triangles" in axes.get_xlabel()
+    points = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() in "os^"]
+    assert points == pytest.approx([0, -0.75, 0.05])
+
+
+def test_seeds_are_told_apart_only_where_there_are_several() -> None:
+    figure = top1(summary({"vanilla": 90.0}, seeds=(0, 1)), "demo")
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["FP32", "vanilla  W8A8  seed 0", "vanilla  W8A8  seed 1"]
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [92.65, 90.0, 89.0]
+
+
+def test_nothing_lies_outside_the_figure(inside: Callable[[Figure], bool]) -> None:
+    assert inside(top1(summary({"a_recipe_with_a_very_long_name_indeed": 50.0, "b": 92.0}), "demo"))
+
+
+def test_a_summary_without_full_precision_is_refused() -> None:
+    with pytest.raises(UserError, match="0 rows of recipe 'fp32'"):
+        top1(summary(RECIPES).iloc[1:], "demo")
+
+
+def test_impossible_accuracy_is_refused() -> None:
+    with pytest.raises(UserError, match=r"recipe vanilla: top1 101\.0 of 2000 images"):
+        top1(summary({"vanilla": 101.0}), "demo")
+
+
+def test_script_writes_the_same_bytes_as_any_other_process(tmp_path: Path, script) -> None:
+    table, png, svg = tmp_path / "summary.csv", tmp_path / "a" / "top1.png", tmp_path / "a" / "top1.svg"
+    summary(RECIPES).to_csv(table, index=False)
+    options = ["--summary", table, "--model", "demo", "--dpi", 80, "--out-png", png, "--out-svg", svg]
+    done = script("plot_top1.py", *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "a" / "top1.sidecar.json").read_text())["parameters"] == {
+        "model": "demo",
+        "dpi": 80,
+    }
+    again = [tmp_path / "b.png", tmp_path / "b.svg"]
+    with Stage("plot", inputs=[], outputs=again, parameters={}) as stage:
+        save(top1(summary(RECIPES), "demo"), stage, *again, 80)
+    assert [path.read_bytes() for path in again] == [png.read_bytes(), svg.read_bytes()]
+
+
+def test_script_names_the_nearest_model(tmp_path: Path, refusal) -> None:
+    table = tmp_path / "summary.csv"
+    summary(RECIPES).to_csv(table, index=False)
+    out = ["--out-png", tmp_path / "top1.png", "--out-svg", tmp_path / "top1.svg"]
+    line = refusal("plot_top1.py", "--summary", table, "--model", "dmeo", *out)
+    assert line == "error: --model dmeo: not in the summary; did you mean 'demo'?"
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]

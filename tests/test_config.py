@@ -1,0 +1,270 @@
+"""params.yaml: the file itself, each way to get it wrong, and the schemas written from the models."""
+
+from __future__ import annotations
+
+import copy
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptq2themoon.config import Params, load_params, parse_bits
+from ptq2themoon.errors import UserError
+from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.stage import Stage, sidecar_path, write_json
+from ptq2themoon.validation import read_yaml
+
+ROOT = Path(__file__).parents[1]
+SCHEMAS = ROOT / "workflow" / "schemas"
+DEFAULT = read_yaml(ROOT / "params.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _demo_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "resources/demo/model").mkdir(parents=True)
+    (tmp_path / "resources/demo/model/config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+
+
+def params(mapping: dict[str, Any]) -> Params:
+    return Params.from_mapping(mapping, "params.yaml", ROOT / "recipes")
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The default with one value set: `models.demo.opset`."""
+    mapping = copy.deepcopy(DEFAULT)
+    *above, last = key.split(".")
+    place = mapping
+    for name in above:
+        place = place[name]
+    place[last] = value
+    return mapping
+
+
+def without(key: str) -> dict[str, Any]:
+    mapping = changed(key, None)
+    *above, last = key.split(".")
+    place = mapping
+    for name in above:
+        place = place[name]
+    del place[last]
+    return mapping
+
+
+def refusal(act: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as error:
+        act()
+    return str(error.value)
+
+
+# The file ---------------------------------------------------------------------------------------
+
+
+def test_the_default_loads_and_states_every_parameter() -> None:
+    found = load_params(ROOT / "params.yaml", ROOT / "recipes")
+    assert found.model_dump() == DEFAULT
+    assert found.recipes == ["vanilla", "layernorm", "customized"]
+    for recipe in found.recipes:
+        load_recipe(ROOT / "recipes" / f"{recipe}.yaml")
+
+
+def test_what_may_be_left_out_has_the_value_of_the_file() -> None:
+    mapping = copy.deepcopy(DEFAULT)
+    for key in ("errors", "attention", "plots", "device"):
+        del mapping[key]
+    for key in ("checkpoint", "arguments", "opset"):
+        del mapping["models"]["demo"][key]
+    assert params(mapping) == params(DEFAULT)
+
+
+def test_params_never_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        params(DEFAULT).calibration.images = 1
+
+
+# Slips ------------------------------------------------------------------------------------------
+
+DEMO = DEFAULT["models"]["demo"]
+SLIPS: list[tuple[str, Any, str]] = [
+    ("modles", {}, "modles: unknown key; did you mean 'models'?"),
+    ("models.demo.datset", "demo", "models.demo.datset: unknown key; did you mean 'dataset'?"),
+    ("calibration.image", 8, "calibration.image: unknown key; did you mean 'images'?"),
+    ("plots.zzz", 8, "plots.zzz: unknown key; valid: dpi, colormap"),
+    ("calibration.images", "256", "calibration.images: must be an integer, not '256'"),
+    ("calibration.images", 256.0, "calibration.images: must be an integer, not 256.0"),
+    ("calibration.images", True, "calibration.images: must be an integer, not true"),
+    ("calibration.images", None, "calibration.images: must be an integer, not empty"),
+    ("calibration.images", 0, "calibration.images: 0 is too small; nearest valid: 1"),
+    ("calibration.seeds", [0, -1], "calibration.seeds[1]: -1 is too small; nearest valid: 0"),
+    ("calibration.seeds", 0, "calibration.seeds: must be a list, not 0"),
+    ("calibration.seeds", [], "calibration.seeds: is empty; give at least one"),
+    ("calibration.seeds", [1, 2, 1], "calibration.seeds: 1 is listed twice"),
+    ("evaluation.images", -5, "evaluation.images: -5 is too small; nearest valid: 1"),
+    ("attention.block", "last", "attention.block: must be an integer, not 'last'"),
+    ("plots.dpi", 9000, "plots.dpi: 9000 is too large; nearest valid: 1200"),
+    ("device", "gpu", "device: unknown value 'gpu'; did you mean 'cpu'?"),
+    ("datasets.demo.kind", "folders", "datasets.demo.kind: unknown value 'folders'; did you mean 'folder'?"),
+    ("datasets.demo", "resources", "datasets.demo: must be a mapping, not 'resources'"),
+    ("models", {}, "models: is empty; give at least one"),
+    ("models.demo.opset", 17, "models.demo.opset: 17 is too large; nearest valid: 13"),
+    ("models.demo.checkpoint", 3, "models.demo.checkpoint: must be text, not 3"),
+    ("models.demo.dataset", "dmo", "models.demo.dataset: unknown data set 'dmo'; did you mean 'demo'?"),
+    ("recipes", [], "recipes: is empty; give at least one"),
+    ("recipes", ["vanilla", "vanilla"], "recipes: 'vanilla' is listed twice"),
+    ("recipes", ["vanilla", "layernrm"], "recipes[1]: unknown recipe 'layernrm' in "),
+    ("recipes", ["layernrm"], "; did you mean 'layernorm'?"),
+    ("recipes", ["../vanilla"], "recipes[0]: '../vanilla' can't name a folder;"),
+    ("recipes", ["fp32"], "recipes[0]: 'fp32' is taken by another result; choose another name"),
+    ("models.my vit", DEMO, "models.my vit: 'my vit' can't name a folder;"),
+    ("models.my vit", DEMO, "try 'my_vit'"),
+    ("models...", DEMO, "can't name a folder"),
+    ("models.figures", DEMO, "models.figures: 'figures' is taken by another result; choose another name"),
+    ("bits", ["w9a8"], "bits[0]: bits 'w9a8': must lie in w2a2 to w8a8; nearest valid: 'w8a8'"),
+    ("bits", ["w8a8", "4"], "bits[1]: bits '4': must lie in w2a2 to w8a8; nearest valid: 'w8a8'"),
+    ("bits", ["w8a8", "w8a8"], "bits: 'w8a8' is listed twice"),
+    ("bits", "w8a8", "bits: must be a list, not 'w8a8'"),
+    ("models.demo.source", "local-dir:resources/dmo", "no file resources/dmo/config.json"),
+    ("models.demo.source", "local_dir:x", "unknown prefix 'local_dir:'; did you mean 'local-dir:'?"),
+    (
+        "models.demo.source",
+        "deit_tiny_patch16_225",
+        "demo.source: unknown timm model 'deit_tiny_patch16_225'; did you mean 'deit_tiny_patch16_224'?",
+    ),
+    (
+        "models.demo.source",
+        "deit_tiny_patch16_224.fb_in1",
+        "unknown tag in 'deit_tiny_patch16_224.fb_in1'; did you mean 'deit_tiny_patch16_224.fb_in1k'?",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "message"), SLIPS, ids=[message for *_, message in SLIPS])
+def test_slip_is_refused_with_file_key_value_and_nearest(key: str, value: Any, message: str) -> None:
+    mapping = changed(key, value) if key != "models..." else {**DEFAULT, "models": {"..": DEMO}}
+    text = refusal(lambda: params(mapping))
+    assert text.startswith("params.yaml: ")
+    assert message in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["models", "datasets", "recipes", "bits", "calibration.seeds", "evaluation.images", "models.demo.source"],
+)
+def test_what_is_missing_is_named(key: str) -> None:
+    assert refusal(lambda: params(without(key))) == f"params.yaml: {key}: missing"
+
+
+def test_a_misspelt_key_is_not_also_missing() -> None:
+    mapping = without("models.demo.dataset")
+    mapping["models"]["demo"]["datset"] = "demo"
+    message = "params.yaml: models.demo.datset: unknown key; did you mean 'dataset'?"
+    assert refusal(lambda: params(mapping)) == message
+
+
+def test_every_slip_has_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("models: {a: {source: 'hf-hub:x/y', dataset: 1}}\nbits: [w8]\ndevice: tpu\n")
+    lines = refusal(lambda: load_params(path)).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    assert [line.removeprefix(f"{path}: ").partition(": ")[0] for line in lines] == [
+        "models.a.dataset", "datasets", "recipes", "bits[0]", "calibration", "evaluation", "device",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k", "hf-hub:a/b"])
+def test_known_sources_pass(source: str) -> None:
+    assert params(changed("models.demo.source", source)).models["demo"].source == source
+
+
+@pytest.mark.parametrize("value", [2, 1.5, "a", None, True, [1, 2], {"a": [1]}])
+def test_arguments_take_any_plain_value(value: Any) -> None:
+    mapping = changed("models.demo.arguments", {"img_size": value})
+    assert params(mapping).models["demo"].arguments == {"img_size": value}
+
+
+# Bits -------------------------------------------------------------------------------------------
+
+
+@given(st.integers(2, 8), st.integers(2, 8))
+def test_bits_are_read(weights: int, activations: int) -> None:
+    assert parse_bits(f"w{weights}a{activations}") == (weights, activations)
+
+
+@given(
+    st.text(max_size=6).filter(lambda text: text[:1] != "w")
+    | st.sampled_from(["w1a8", "w8a9", "w8a8 ", "W8A8"])
+)
+def test_other_bits_are_refused(bits: str) -> None:
+    with pytest.raises(UserError, match=r"must lie in w2a2 to w8a8; nearest valid: 'w[2-8]a[2-8]'"):
+        parse_bits(bits)
+
+
+def test_the_nearest_bits_keep_what_is_right() -> None:
+    assert refusal(lambda: parse_bits("w16a4")).endswith("nearest valid: 'w8a4'")
+
+
+# Schemas ----------------------------------------------------------------------------------------
+
+
+def schema(name: str) -> dict[str, Any]:
+    return json.loads((SCHEMAS / name).read_text())
+
+
+def test_schemas_are_in_step_with_the_models() -> None:
+    script = runpy.run_path(str(ROOT / "workflow/scripts/schemas.py"))
+    for name, model in script["SCHEMAS"].items():
+        assert schema(name) == script["schema"](model), "run python workflow/scripts/schemas.py"
+
+
+@pytest.mark.parametrize("path", sorted(SCHEMAS.glob("*.json")), ids=lambda path: path.name)
+def test_schemas_are_valid(path: Path) -> None:
+    jsonschema.Draft202012Validator.check_schema(schema(path.name))
+
+
+def test_schemas_accept_what_the_models_accept() -> None:
+    jsonschema.validate(DEFAULT, schema("params.schema.json"))
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        jsonschema.validate(read_yaml(path), schema("recipe.schema.json"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("modles", 1), ("models.a b", DEMO), ("models.demo.datset", 1), ("bits", ["w9a9"]), ("device", "gpu")],
+)
+def test_the_schema_refuses_slips_too(key: str, value: Any) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(changed(key, value), schema("params.schema.json"))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"extends": "vanilla", "rules": [{"select": {"role": "fc3"}, "bits": 4}]},
+        {"extends": "vanilla", "rules": [{"select": {"block": -1}, "bits": 4}]},
+        {"extends": "vanilla", "rules": [{"select": {}, "bits": None}]},
+        {"extends": "vanilla", "rule": []},
+    ],
+)
+def test_the_recipe_schema_refuses_slips_too(recipe: dict[str, Any]) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(recipe, schema("recipe.schema.json"))
+
+
+def test_a_sidecar_meets_its_schema(tmp_path: Path) -> None:
+    source, output = tmp_path / "in.json", tmp_path / "out.json"
+    source.write_text("{}")
+    with Stage("try", inputs=[source], outputs=[output], parameters={"n": 1}, seed=0) as stage:
+        write_json(stage.temporary(output), {})
+    sidecar = json.loads(sidecar_path(output).read_text())
+    jsonschema.validate(sidecar, schema("sidecar.schema.json"))
+    for broken in ({**sidecar, "seeds": 1}, {**sidecar, "outputs": {"out.json": "abc"}}, {"stage": "try"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, schema("sidecar.schema.json"))

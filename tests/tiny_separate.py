@@ -1,0 +1,109 @@
+"""Tiny transformers with query, key and value as layers of their own, and variants of their parts."""
+
+from __future__ import annotations
+
+import torch
+from tiny_models import randomised
+from torch import nn
+
+
+class SeparateBlock(nn.Module):
+    """As transformers writes it: query, key and value apart, scores divided."""
+
+    def __init__(self, width: int = 32, heads: int = 2) -> None:
+        super().__init__()
+        self.heads, self.size = heads, width // heads
+        self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.value, self.key, self.query = (nn.Linear(width, width) for _ in range(3))
+        self.dense, self.up, self.down = nn.Linear(width, width), nn.Linear(width, 64), nn.Linear(64, width)
+        self.act = nn.GELU()
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(x.shape[0], -1, self.heads, self.size).transpose(1, 2)
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.query(x), self.key(x), self.value(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (self.split(tensor) for tensor in self.project(self.before(x)))
+        weights = (q @ k.transpose(-1, -2) / self.size**0.5).softmax(-1)
+        context = (weights @ v).transpose(1, 2).reshape(x.shape[0], -1, self.heads * self.size)
+        x = self.dense(context) + x
+        return self.down(self.act(self.up(self.after(x)))) + x
+
+
+class Separate(nn.Module):
+    def __init__(
+        self, block: type[SeparateBlock] = SeparateBlock, classifier: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.embed, self.position = nn.Conv2d(1, 32, 4, 4), nn.Parameter(torch.zeros(1, 17, 32))
+        self.token = nn.Parameter(torch.zeros(1, 1, 32))
+        self.blocks = nn.Sequential(block(), block())
+        self.last, self.head = nn.LayerNorm(32), classifier or nn.Linear(32, 5)
+        randomised(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.position
+        return self.head(self.last(self.blocks(x))[:, 0])
+
+
+class SharedKeyValue(SeparateBlock):
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.query(x), self.key(x), self.key(x)
+
+
+class NoProjection(SeparateBlock):
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return x, self.key(x), self.value(x)
+
+
+class OnlyValue(SeparateBlock):
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return x, x, self.value(x)
+
+
+class GatedKeys(SeparateBlock):
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.query(x), self.key(x).sigmoid(), self.value(x)
+
+
+class Shifted(nn.Module):
+    """A linear layer with a bias of a shape that is not fused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.shift = nn.Linear(32, 32, bias=False), nn.Parameter(torch.zeros(1, 1, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + self.shift
+
+
+class BiasApart(SeparateBlock):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = Shifted()
+
+
+class Gate(nn.Module):
+    """Weights that a layer makes, not a product of queries and keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.head = nn.Linear(32, 32), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = self.gate(x).reshape(-1, 4, 8).softmax(-1)
+        return self.head((weights @ x.reshape(-1, 8, 4)).flatten(1))
+
+
+class Correlation(nn.Module):
+    """A product of activations whose softmax weighs no values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head((x.unsqueeze(2) @ x.unsqueeze(1)).softmax(-1).amax(1))

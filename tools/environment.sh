@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Makes .venv from requirements.lock, only when it is missing, unfinished or older than the lock.
+# Usage: tools/environment.sh PYTHON [TORCH_INDEX]   (called by make)
+set -euo pipefail
+
+CUDA='triton|nvidia-.*|cuda-.*'
+TORCH='torch|torchvision'
+stamp=.venv/installed-from # written last: without it the installation is not whole
+
+fail() {
+    printf 'ptq2themoon: %s\n' "$*" >&2
+    exit 1
+}
+
+# entries 1 REGEX: the lock's entries of these packages, with their hashes; entries 0 REGEX: all the others.
+entries() { awk -v want="$1" -v names="^($2)==" '/^[^ #]/ {hit = ($0 ~ names)} hit == want' requirements.lock; }
+
+# The entries that are installed with their hashes checked, besides pip and setuptools.
+locked() {
+    if [[ -n $1 ]]; then
+        entries 0 "pip|setuptools|$TORCH|$CUDA"
+    elif [[ $(uname -s) == Linux ]]; then
+        entries 0 'pip|setuptools'
+    else # only Linux has CUDA packages
+        entries 0 "pip|setuptools|$CUDA"
+    fi
+}
+
+pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
+
+# The interpreter behind PYTHON, not a virtual environment's: .venv itself may be the active one.
+base_python() {
+    local found version
+    found=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2], sys._base_executable)' 2>/dev/null) ||
+        fail "Python 3.11 is needed, and '$1' does not run; install it or name it: make env PYTHON=/path/to/python3.11"
+    version=${found%% *}
+    [[ $version == 3.11 ]] ||
+        fail "Python 3.11 is needed, and '$1' is $version; name another: make env PYTHON=/path/to/python3.11"
+    "$1" -c 'import ensurepip, venv' 2>/dev/null ||
+        fail "'$1' cannot make virtual environments; on Debian or Ubuntu: apt install python3.11-venv"
+    printf '%s\n' "${found#* }"
+}
+
+contents() { # what the stamp says: an environment can't be moved, so its place counts too
+    printf '%s\ntorch: %s\n' "$PWD" "${1:-requirements.lock}"
+    cat requirements.lock
+}
+
+install() {
+    local index=$1 python=$2 start=$SECONDS
+    if [[ -n $index ]]; then
+        printf 'Installing the environment into .venv; torch from %s\n' "$index"
+    else
+        printf 'Installing the environment into .venv: about 3 GB to download, 6 GB on disk, some minutes.\n'
+    fi
+    rm -f "$stamp" # first: a removal that is interrupted must not look like an environment
+    rm -rf .venv
+    "$python" -m venv .venv
+    printf '%s' "$index" >.venv/torch-index
+    pip install --require-hashes --no-deps -r <(entries 1 'pip|setuptools')
+    pip install --require-hashes --no-deps --no-build-isolation -r <(locked "$index")
+    if [[ -n $index ]]; then # other files than the lock's, so no hashes; same versions
+        # shellcheck disable=SC2046
+        pip install --index-url "$index" $(entries 1 "$TORCH" | awk '/==/ {print $1}')
+    fi
+    pip check
+    contents "$index" >"$stamp.part"
+    mv "$stamp.part" "$stamp"
+    printf 'The environment is ready (%d s).\n' $((SECONDS - start))
+}
+
+main() {
+    cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    local python=${1:-python3.11} index=${2:-} base
+    # A choice of torch made once is kept until .venv is removed.
+    if [[ -z $index && -f .venv/torch-index ]]; then index=$(<.venv/torch-index); fi
+    if contents "$index" | cmp -s - "$stamp" && .venv/bin/python -c ''; then
+        printf 'The environment is up to date.\n'
+    else
+        base=$(base_python "$python")
+        install "$index" "$base"
+    fi
+    if [[ pyproject.toml -nt .venv/project ]]; then
+        pip install --quiet --no-deps --no-index --no-build-isolation --editable .
+        touch .venv/project
+    fi
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; fi

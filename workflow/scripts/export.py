@@ -1,0 +1,48 @@
+"""Stage export: a timm model to model.onnx and model.json, logits checked against PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ptq2themoon.graph.export import Source, export, load_model
+from ptq2themoon.stage import Stage, run, write_json
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", required=True, help="timm name with tag, or local-dir:FOLDER")
+    parser.add_argument("--checkpoint", type=Path, help="weights, .safetensors or .pth; else timm's")
+    parser.add_argument("--arguments", type=json.loads, default={}, help="JSON, for timm.create_model")
+    parser.add_argument("--opset", type=int, default=13)
+    parser.add_argument("--out-model", type=Path, required=True)
+    parser.add_argument("--out-info", type=Path, required=True)
+    return parser.parse_args()
+
+
+def weight_files(source: Source) -> list[Path]:
+    """The local files that decide the model."""
+    if source.checkpoint is not None:
+        return [source.checkpoint]
+    if source.source.startswith("local-dir:"):
+        folder = Path(source.source.removeprefix("local-dir:"))
+        return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    return []
+
+
+def main() -> None:
+    args = parse_args()
+    source = Source(args.source, args.checkpoint, args.arguments)
+    with Stage(
+        "export",
+        inputs=weight_files(source),
+        outputs=[args.out_model, args.out_info],
+        parameters={"source": args.source, "arguments": args.arguments, "opset": args.opset},
+    ) as stage:
+        facts = export(load_model(source), source, args.opset, stage.temporary(args.out_model))
+        write_json(stage.temporary(args.out_info), facts)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,64 @@
+"""Stage fuse: model.onnx to fused.onnx and fusion.json, logits checked on real images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from ptq2themoon.data import Preprocessing, calibration_batches, read_info
+from ptq2themoon.errors import UserError
+from ptq2themoon.graph.fuse import fuse
+from ptq2themoon.graph.normalise import normalise
+from ptq2themoon.graph.report import fusion_report
+from ptq2themoon.graph.roles import find_roles, rename_operators
+from ptq2themoon.graph.runtime import run_onnx
+from ptq2themoon.stage import Stage, run, write_json
+
+TOLERANCE = 1e-4
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--info", type=Path, required=True, help="model.json")
+    parser.add_argument("--images", type=Path, required=True, help="calibration images for the check")
+    parser.add_argument("--check-images", type=int, default=16)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out-report", type=Path, required=True)
+    return parser.parse_args()
+
+
+def check_logits(original: onnx.ModelProto, fused: onnx.ModelProto, images: np.ndarray) -> float:
+    """Largest difference of a logit between the two graphs in ONNX Runtime."""
+    # One by one in the original: it may have a fixed batch of one.
+    expected = np.concatenate([run_onnx(original, image[None]) for image in images])
+    difference = float(np.abs(run_onnx(fused, images) - expected).max())
+    if not difference <= TOLERANCE:
+        raise UserError(f"the fused graph's logits differ by {difference:.2g} (> {TOLERANCE}); nothing is written")
+    return difference
+
+
+def main() -> None:
+    args = parse_args()
+    with Stage(
+        "fuse",
+        inputs=[args.model, args.info, args.images],
+        outputs=[args.out, args.out_report],
+        parameters={"check_images": args.check_images},
+    ) as stage:
+        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        images = next(iter(calibration_batches(args.images, preprocessing, args.check_images))).numpy()
+        original = onnx.load(args.model, load_external_data=False)
+        fused, fusions = fuse(normalise(original))
+        operators, renamed = rename_operators(fused, find_roles(fused))
+        check = {"images": len(images), "max_abs_logit_difference": check_logits(original, fused, images)}
+        report = fusion_report(original, fused, fusions, operators, renamed)
+        onnx.save(fused, stage.temporary(args.out))
+        write_json(stage.temporary(args.out_report), {**check, **report})
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,35 @@
+"""Draw top-1 of full precision and of each recipe of one model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ptq2themoon.plots.inputs import read_table
+from ptq2themoon.plots.style import check_dpi, save
+from ptq2themoon.plots.top1 import COLUMNS, top1
+from ptq2themoon.stage import Stage, run
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--summary", type=Path, required=True, help="summary.csv")
+    parser.add_argument("--model", required=True, help="the model whose rows are drawn")
+    parser.add_argument("--dpi", type=int, default=150)
+    parser.add_argument("--out-png", type=Path, required=True)
+    parser.add_argument("--out-svg", type=Path, required=True)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    check_dpi(args.dpi)
+    parameters = {"model": args.model, "dpi": args.dpi}
+    outputs = [args.out_png, args.out_svg]
+    with Stage("plot_top1", inputs=[args.summary], outputs=outputs, parameters=parameters) as stage:
+        figure = top1(read_table(args.summary, COLUMNS), args.model)
+        save(figure, stage, args.out_png, args.out_svg, args.dpi)
+
+
+if __name__ == "__main__":
+    run(main)

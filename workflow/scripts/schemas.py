@@ -1,0 +1,43 @@
+"""Write the JSON Schemas of params.yaml and of a recipe from the models that check them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
+
+from ptq2themoon.config import Params
+from ptq2themoon.quantize.recipe_file import RecipeFile
+from ptq2themoon.stage import run, write_json
+
+SCHEMAS: dict[str, type[BaseModel]] = {"params.schema.json": Params, "recipe.schema.json": RecipeFile}
+
+
+class Plain(GenerateJsonSchema):
+    """Without titles that repeat the names of the keys."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def schema(model: type[BaseModel]) -> dict[str, Any]:
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$comment": "Written by workflow/scripts/schemas.py; edit the model instead.",
+        **model.model_json_schema(schema_generator=Plain),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("workflow/schemas"))
+    folder: Path = parser.parse_args().folder
+    for name, model in SCHEMAS.items():
+        write_json(folder / name, schema(model))
+
+
+if __name__ == "__main__":
+    run(main)

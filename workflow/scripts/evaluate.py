@@ -9,17 +9,16 @@ from ptq2themoon.data import Preprocessing, batches, open_source, read_info, rea
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.accuracy import evaluate_float, evaluate_quantized
 from ptq2themoon.evaluate.attention import attention_spec
-from ptq2themoon.quantize.simulation import load_quantized
+from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run, write_json
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--name", type=lambda text: text.split("/"), required=True, help="MODEL/RECIPE/BITS/N/SEED")
     parser.add_argument("--graph", type=Path, required=True, help="fused.onnx")
     parser.add_argument("--fusion", type=Path, required=True, help="fusion.json")
     parser.add_argument("--info", type=Path, required=True, help="model.json")
-    parser.add_argument("--qparams", type=Path, help="qparams.json; without it: floating point")
+    parser.add_argument("--qparams", type=Path, nargs=2, help="qparams.json and .safetensors; else floating point")
     parser.add_argument("--kind", required=True, help="of the data set: arrays or folder")
     parser.add_argument("--source", type=Path, required=True, help="the data set")
     parser.add_argument("--manifest", type=Path, required=True, help="evaluation.csv")
@@ -29,3 +28,30 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--out-attention", type=Path, help="attention.csv, with --qparams")
     return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    device = resolve_device(args.device)
+    qparams, attention = args.qparams or [], [args.out_attention] if args.qparams else []
+    with Stage(
+        "evaluate",
+        inputs=[args.graph, args.fusion, args.info, args.manifest, *qparams],
+        outputs=[args.out, *attention],
+        parameters={"kind": args.kind, "source": str(args.source), "batch_size": args.batch_size, "block": args.block},
+        device=device,
+    ) as stage:
+        rows = read_manifest(args.manifest)
+        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        data = batches(rows, open_source(args.kind, args.source), preprocessing, args.batch_size)
+        model = load_model(args.graph, device, args.qparams)
+        if args.qparams:
+            result = evaluate_quantized(model, data, attention_spec(args.fusion, args.block))
+            result.attention.to_csv(stage.temporary(args.out_attention), index=False, float_format="%.8g")
+        else:
+            result = evaluate_float(model, data)
+        write_json(stage.temporary(args.out), result.metrics)
+
+
+if __name__ == "__main__":
+    run(main)

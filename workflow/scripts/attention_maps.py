@@ -1,0 +1,66 @@
+"""Stage attention_maps: class-token attention of a few images, from the graph that was evaluated."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from ptq2themoon.data import Preprocessing, open_source, read_info, read_manifest
+from ptq2themoon.device import resolve_device
+from ptq2themoon.errors import UserError
+from ptq2themoon.evaluate.attention import attention_spec, class_token_attention, save_maps
+from ptq2themoon.quantize.simulation import load_model
+from ptq2themoon.stage import Stage, run
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", required=True, help="name for the figure; fp32 for floating point")
+    parser.add_argument("--graph", type=Path, required=True, help="fused.onnx")
+    parser.add_argument("--fusion", type=Path, required=True, help="fusion.json")
+    parser.add_argument("--info", type=Path, required=True, help="model.json")
+    parser.add_argument("--qparams", type=Path, nargs=2, help="qparams.json and .safetensors; else floating point")
+    parser.add_argument("--kind", required=True, help="of the data set: arrays or folder")
+    parser.add_argument("--source", type=Path, required=True, help="the data set")
+    parser.add_argument("--manifest", type=Path, required=True, help="evaluation.csv")
+    parser.add_argument("--images", type=int, required=True)
+    parser.add_argument("--block", type=int, default=-1)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    device = resolve_device(args.device)
+    with Stage(
+        "attention_maps",
+        inputs=[args.graph, args.fusion, args.info, args.manifest, *(args.qparams or [])],
+        outputs=[args.out],
+        parameters={
+            "recipe": args.recipe,
+            "kind": args.kind,
+            "source": str(args.source),
+            "images": args.images,
+            "block": args.block,
+        },
+        device=device,
+    ) as stage:
+        spec = attention_spec(args.fusion, args.block)
+        if spec is None:
+            raise UserError(f"{args.fusion}: the model has no class token; it has no class-token attention to plot")
+        rows = read_manifest(args.manifest)
+        rows = rows[:: max(1, len(rows) // args.images)][: args.images]  # over all of the set
+        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        source = open_source(args.kind, args.source)
+        pixels = torch.stack([source.pixels(row.source, preprocessing) for row in rows])
+        model = load_model(args.graph, device, args.qparams)
+        attention = class_token_attention(model, preprocessing.normalise(pixels), spec)
+        labels = [row.label for row in rows]
+        save_maps(stage.temporary(args.out), pixels, attention, spec, args.recipe, labels)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,83 @@
+"""Stage operator_errors: the error of every quantized operator, three ways, and how stable their ranking is."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from ptq2themoon.data import Preprocessing, batches, open_source, read_info, read_manifest
+from ptq2themoon.device import resolve_device
+from ptq2themoon.evaluate.operators import (
+    error_table,
+    first_images,
+    logits_errors,
+    output_errors,
+    ranking_stability,
+)
+from ptq2themoon.graph.report import read_operators
+from ptq2themoon.quantize.simulation import load_model
+from ptq2themoon.stage import Stage, run, write_json
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--graph", type=Path, required=True, help="fused.onnx")
+    parser.add_argument("--fusion", type=Path, required=True, help="fusion.json")
+    parser.add_argument("--info", type=Path, required=True, help="model.json")
+    parser.add_argument("--qparams", type=Path, nargs=2, required=True, help="qparams.json and .safetensors")
+    parser.add_argument("--kind", required=True, help="of the data set: arrays or folder")
+    parser.add_argument("--source", type=Path, required=True, help="the data set")
+    parser.add_argument("--manifest", type=Path, required=True, help="evaluation.csv")
+    parser.add_argument("--images", type=int, required=True, help="for the errors of the outputs")
+    parser.add_argument("--logits-images", type=int, required=True, help="for the effect on the logits")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, required=True, help="operators.csv")
+    parser.add_argument("--out-ranking", type=Path, required=True, help="ranking.json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    device = resolve_device(args.device)
+    with Stage(
+        "operator_errors",
+        inputs=[args.graph, args.fusion, args.info, args.manifest, *args.qparams],
+        outputs=[args.out, args.out_ranking],
+        parameters={
+            "kind": args.kind,
+            "source": str(args.source),
+            "images": args.images,
+            "logits_images": args.logits_images,
+            "batch_size": args.batch_size,
+        },
+        device=device,
+    ) as stage:
+        rows = spread(read_manifest(args.manifest), max(args.images, args.logits_images))
+        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        source = open_source(args.kind, args.source)
+
+        def images(count: int):
+            return (x for x, _ in batches(rows[:count], source, preprocessing, args.batch_size))
+
+        model = load_model(args.graph, device, args.qparams)
+        accumulated, local = output_errors(model, images(args.images))
+        logits = logits_errors(model, first_images(images(args.logits_images), args.logits_images))
+        places = pd.DataFrame([o._asdict() for o in read_operators(args.fusion)])
+        places = places.rename(columns={"name": "operator"}).astype({"block": "Int64"})
+        modes = {"accumulated": accumulated, "local": local, "logits": logits}
+        table = pd.concat([error_table(meters, mode, places) for mode, meters in modes.items()])
+        table.to_csv(stage.temporary(args.out), index=False, float_format="%.8g")
+        write_json(stage.temporary(args.out_ranking), ranking_stability(logits))
+
+
+def spread(rows: list, count: int) -> list:
+    """`count` rows at equal distances: a sorted manifest begins with one class."""
+    step = max(1, len(rows) // count)
+    return rows[::step][:count]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -21,7 +21,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--graph", type=Path, required=True, help="fused.onnx")
     parser.add_argument("--fusion", type=Path, required=True, help="fusion.json")
     parser.add_argument("--info", type=Path, required=True, help="model.json")
-    parser.add_argument("--qparams", type=Path, nargs=2, help="qparams.json and .safetensors; else floating point")
+    parser.add_argument(
+        "--qparams", type=Path, nargs=2, help="qparams.json and .safetensors; else floating point"
+    )
     parser.add_argument("--kind", required=True, help="of the data set: arrays or folder")
     parser.add_argument("--source", type=Path, required=True, help="the data set")
     parser.add_argument("--manifest", type=Path, required=True, help="evaluation.csv")
@@ -50,7 +52,9 @@ def main() -> None:
     ) as stage:
         spec = attention_spec(args.fusion, args.block)
         if spec is None:
-            raise UserError(f"{args.fusion}: the model has no class token; it has no class-token attention to plot")
+            raise UserError(
+                f"{args.fusion}: the model has no class token; it has no class-token attention to plot"
+            )
         rows = read_manifest(args.manifest)
         rows = rows[:: max(1, len(rows) // args.images)][: args.images]  # over all of the set
         preprocessing = Preprocessing.from_info(read_info(args.info), args.info)

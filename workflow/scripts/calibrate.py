@@ -38,7 +38,12 @@ def main() -> None:
     recipe = load_recipe(args.recipe)
     weight_bits, activation_bits = parse_bits(args.bits)
     device = resolve_device(args.device)
-    parameters = {"recipe": recipe.name, **recipe.resolved(), "bits": args.bits, "batch_size": args.batch_size}
+    parameters = {
+        "recipe": recipe.name,
+        **recipe.resolved(),
+        "bits": args.bits,
+        "batch_size": args.batch_size,
+    }
     with Stage(
         "calibrate",
         inputs=[args.graph, args.fusion, args.info, args.images, *recipe.sources],

@@ -18,7 +18,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--graph", type=Path, required=True, help="fused.onnx")
     parser.add_argument("--fusion", type=Path, required=True, help="fusion.json")
     parser.add_argument("--info", type=Path, required=True, help="model.json")
-    parser.add_argument("--qparams", type=Path, nargs=2, help="qparams.json and .safetensors; else floating point")
+    parser.add_argument(
+        "--qparams", type=Path, nargs=2, help="qparams.json and .safetensors; else floating point"
+    )
     parser.add_argument("--kind", required=True, help="of the data set: arrays or folder")
     parser.add_argument("--source", type=Path, required=True, help="the data set")
     parser.add_argument("--manifest", type=Path, required=True, help="evaluation.csv")
@@ -38,7 +40,12 @@ def main() -> None:
         "evaluate",
         inputs=[args.graph, args.fusion, args.info, args.manifest, *qparams],
         outputs=[args.out, *attention],
-        parameters={"kind": args.kind, "source": str(args.source), "batch_size": args.batch_size, "block": args.block},
+        parameters={
+            "kind": args.kind,
+            "source": str(args.source),
+            "batch_size": args.batch_size,
+            "block": args.block,
+        },
         device=device,
     ) as stage:
         rows = read_manifest(args.manifest)

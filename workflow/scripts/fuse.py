@@ -37,7 +37,9 @@ def check_logits(original: onnx.ModelProto, fused: onnx.ModelProto, images: np.n
     expected = np.concatenate([run_onnx(original, image[None]) for image in images])
     difference = float(np.abs(run_onnx(fused, images) - expected).max())
     if not difference <= TOLERANCE:
-        raise UserError(f"the fused graph's logits differ by {difference:.2g} (> {TOLERANCE}); nothing is written")
+        raise UserError(
+            f"the fused graph's logits differ by {difference:.2g} (> {TOLERANCE}); nothing is written"
+        )
     return difference
 
 

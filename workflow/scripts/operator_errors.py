@@ -1,4 +1,4 @@
-"""Stage operator_errors: the error of every quantized operator, three ways, and how stable their ranking is."""
+"""Stage operator_errors: the error of every quantized operator, three ways; how stable their ranking is."""
 
 from __future__ import annotations
 

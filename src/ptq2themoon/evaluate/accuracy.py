@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptq2themoon.evaluate.attention import AttentionSpec, fidelity
+from ptq2themoon.evaluate.attention import AttentionSpec, fidelity, run_with_attention
 from ptq2themoon.evaluate.errors import ErrorMeter, sqnr_db
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.simulation import SimulatedModel
@@ -102,12 +102,7 @@ def evaluate_quantized(
 
 def _run(model: SimulatedModel, images: Tensor, spec: AttentionSpec | None) -> tuple[Tensor, Tensor | None]:
     """Logits, and class-token attention [B, heads, patches] where the model has a class token."""
-    if spec is None:
-        return model(images).cpu(), None
-    caught: list[Tensor] = []
-    watch = {spec.operator: lambda _name, _inputs, outputs: caught.append(spec.class_token(outputs[0]).cpu())}
-    logits = model(images, watch).cpu()
-    return logits, caught[0]
+    return (model(images).cpu(), None) if spec is None else run_with_attention(model, images, spec)
 
 
 def _attention_table(labels: Tensor, cosines: list[Tensor], divergences: list[Tensor]) -> pd.DataFrame:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.quantize.simulation import SimulatedModel
 
 FLOOR = 1e-6  # quantized attention can be exactly zero, where KL has no value
 
@@ -55,6 +58,42 @@ def attention_spec(fusion: Path, block: int) -> AttentionSpec | None:
         return None
     rows, columns = facts["grid"]
     return AttentionSpec(names[index], index, facts["prefix_tokens"], (rows, columns))
+
+
+def class_token_attention(model: SimulatedModel, images: Tensor, spec: AttentionSpec) -> Tensor:
+    """Attention [B, heads, patches] of images [B, C, H, W], as the model computes it (quantized or not)."""
+    return run_with_attention(model, images, spec)[1]
+
+
+def run_with_attention(model: SimulatedModel, images: Tensor, spec: AttentionSpec) -> tuple[Tensor, Tensor]:
+    """Logits [B, classes] and class-token attention [B, heads, patches] of one run."""
+    caught: list[Tensor] = []
+    watch = {spec.operator: lambda _name, _inputs, outputs: caught.append(spec.class_token(outputs[0]).cpu())}
+    logits = model(images, watch).cpu()
+    return logits, caught[0]
+
+
+def save_maps(
+    path: Path, images: Tensor, attention: Tensor, spec: AttentionSpec, recipe: str, labels: Sequence[int]
+) -> None:
+    """Write uint8 `images` [N, C, H, W] and `attention` [N, heads, patches] with what they show.
+
+    safetensors orders metadata at random; it is put in sorted here, so that equal maps are equal bytes.
+    """
+    metadata = {
+        "grid": "x".join(map(str, spec.grid)),
+        "block": str(spec.block),
+        "recipe": recipe,
+        "labels": ",".join(map(str, labels)),
+    }
+    plain = save({"images": images.contiguous(), "attention": attention.float().contiguous()})
+    length = int.from_bytes(plain[:8], "little")
+    header = json.loads(plain[8 : 8 + length])
+    text = json.dumps(
+        {"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":")
+    ).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + plain[8 + length :])
 
 
 def fidelity(quantized: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

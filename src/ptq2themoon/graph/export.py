@@ -108,7 +108,9 @@ def export(model: nn.Module, spec: Source, opset: int, path: Path) -> dict[str, 
                 dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
             )  # fmt: skip
     except Exception as error:
-        raise UserError(f"model {spec.source!r}: torch.onnx.export failed ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"model {spec.source!r}: torch.onnx.export failed ({str(error).splitlines()[0]})"
+        ) from error
     onnx.checker.check_model(path, full_check=True)
     with torch.inference_mode():
         expected = model(images).numpy()

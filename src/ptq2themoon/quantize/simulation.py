@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.ppq_compat import core, executor, ir, parser
-from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
+from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, load
 
 # Called with an operator's name, its inputs and its outputs, as computed.
 Watcher = Callable[[str, list[Tensor], list[Tensor]], None]
@@ -127,6 +127,11 @@ class SimulatedModel:
         """PPQ's variable at an operator's input or output."""
         operation = self._graph.operations[operator]
         return (operation.outputs if output else operation.inputs)[position]
+
+
+def load_model(path: Path, device: str, qparams: Sequence[Path] | None = None) -> SimulatedModel:
+    """A fused model; quantized when `qparams` names its parameters (JSON, then safetensors)."""
+    return SimulatedModel(path, device, load(*qparams) if qparams else None)
 
 
 def _load(path: Path) -> ir.BaseGraph:

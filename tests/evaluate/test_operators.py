@@ -14,10 +14,9 @@ from ptq2themoon.evaluate.errors import FIGURES, ErrorMeter, per_image
 from ptq2themoon.evaluate.operators import (
     Meters,
     error_table,
-    first_images,
     logits_errors,
     output_errors,
-    ranking_stability,
+    ranking,
 )
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator
@@ -39,7 +38,7 @@ def outputs(calibrated: Calibrated) -> tuple[Meters, Meters]:
 
 @pytest.fixture(scope="module")
 def logits(calibrated: Calibrated) -> Meters:
-    return logits_errors(calibrated[0], PIXELS)
+    return logits_errors(calibrated[0], PIXELS.split(4))
 
 
 @pytest.fixture(scope="module")
@@ -118,18 +117,28 @@ def test_errors_accumulate(outputs: tuple[Meters, Meters]) -> None:
     assert np.mean([accumulated[name] > local[name] for name in local]) > 0.9
 
 
+def test_what_precedes_an_operator_may_be_shared(calibrated: Calibrated) -> None:
+    """Bit-equal to whole runs with only that operator quantized."""
+    model, _ = calibrated
+    with model.only(()):
+        floating = model(PIXELS)
+    for name, meter in logits_errors(model, [PIXELS]).items():
+        with model.only({name}):
+            assert torch.equal(meter.images("mse"), per_image(model(PIXELS), floating)["mse"]), name
+
+
 def test_measuring_leaves_the_model_as_it_was(calibrated: Calibrated) -> None:
     model, _ = calibrated
     before = model(PIXELS)
     output_errors(model, [PIXELS[:2]])
-    logits_errors(model, PIXELS[:1])
+    logits_errors(model, [PIXELS[:1]])
     assert torch.equal(model(PIXELS), before)
 
 
 def test_four_bits_are_worse_than_eight_in_every_operator_and_way(tiny: Tiny) -> None:
     def summaries(bits: int) -> list[dict[str, dict[str, float]]]:
         model, _ = tiny.calibrated("vanilla", (bits, bits))
-        ways = (*output_errors(model, [PIXELS]), logits_errors(model, PIXELS))
+        ways = (*output_errors(model, [PIXELS]), logits_errors(model, [PIXELS]))
         return [{name: meter.summary() for name, meter in meters.items()} for meters in ways]
 
     for fine, rough in zip(summaries(8), summaries(4), strict=True):
@@ -152,28 +161,35 @@ def meters_of(nsr: Callable[[int, int], float], operators: int, count: int) -> M
 
 
 def test_two_equal_halves_rank_alike(logits: Meters, calibrated: Calibrated) -> None:
-    twice = logits_errors(calibrated[0], PIXELS[:3].repeat(2, 1, 1, 1))
-    found = ranking_stability(twice)
+    twice = logits_errors(calibrated[0], [PIXELS[:3].repeat(2, 1, 1, 1)])
+    found = ranking(twice)
     assert (found["images"], found["images_a_half"], found["operators"]) == (6, 3, len(logits))
     assert found["spearman"] == pytest.approx(1)
     assert found["top_shared"] == found["top"] == 10
 
 
 def test_opposite_halves_rank_opposite() -> None:
-    found = ranking_stability(meters_of(lambda i, k: k if i < 4 else 30 - k, operators=30, count=8))
+    found = ranking(meters_of(lambda i, k: 1 + k if i < 4 else 31 - k, operators=30, count=8))
     assert found["spearman"] == pytest.approx(-1)
     assert found["top_shared"] == 0
 
 
-def test_ranks_are_of_means_not_of_single_images() -> None:
-    """One wild image in a half, outweighed."""
-    found = ranking_stability(meters_of(lambda i, k: 10 * k - (i == 0) * k, operators=20, count=8), top=5)
+def test_one_wild_image_does_not_rule_the_ranking() -> None:
+    """Its nsr is 30 times that of the others, in the wrong order; by the mean nsr it would decide."""
+    found = ranking(meters_of(lambda i, k: 30 * 2.0**-k if i == 0 else 2.0 ** (k - 20), 20, count=8), top=5)
     assert found["spearman"] == pytest.approx(1)
     assert (found["top"], found["top_shared"]) == (5, 5)
 
 
+def test_the_worst_operator_comes_first() -> None:
+    """The larger the noise, the lower the SQNR; without noise it ends at 120 dB."""
+    found = ranking(meters_of(lambda i, k: [1e-3, 0.0, 1e-1][k], operators=3, count=2))["mean_sqnr_db"]
+    assert list(found) == ["op2", "op0", "op1"]
+    assert list(found.values()) == pytest.approx([10, 30, 120])
+
+
 def test_an_odd_image_is_left_out() -> None:
-    found = ranking_stability(meters_of(lambda i, k: k if i < 6 else -9 * k, operators=12, count=7))
+    found = ranking(meters_of(lambda i, k: 1 + k if i < 6 else 99 - k, operators=12, count=7))
     assert (found["images"], found["images_a_half"]) == (7, 3)
     assert found["spearman"] == pytest.approx(1)
 
@@ -181,7 +197,7 @@ def test_an_odd_image_is_left_out() -> None:
 @pytest.mark.parametrize(("operators", "count"), [(12, 1), (1, 8)])
 def test_with_too_little_to_rank_there_is_no_number(operators: int, count: int) -> None:
     """NaN has no place in JSON."""
-    assert ranking_stability(meters_of(lambda i, k: i + k, operators, count))["spearman"] is None
+    assert ranking(meters_of(lambda i, k: 1 + i + k, operators, count))["spearman"] is None
 
 
 def test_the_table_has_the_places_and_their_order(tiny: Tiny, logits: Meters) -> None:
@@ -194,14 +210,3 @@ def test_the_table_has_the_places_and_their_order(tiny: Tiny, logits: Meters) ->
     row = table.set_index("operator").loc[tiny.role("fc1", 1)]
     assert (row["type"], row["role"], row["block"]) == ("PPQBiasFusedMatMul", "fc1", 1)
     assert row["nsr"] == logits[tiny.role("fc1", 1)].summary()["nsr"]
-
-
-@pytest.mark.parametrize(("count", "found"), [(1, 1), (4, 4), (5, 5), (9, 9), (99, 10)])
-def test_first_images_cross_batches(count: int, found: int) -> None:
-    assert torch.equal(first_images(PIXELS.split(4), count), PIXELS[:found])
-
-
-def test_no_more_batches_are_read_than_needed() -> None:
-    batches = iter(PIXELS.split(4))
-    first_images(batches, 4)
-    assert len(next(batches)) == 4

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from torch import Tensor
 
-from ptq2themoon.data import Preprocessing, batches, open_source, read_info, read_manifest
+from ptq2themoon.data import Preprocessing, batches, open_source, read_info, read_manifest, spread
 from ptq2themoon.device import resolve_device
+from ptq2themoon.errors import UserError
+from ptq2themoon.evaluate.errors import FIGURES
 from ptq2themoon.evaluate.operators import (
     error_table,
-    first_images,
     logits_errors,
     output_errors,
-    ranking_stability,
+    ranking,
 )
+from ptq2themoon.graph.files import check_same_model
 from ptq2themoon.graph.report import read_operators
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run, write_json
@@ -32,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--manifest", type=Path, required=True, help="evaluation.csv")
     parser.add_argument("--images", type=int, required=True, help="for the errors of the outputs")
     parser.add_argument("--logits-images", type=int, required=True, help="for the effect on the logits")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True, help="operators.csv")
     parser.add_argument("--out-ranking", type=Path, required=True, help="ranking.json")
@@ -55,28 +60,34 @@ def main() -> None:
         },
         device=device,
     ) as stage:
-        rows = spread(read_manifest(args.manifest), max(args.images, args.logits_images))
+        manifest = read_manifest(args.manifest)
+        rows = {
+            "--images": spread(manifest, args.images, "--images", args.manifest),
+            "--logits-images": spread(manifest, args.logits_images, "--logits-images", args.manifest),
+        }
         preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
         source = open_source(args.kind, args.source)
 
-        def images(count: int):
-            return (x for x, _ in batches(rows[:count], source, preprocessing, args.batch_size))
+        def images(option: str) -> Iterator[Tensor]:
+            return (x for x, _ in batches(rows[option], source, preprocessing, args.batch_size))
 
         model = load_model(args.graph, device, args.qparams)
-        accumulated, local = output_errors(model, images(args.images))
-        logits = logits_errors(model, first_images(images(args.logits_images), args.logits_images))
+        accumulated, local = output_errors(model, images("--images"))
+        logits = logits_errors(model, images("--logits-images"))
         places = pd.DataFrame([o._asdict() for o in read_operators(args.fusion)])
         places = places.rename(columns={"name": "operator"}).astype({"block": "Int64"})
         modes = {"accumulated": accumulated, "local": local, "logits": logits}
         table = pd.concat([error_table(meters, mode, places) for mode, meters in modes.items()])
+        refuse_nonsense(table, args.graph)
         table.to_csv(stage.temporary(args.out), index=False, float_format="%.8g")
-        write_json(stage.temporary(args.out_ranking), ranking_stability(logits))
+        write_json(stage.temporary(args.out_ranking), ranking(logits))
 
 
-def spread(rows: list, count: int) -> list:
-    """`count` rows at equal distances: a sorted manifest begins with one class."""
-    step = max(1, len(rows) // count)
-    return rows[::step][:count]
+def refuse_nonsense(table: pd.DataFrame, graph: Path) -> None:
+    """The error of a value that is no number is none either."""
+    for row in table[~np.isfinite(table[list(FIGURES)]).all(axis=1)].itertuples():
+        raise UserError(f"{graph}: operator {row.operator!r}: its {row.mode} error is not finite")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.attention import AttentionSpec, fidelity, run_with_attention
 from ptq2themoon.evaluate.errors import ErrorMeter, sqnr_db
 from ptq2themoon.progress import progress
@@ -27,6 +28,8 @@ class _Counter:
     loss: float = 0.0
 
     def add(self, logits: Tensor, reference: Tensor, labels: Tensor) -> None:
+        if not bool(torch.isfinite(logits).all()):
+            raise UserError("the model gives logits that are not finite")
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = ranked == labels[:, None]
         self.images += len(labels)

@@ -46,18 +46,21 @@ def attention_spec(fusion: Path, block: int) -> AttentionSpec | None:
     Raises:
         UserError: a block that the model does not have.
     """
-    facts = json.loads(fusion.read_text(encoding="utf-8"))["attention"]
-    names = facts["softmax"]
+    try:
+        facts = json.loads(fusion.read_text(encoding="utf-8"))["attention"]
+        names, prefix, grid = facts["softmax"], facts["prefix_tokens"], facts["grid"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{fusion}: no fusion report of ptq2themoon ({error}); run the fuse stage") from None
     index = block + len(names) if block < 0 else block
     if not 0 <= index < len(names):
         valid = range(-len(names), len(names))
         raise UserError(
             f"attention.block: {block}: the model has {len(names)} blocks; {nearest(block, valid)}"
         )
-    if not facts["prefix_tokens"] or facts["grid"] is None:
+    if not prefix or grid is None:
         return None
-    rows, columns = facts["grid"]
-    return AttentionSpec(names[index], index, facts["prefix_tokens"], (rows, columns))
+    rows, columns = grid
+    return AttentionSpec(names[index], index, prefix, (rows, columns))
 
 
 def class_token_attention(model: SimulatedModel, images: Tensor, spec: AttentionSpec) -> Tensor:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from ptq2themoon.evaluate.errors import ErrorMeter
@@ -45,29 +45,32 @@ def output_errors(model: SimulatedModel, batches: Iterable[Tensor]) -> tuple[Met
     return accumulated, local
 
 
-def logits_errors(model: SimulatedModel, images: Tensor) -> Meters:
-    """Error of the logits with one operator quantized at a time; as many runs as operators."""
+def logits_errors(model: SimulatedModel, batches: Iterable[Tensor]) -> Meters:
+    """Error of the logits with one operator quantized at a time, over batches of images [B, C, H, W]."""
     meters = _meters(model.quantized_operators)
-    with model.only(()):
-        reference = model(images)
-    for name, meter in progress(meters.items(), desc="effect on the logits", total=len(meters)):
-        with model.only({name}):
-            meter.add(model(images), reference)
+    for number, images in enumerate(batches, 1):
+        with model.only(()):
+            reference = model(images)
+        runs = model.one_at_a_time(images)
+        for name, logits in progress(runs, desc=f"effect on the logits, batch {number}", total=len(meters)):
+            meters[name].add(logits, reference)
     return meters
 
 
-def ranking_stability(meters: Meters, top: int = 10) -> dict[str, float | int | None]:
-    """Does another draw of images rank the operators alike?
+def ranking(meters: Meters, top: int = 10) -> dict[str, Any]:
+    """Operators from worst to best by SQNR, and whether another draw of images ranks them alike.
 
-    The images are split in two halves, each ranks the operators by nsr: Spearman's rank
-    correlation of the two (None where it is not defined: one image, or one operator), and how many
-    of the `top` worst they share.
+    The SQNR ranked by is the mean over images of each image's, in dB: a few images on which attention
+    tips over rule the mean nsr, and with it the order. For the stability the images are split in two
+    halves that each rank the operators: Spearman's rank correlation of the two (None where it is not
+    defined: one image, or one operator), and how many of the `top` worst they share.
     """
-    table = pd.DataFrame({name: meter.images("nsr").tolist() for name, meter in meters.items()})
+    table = pd.DataFrame({name: _sqnr_of_images(meter) for name, meter in meters.items()})
     half = len(table) // 2
     first, second = table.iloc[:half].mean(), table.iloc[half : 2 * half].mean()
     correlation = float(first.rank().corr(second.rank()))
-    shared = set(first.nlargest(top).index) & set(second.nlargest(top).index)
+    shared = set(first.nsmallest(top).index) & set(second.nsmallest(top).index)
+    worst_first = table.mean().sort_values(kind="stable")
     return {
         "images": len(table),
         "images_a_half": half,
@@ -75,7 +78,13 @@ def ranking_stability(meters: Meters, top: int = 10) -> dict[str, float | int | 
         "spearman": None if math.isnan(correlation) else correlation,
         "top": top,
         "top_shared": len(shared),
+        "mean_sqnr_db": {name: round(value, 6) for name, value in worst_first.items()},
     }
+
+
+def _sqnr_of_images(meter: ErrorMeter) -> list[float]:
+    """In dB, one an image; no more than 120 where there is next to no error."""
+    return (-10 * meter.images("nsr").clamp(min=1e-12).log10()).tolist()
 
 
 def error_table(meters: Meters, mode: str, places: pd.DataFrame) -> pd.DataFrame:
@@ -88,13 +97,3 @@ def error_table(meters: Meters, mode: str, places: pd.DataFrame) -> pd.DataFrame
 
 def _meters(names: Iterable[str]) -> Meters:
     return {name: ErrorMeter() for name in names}
-
-
-def first_images(batches: Iterable[Tensor], count: int) -> Tensor:
-    """The first `count` images of the batches, in one tensor."""
-    taken: list[Tensor] = []
-    for images in batches:
-        taken.append(images)
-        if sum(len(batch) for batch in taken) >= count:
-            break
-    return torch.cat(taken)[:count]

@@ -101,6 +101,30 @@ class SimulatedModel:
             raise
         return logits
 
+    def one_at_a_time(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """(operator, logits [B, classes] with it alone quantized), in graph order.
+
+        What comes before an operator is in floating point and is computed once for all.
+        """
+        order = self._executor._executing_order
+        alive = {name: images.to(self.device) for name in self._graph.inputs}
+        with self.only(()), _quiet():
+            for index, operation in enumerate(order):
+                if operation.name in self._configs:
+                    self.activate({operation.name})
+                    (logits,) = self._run_part(order[index:], alive, list(self._graph.outputs))
+                    self.activate(())
+                    yield operation.name, logits
+                produced = [variable.name for variable in operation.outputs]
+                alive |= zip(produced, self._run_part([operation], alive, produced), strict=True)
+                used = {variable.name for later in order[index + 1 :] for variable in later.inputs}
+                alive = {name: value for name, value in alive.items() if name in used}
+
+    def _run_part(
+        self, operations: list[ir.Operation], values: dict[str, Tensor], outputs: list[str]
+    ) -> list[Tensor]:
+        return self._executor.partial_graph_forward(operations, values, outputs)
+
     def quantized_output(self, operator: str, inputs: list[Tensor]) -> Tensor:
         """First output of one operator, quantized, from the floating-point inputs given."""
         operation = self._graph.operations[operator]

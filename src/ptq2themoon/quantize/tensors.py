@@ -86,9 +86,14 @@ def load(path: Path, arrays_path: Path) -> list[QuantizedOperator]:
     """
     try:
         arrays = load_file(arrays_path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: not quantization parameters of ptq2themoon ({arrays_path}: {error}); calibrate again"
+        ) from None
+    try:
         entries = json.loads(path.read_text(encoding="utf-8"))["operators"]
         return [_operator(entry, arrays) for entry in entries]
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: not quantization parameters of ptq2themoon ({error}); calibrate again"
         ) from None
@@ -100,6 +105,8 @@ def _operator(entry: dict[str, Any], arrays: Mapping[str, Tensor]) -> QuantizedO
         values = {k: v for k, v in item.items() if k not in ("scale", "zero_point")}
         stored = item["scale"]
         scale = arrays[stored["array"]] if isinstance(stored, dict) else torch.tensor(stored)
+        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+            raise ValueError(f"{entry['name']}, {item['operand']} {item['position']}: no valid scale")
         tensors.append(QuantizedTensor(**values, scale=scale.to(torch.float32)))
     operator = Operator(entry["name"], entry["type"], entry["role"], entry["block"])
     return QuantizedOperator(operator, tensors)

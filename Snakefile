@@ -1,0 +1,45 @@
+"""From timm Vision Transformers to quantized models, tables and attention maps.
+
+`snakemake` runs params.yaml; `snakemake --configfile mine.yaml` runs another complete file instead.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+
+# A file given on the command line that names models stands alone; `--config` overrides single keys.
+if "models" not in config:
+
+    configfile: "params.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+
+
+wildcard_constraints:
+    model="|".join(map(re.escape, PARAMS.models)),
+    recipe="|".join(map(re.escape, PARAMS.recipes)),
+    key=r"w\d+a\d+-n\d+-s\d+",
+    variant=r"fp32|[^/]+/w\d+a\d+-n\d+-s\d+",
+    bits=r"w\d+a\d+",
+    images=r"\d+",
+    seed=r"\d+",
+
+
+include: "workflow/rules/export.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/fuse.smk"
+include: "workflow/rules/calibrate.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/analyse.smk"
+include: "workflow/rules/plot.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        all_results(),

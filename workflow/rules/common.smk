@@ -1,0 +1,172 @@
+# The checked parameters, the names of all results, and what several rules have in common.
+import ast
+import json
+import re
+from itertools import product
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from ptq2themoon.config import Params
+from ptq2themoon.errors import UserError
+from ptq2themoon.quantize.recipe import load_recipe
+
+PACKAGE = Path(workflow.basedir, "src/ptq2themoon")
+FIGURES = ("top1", "errors_along_network", "attention_overview", "attention_heads")
+
+
+def checked(make):
+    """What `make` returns; what is wrong for the user becomes Snakemake's own error."""
+    try:
+        return make()
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+PARAMS = checked(lambda: Params.from_mapping(config, ", ".join(map(str, workflow.configfiles)) or "--config"))
+
+# What is quantized and how often: (recipe, bits, calibration images, seed).
+RUNS = list(product(PARAMS.recipes, PARAMS.bits, [PARAMS.calibration.images], PARAMS.calibration.seeds))
+KEYS = {run: f"{run[1]}-n{run[2]}-s{run[3]}" for run in RUNS}
+
+# A quantized model's job has one core for each that can run beside it.
+SHARE = max(1, (workflow.cores or 1) // len(RUNS))
+
+
+def all_results():
+    """Every file that DVC or git keeps."""
+    files = [f"results/summary.{kind}" for kind in ("csv", "md", "json")]
+    for model in PARAMS.models:
+        files += [f"results/{model}/figures/{f}.{kind}" for f in FIGURES for kind in ("png", "svg")]
+        files += of_runs(model, "results/{model}/{recipe}/{key}/operators.csv")
+    return files
+
+
+def of_runs(model, pattern):
+    """`pattern` for each recipe, bits and seed of a model."""
+    return [pattern.format(model=model, recipe=run[0], key=KEYS[run]) for run in RUNS]
+
+
+def of_quantized(pattern):
+    """The same as an input function."""
+    return lambda wildcards: of_runs(wildcards.model, pattern)
+
+
+def run_names():
+    """How figures call each run: by recipe, and by bits and seed where there are several."""
+    several_bits, several_seeds = len(PARAMS.bits) > 1, len(PARAMS.calibration.seeds) > 1
+    return [
+        " ".join([recipe, *[bits] * several_bits, *[f"s{seed}"] * several_seeds])
+        for recipe, bits, _, seed in RUNS
+    ]
+
+
+def option(flag, value):
+    """FLAG VALUE, or nothing."""
+    return [flag, value] if value else []
+
+
+def flags(flag, names, values):
+    """FLAG NAME=VALUE FLAG NAME=VALUE …"""
+    pairs = zip(names, values, strict=True)
+    return [word for name, value in pairs for word in (flag, f"{name}={value}")]
+
+
+def code(script):
+    """A script, and the modules of the package that it imports, directly or not: its inputs too."""
+    found = [Path(workflow.basedir, f"workflow/scripts/{script}.py")]
+    for path in found:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ptq2themoon"):
+                parts = node.module.split(".")[1:]
+                names = [PACKAGE.joinpath(*parts, alias.name).with_suffix(".py") for alias in node.names]
+                package = PACKAGE.joinpath(*parts, "__init__.py")
+                for module in [PACKAGE.joinpath(*parts).with_suffix(".py"), package, *names]:
+                    if module.is_file() and module not in found:
+                        found.append(module)
+    return [str(path.relative_to(workflow.basedir)) for path in found]
+
+
+def model_of(wildcards):
+    return PARAMS.models[wildcards.model]
+
+
+def weights(wildcards):
+    """The local files that hold a model, if it has any."""
+    model = model_of(wildcards)
+    if model.checkpoint:
+        return [model.checkpoint]
+    folder = Path(model.source.removeprefix("local-dir:"))
+    return sorted(map(str, folder.iterdir())) if model.source.startswith("local-dir:") else []
+
+
+def dataset_of(wildcards):
+    return PARAMS.datasets[model_of(wildcards).dataset]
+
+
+def image_file(part):
+    """The file of images for `calibration` or `evaluation`; a folder is not tracked file by file."""
+
+    def files(wildcards):
+        dataset = dataset_of(wildcards)
+        return [getattr(dataset, part)] if dataset.kind == "arrays" else []
+
+    return files
+
+
+def recipe_files(wildcards):
+    """A recipe and those that it extends."""
+    return [
+        str(path) for path in checked(lambda: load_recipe(Path(f"recipes/{wildcards.recipe}.yaml"))).sources
+    ]
+
+
+def fused_model(script):
+    """Inputs of every rule that runs a fused model on the evaluation images."""
+    return {
+        "graph": "results/models/{model}/fused.onnx",
+        "fusion": "results/models/{model}/fusion.json",
+        "info": "results/models/{model}/model.json",
+        "manifest": "results/{model}/evaluation.csv",
+        "images": image_file("evaluation"),
+        "code": code(script),
+    }
+
+
+def qparams(wildcards):
+    """The quantization parameters of a variant `recipe/key`; none for `fp32`."""
+    if wildcards.variant == "fp32":
+        return []
+    return [
+        f"results/models/{wildcards.model}/{wildcards.variant}/qparams.{kind}"
+        for kind in ("json", "safetensors")
+    ]
+
+
+def summary_entries():
+    """--entry MODEL RECIPE BITS IMAGES SEED METRICS for each row of the summary."""
+    for model in PARAMS.models:
+        yield from ("--entry", model, "fp32", "fp32", "-", "-", f"results/{model}/fp32/metrics.json")
+        for run, metrics in zip(RUNS, of_runs(model, "results/{model}/{recipe}/{key}/metrics.json")):
+            yield from ("--entry", model, *map(str, run), metrics)
+
+
+def shown(name, label):
+    """The PNG of a figure, for the report."""
+    return report(
+        f"results/{{model}}/figures/{name}.png",
+        caption=f"../report/{name}.rst",
+        category="{model}",
+        labels={"figure": label},
+    )
+
+
+def on_test_images(wildcards, input):
+    """Arguments of every stage that runs a fused model on the evaluation images."""
+    dataset = dataset_of(wildcards)
+    files = {"--graph": input.graph, "--fusion": input.fusion, "--info": input.info, "--manifest": input.manifest}
+    given = {"--kind": dataset.kind, "--source": dataset.evaluation, "--device": PARAMS.device}
+    return [word for pair in {**files, **given}.items() for word in pair]
+
+
+QPARAMS = multiext("results/models/{model}/{recipe}/{key}/qparams", ".json", ".safetensors")

@@ -94,7 +94,7 @@ class Calibration(Strict):
 
 class Evaluation(Strict):
     images: Positive | None
-    """How many images, from the first on; null: all."""
+    """How many images, drawn once and for all, as many of each class as can be; null: all."""
     batch_size: Positive
     """Images in a batch."""
 

@@ -10,6 +10,12 @@ class UserError(Exception):
     """Bad input. The message is one line: what, where (file, key or operator), and what to do."""
 
 
+def at_least(least: int, value: int, name: str) -> None:
+    """Refuse a number below `least`."""
+    if value < least:
+        raise UserError(f"{name} {value}: must be {least} or more")
+
+
 def nearest(value: object, valid: Iterable[object]) -> str:
     """A half-sentence naming the valid value closest to `value`, or all of them when none is close."""
     names = [str(v) for v in valid]

@@ -21,7 +21,7 @@ from typing import Any
 from ptq2themoon import __version__
 from ptq2themoon.errors import UserError
 
-RECORDED_PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "ppq", "numpy")
+RECORDED_PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "ppq", "numpy", "pandas", "matplotlib")
 
 
 def sidecar_path(output: Path) -> Path:
@@ -103,6 +103,7 @@ class Stage:
         # An old sidecar must never stand beside a new output.
         sidecar_path(self.outputs[0]).unlink(missing_ok=True)
         for path in self.outputs:
+            _as_others_are_made(self.temporary(path))
             os.replace(self.temporary(path), path)
         self._write_sidecar()
 
@@ -121,6 +122,13 @@ class Stage:
         }
         write_json(temporary, record)
         os.replace(temporary, path)
+
+
+def _as_others_are_made(path: Path) -> None:
+    """Permissions as `open` gives them: safetensors writes files that only their owner can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def run(main: Callable[[], None]) -> None:

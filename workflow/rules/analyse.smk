@@ -22,13 +22,15 @@ rule operator_errors:
         mem_mb=4000,
         runtime=120,
     params:
-        data=on_test_images,
+        source=test_images,
+        device=PARAMS.device,
         images=PARAMS.errors.images,
         logits_images=PARAMS.errors.logits_images,
     message:
         "{wildcards.model}, {wildcards.recipe}: error of every operator, three ways"
     shell:
-        "python workflow/scripts/operator_errors.py {params.data:q} --images {params.images} "
+        "python workflow/scripts/operator_errors.py --graph {input.graph} --fusion {input.fusion} --info {input.info} "
+        "--manifest {input.manifest} {params.source:q} --device {params.device} --images {params.images} "
         "--logits-images {params.logits_images} --qparams {input.qparams} "
         "--out {output.table} --out-ranking {output.ranking} > {log} 2>&1"
 
@@ -50,7 +52,8 @@ rule attention_maps:
         mem_mb=4000,
         runtime=15,
     params:
-        data=on_test_images,
+        source=test_images,
+        device=PARAMS.device,
         recipe=lambda wildcards: wildcards.variant.partition("/")[0],
         qparams=lambda wildcards, input: ["--qparams", *input.qparams] if input.qparams else [],
         images=PARAMS.attention.images,
@@ -58,5 +61,6 @@ rule attention_maps:
     message:
         "{wildcards.model}, {wildcards.variant}: attention maps"
     shell:
-        "python workflow/scripts/attention_maps.py {params.data:q} --recipe {params.recipe} "
+        "python workflow/scripts/attention_maps.py --graph {input.graph} --fusion {input.fusion} --info {input.info} "
+        "--manifest {input.manifest} {params.source:q} --device {params.device} --recipe {params.recipe} "
         "--images {params.images} --block {params.block} {params.qparams} --out {output} > {log} 2>&1"

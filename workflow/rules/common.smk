@@ -12,6 +12,7 @@ from ptq2themoon.errors import UserError
 from ptq2themoon.quantize.recipe import load_recipe
 
 PACKAGE = Path(workflow.basedir, "src/ptq2themoon")
+CHECK = "n16-s0"  # the images that the fused graph is checked on
 FIGURES = ("top1", "errors_along_network", "attention_overview", "attention_heads")
 
 
@@ -29,16 +30,25 @@ PARAMS = checked(lambda: Params.from_mapping(config, ", ".join(map(str, workflow
 RUNS = list(product(PARAMS.recipes, PARAMS.bits, [PARAMS.calibration.images], PARAMS.calibration.seeds))
 KEYS = {run: f"{run[1]}-n{run[2]}-s{run[3]}" for run in RUNS}
 
-# A quantized model's job has one core for each that can run beside it.
-SHARE = max(1, (workflow.cores or 1) // len(RUNS))
+# Cores of a job that runs a model: those of this machine shared by the runs; on a cluster, a few.
+SHARE = max(1, workflow.cores // len(RUNS)) if workflow.cores else 4
 
 
 def all_results():
-    """Every file that DVC or git keeps."""
+    """Every file that DVC or git keeps: with one of them gone, the rule that makes it runs."""
     files = [f"results/summary.{kind}" for kind in ("csv", "md", "json")]
     for model in PARAMS.models:
-        files += [f"results/{model}/figures/{f}.{kind}" for f in FIGURES for kind in ("png", "svg")]
-        files += of_runs(model, "results/{model}/{recipe}/{key}/operators.csv")
+        heavy, small = f"results/models/{model}", f"results/{model}"
+        files += [f"{heavy}/{name}" for name in ("model.onnx", "model.json", "fused.onnx", "fusion.json")]
+        files += [f"{small}/evaluation.csv", f"{small}/fp32/metrics.json"]
+        files += [f"{small}/figures/{figure}.{kind}" for figure in FIGURES for kind in ("png", "svg")]
+        files += [f"{heavy}/calibration-{CHECK}.safetensors"]
+        files += [f"{heavy}/calibration-n{run[2]}-s{run[3]}.safetensors" for run in RUNS]
+        files += [f"{heavy}/fp32/attention_maps.safetensors"]
+        for name in ("qparams.json", "qparams.safetensors", "attention_maps.safetensors"):
+            files += of_runs(model, f"results/models/{{model}}/{{recipe}}/{{key}}/{name}")
+        for name in ("metrics.json", "attention.csv", "operators.csv", "ranking.json"):
+            files += of_runs(model, f"results/{{model}}/{{recipe}}/{{key}}/{name}")
     return files
 
 
@@ -161,12 +171,10 @@ def shown(name, label):
     )
 
 
-def on_test_images(wildcards, input):
-    """Arguments of every stage that runs a fused model on the evaluation images."""
+def test_images(wildcards):
+    """Arguments that name the evaluation images of a model."""
     dataset = dataset_of(wildcards)
-    files = {"--graph": input.graph, "--fusion": input.fusion, "--info": input.info, "--manifest": input.manifest}
-    given = {"--kind": dataset.kind, "--source": dataset.evaluation, "--device": PARAMS.device}
-    return [word for pair in {**files, **given}.items() for word in pair]
+    return ["--kind", dataset.kind, "--source", dataset.evaluation]
 
 
 QPARAMS = multiext("results/models/{model}/{recipe}/{key}/qparams", ".json", ".safetensors")

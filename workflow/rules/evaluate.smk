@@ -14,12 +14,14 @@ rule evaluate_float:
         mem_mb=4000,
         runtime=60,
     params:
-        data=on_test_images,
+        source=test_images,
+        device=PARAMS.device,
         batch_size=PARAMS.evaluation.batch_size,
     message:
         "{wildcards.model}: evaluate in floating point"
     shell:
-        "python workflow/scripts/evaluate.py {params.data:q} --batch-size {params.batch_size} "
+        "python workflow/scripts/evaluate.py --graph {input.graph} --fusion {input.fusion} --info {input.info} "
+        "--manifest {input.manifest} {params.source:q} --device {params.device} --batch-size {params.batch_size} "
         "--out {output} > {log} 2>&1"
 
 
@@ -47,13 +49,15 @@ rule evaluate_quantized:
         mem_mb=4000,
         runtime=120,
     params:
-        data=on_test_images,
+        source=test_images,
+        device=PARAMS.device,
         batch_size=PARAMS.evaluation.batch_size,
         block=PARAMS.attention.block,
     message:
         "{wildcards.model}, {wildcards.recipe}: evaluate {wildcards.key}"
     shell:
-        "python workflow/scripts/evaluate.py {params.data:q} --batch-size {params.batch_size} "
+        "python workflow/scripts/evaluate.py --graph {input.graph} --fusion {input.fusion} --info {input.info} "
+        "--manifest {input.manifest} {params.source:q} --device {params.device} --batch-size {params.batch_size} "
         "--block {params.block} --qparams {input.qparams} "
         "--out {output.metrics} --out-attention {output.attention} > {log} 2>&1"
 
@@ -82,9 +86,9 @@ rule summarize:
         mem_mb=1000,
         runtime=5,
     params:
-        entries=summary_entries(),
+        entries=list(summary_entries()),
     message:
         "Summarize all models and recipes"
     shell:
-        "python workflow/scripts/summarize.py {params.entries} "
+        "python workflow/scripts/summarize.py {params.entries:q} "
         "--out-csv {output.csv} --out-md {output.markdown} --out-json {output.json} > {log} 2>&1"

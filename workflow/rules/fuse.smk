@@ -2,10 +2,7 @@ rule fuse:
     input:
         model="results/models/{model}/model.onnx",
         info="results/models/{model}/model.json",
-        images=(
-            f"results/models/{{model}}/calibration-n{PARAMS.calibration.images}"
-            f"-s{PARAMS.calibration.seeds[0]}.safetensors"
-        ),
+        images=f"results/models/{{model}}/calibration-{CHECK}.safetensors",
         code=code("fuse"),
     output:
         graph="results/models/{model}/fused.onnx",

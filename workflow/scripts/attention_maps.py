@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from ptq2themoon.data import Preprocessing, open_source, read_info, read_manifest
+from ptq2themoon.data import Preprocessing, open_source, read_info, read_manifest, spread
 from ptq2themoon.device import resolve_device
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.attention import attention_spec, class_token_attention, save_maps
+from ptq2themoon.graph.files import check_same_model
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run
 
@@ -55,9 +56,9 @@ def main() -> None:
             raise UserError(
                 f"{args.fusion}: the model has no class token; it has no class-token attention to plot"
             )
-        rows = read_manifest(args.manifest)
-        rows = rows[:: max(1, len(rows) // args.images)][: args.images]  # over all of the set
+        rows = spread(read_manifest(args.manifest), args.images, "--images", args.manifest)
         preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
         source = open_source(args.kind, args.source)
         pixels = torch.stack([source.pixels(row.source, preprocessing) for row in rows])
         model = load_model(args.graph, device, args.qparams)

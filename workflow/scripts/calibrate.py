@@ -8,6 +8,7 @@ from pathlib import Path
 from ptq2themoon.config import parse_bits
 from ptq2themoon.data import Preprocessing, calibration_batches, read_info
 from ptq2themoon.device import resolve_device
+from ptq2themoon.graph.files import check_same_model
 from ptq2themoon.graph.nodes import read_nodes
 from ptq2themoon.graph.report import read_operators
 from ptq2themoon.quantize.calibration import calibrate
@@ -15,7 +16,7 @@ from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.recipe import load_recipe
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import save
-from ptq2themoon.stage import Stage, run
+from ptq2themoon.stage import Stage, run, sha256
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,13 +52,19 @@ def main() -> None:
         parameters=parameters,
         device=device,
     ) as stage:
+        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size)
         planned = plan(
             read_operators(args.fusion), read_nodes(args.graph), recipe, weight_bits, activation_bits
         )
-        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
         batches = calibration_batches(args.images, preprocessing, args.batch_size)
         calibrate(SimulatedModel(args.graph, device, planned), planned, batches)
-        header = {"recipe": recipe.name, "bits": args.bits, "calibration_images": batches.images}
+        header = {
+            "recipe": recipe.name,
+            "bits": args.bits,
+            "calibration_images": batches.images,
+            "graph_sha256": sha256(args.graph),
+        }
         save(planned, header, stage.temporary(args.out), stage.temporary(args.out_arrays))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon.data import Preprocessing, batches, open_source, read_info, read_manifest
+from ptq2themoon.data import Preprocessing, batches, class_count, open_source, read_info, read_manifest
 from ptq2themoon.device import resolve_device
+from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.accuracy import evaluate_float, evaluate_quantized
 from ptq2themoon.evaluate.attention import attention_spec
+from ptq2themoon.graph.files import check_same_model
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run, write_json
 
@@ -34,6 +36,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if bool(args.qparams) != bool(args.out_attention):
+        raise UserError("--qparams and --out-attention: give both or neither")
     device = resolve_device(args.device)
     qparams, attention = args.qparams or [], [args.out_attention] if args.qparams else []
     with Stage(
@@ -48,8 +52,10 @@ def main() -> None:
         },
         device=device,
     ) as stage:
-        rows = read_manifest(args.manifest)
-        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        info = read_info(args.info)
+        preprocessing = Preprocessing.from_info(info, args.info)
+        rows = read_manifest(args.manifest, class_count(info, args.info))
+        check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
         data = batches(rows, open_source(args.kind, args.source), preprocessing, args.batch_size)
         model = load_model(args.graph, device, args.qparams)
         if args.qparams:

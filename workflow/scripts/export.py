@@ -5,16 +5,32 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
+from ptq2themoon.errors import UserError
 from ptq2themoon.graph.export import Source, export, load_model
 from ptq2themoon.stage import Stage, run, write_json
+
+
+def timm_arguments(text: str) -> dict[str, Any]:
+    """A JSON object; what would bring in weights that no sidecar names is refused."""
+    try:
+        arguments = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--arguments {text}: not JSON ({error})") from None
+    if not isinstance(arguments, dict):
+        raise UserError(f'--arguments {text}: must be an object, as in {{"img_size": 384}}')
+    for key in ("checkpoint_path", "pretrained"):
+        if key in arguments:
+            raise UserError(f"--arguments {key}: not here; weights come from --source or --checkpoint")
+    return arguments
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", required=True, help="timm name with tag, or local-dir:FOLDER")
     parser.add_argument("--checkpoint", type=Path, help="weights, .safetensors or .pth; else timm's")
-    parser.add_argument("--arguments", type=json.loads, default={}, help="JSON, for timm.create_model")
+    parser.add_argument("--arguments", type=timm_arguments, default={}, help="JSON, for timm.create_model")
     parser.add_argument("--opset", type=int, default=13)
     parser.add_argument("--out-model", type=Path, required=True)
     parser.add_argument("--out-info", type=Path, required=True)

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 
 from ptq2themoon.data import Preprocessing, calibration_batches, read_info
-from ptq2themoon.errors import UserError
+from ptq2themoon.errors import UserError, at_least
+from ptq2themoon.graph.files import read_graph
 from ptq2themoon.graph.fuse import fuse
 from ptq2themoon.graph.normalise import normalise
 from ptq2themoon.graph.report import fusion_report
@@ -35,6 +36,8 @@ def check_logits(original: onnx.ModelProto, fused: onnx.ModelProto, images: np.n
     """Largest difference of a logit between the two graphs in ONNX Runtime."""
     # One by one in the original: it may have a fixed batch of one.
     expected = np.concatenate([run_onnx(original, image[None]) for image in images])
+    if not np.isfinite(expected).all():
+        raise UserError("the model gives logits that are not finite on the calibration images")
     difference = float(np.abs(run_onnx(fused, images) - expected).max())
     if not difference <= TOLERANCE:
         raise UserError(
@@ -45,6 +48,7 @@ def check_logits(original: onnx.ModelProto, fused: onnx.ModelProto, images: np.n
 
 def main() -> None:
     args = parse_args()
+    at_least(1, args.check_images, "--check-images")
     with Stage(
         "fuse",
         inputs=[args.model, args.info, args.images],
@@ -53,8 +57,11 @@ def main() -> None:
     ) as stage:
         preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
         images = next(iter(calibration_batches(args.images, preprocessing, args.check_images))).numpy()
-        original = onnx.load(args.model, load_external_data=False)
-        fused, fusions = fuse(normalise(original))
+        original = read_graph(args.model)
+        try:
+            fused, fusions = fuse(normalise(original))
+        except UserError as error:
+            raise UserError(f"{args.model}: {error}") from None
         operators, renamed = rename_operators(fused, find_roles(fused))
         check = {"images": len(images), "max_abs_logit_difference": check_logits(original, fused, images)}
         report = fusion_report(original, fused, fusions, operators, renamed)

@@ -14,6 +14,7 @@ from ptq2themoon.data import (
     write_manifest,
 )
 from ptq2themoon.data.draw import EVALUATION_SEED
+from ptq2themoon.errors import UserError
 from ptq2themoon.stage import Stage, run
 
 
@@ -21,7 +22,7 @@ def number_or_all(text: str) -> int | None:
     if text == "all":
         return None
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'all'")
+        raise UserError(f"--images: {text!r} is neither a number nor 'all'")
     return int(text)
 
 

@@ -1,7 +1,7 @@
 """Images in, batches out: sources, calibration draws, evaluation manifests, preprocessing."""
 
 from ptq2themoon.data.draw import Report, draw_calibration, draw_order, list_evaluation
-from ptq2themoon.data.files import Row, read_manifest, write_images, write_manifest
+from ptq2themoon.data.files import Row, read_manifest, spread, write_images, write_manifest
 from ptq2themoon.data.loading import Batches, CalibrationBatches, batches, calibration_batches
 from ptq2themoon.data.preprocessing import Preprocessing, class_count, read_info
 from ptq2themoon.data.sources import ArraySource, FolderSource, Source, check_classes, open_source
@@ -25,6 +25,7 @@ __all__ = [
     "open_source",
     "read_info",
     "read_manifest",
+    "spread",
     "write_images",
     "write_manifest",
 ]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ptq2themoon.errors import UserError
+from ptq2themoon.errors import UserError, at_least
 
 COLUMNS = ["source", "label"]
 
@@ -79,8 +79,8 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> None:
         writer.writerows(rows)
 
 
-def read_manifest(path: Path) -> list[Row]:
-    """Read what `write_manifest` wrote."""
+def read_manifest(path: Path, num_classes: int | None = None) -> list[Row]:
+    """Read what `write_manifest` wrote; labels below `num_classes` if that is given."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             header, *lines = csv.reader(file)
@@ -94,7 +94,18 @@ def read_manifest(path: Path) -> list[Row]:
     for number, line in enumerate(lines, start=2):
         if len(line) != 2 or not line[1].isdecimal():
             raise UserError(f"{path}:{number}: {','.join(line)!r} is no source and label")
-        rows.append(Row(line[0], int(line[1])))
+        row = Row(line[0], int(line[1]))
+        if num_classes is not None and row.label >= num_classes:
+            raise UserError(f"{path}:{number}: label {row.label}, but the model tells {num_classes} apart")
+        rows.append(row)
     if not rows:
         raise UserError(f"{path}: lists no images")
     return rows
+
+
+def spread(rows: Sequence[Row], count: int, option: str, path: Path) -> list[Row]:
+    """`count` rows of the manifest at `path` at equal distances: a sorted one begins with one class."""
+    at_least(1, count, option)
+    if count > len(rows):
+        raise UserError(f"{option} {count}: {path} lists {len(rows)} images")
+    return list(rows[:: len(rows) // count][:count])

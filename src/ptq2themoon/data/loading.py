@@ -16,7 +16,7 @@ from ptq2themoon.data.files import Row
 from ptq2themoon.data.images import UnreadableImage
 from ptq2themoon.data.preprocessing import Preprocessing
 from ptq2themoon.data.sources import ArraySource, Source
-from ptq2themoon.errors import UserError
+from ptq2themoon.errors import UserError, at_least
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -82,6 +82,7 @@ def batches(
     threads: int | None = None,
 ) -> Batches:
     """The images of a manifest; `threads` decode them (all cores of the process by default)."""
+    at_least(1, batch_size, "batch size")
     return Batches(rows, source, preprocessing, batch_size, thread_count(threads))
 
 
@@ -103,6 +104,7 @@ class CalibrationBatches:
 
 def calibration_batches(path: Path, preprocessing: Preprocessing, batch_size: int) -> CalibrationBatches:
     """The images of a drawn calibration set, in the order of the draw."""
+    at_least(1, batch_size, "batch size")
     source = ArraySource(path)
     size = list(preprocessing.input_size)
     if source.shape[1:] != size:

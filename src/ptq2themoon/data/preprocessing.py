@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -84,7 +85,9 @@ class Preprocessing:
         if size[0] not in MODES:
             raise UserError(f"{where}.input_size: {size[0]} channels; 1 (grey) or 3 (RGB) can be read")
         for name, value in (("mean", self.mean), ("std", self.std)):
-            numbers = isinstance(value, tuple) and all(isinstance(v, int | float) for v in value)
+            numbers = isinstance(value, tuple) and all(
+                isinstance(v, int | float) and math.isfinite(v) for v in value
+            )
             if not numbers or len(value) != size[0] or (name == "std" and min(value) <= 0):
                 raise UserError(
                     f"{where}.{name}: {value!r} does not give a number for each of {size[0]} channels"
@@ -95,7 +98,7 @@ class Preprocessing:
         ):
             if choice not in valid:
                 raise UserError(f"{where}.{name}: {choice!r} is unknown; {nearest(choice, valid)}")
-        if not isinstance(self.crop_pct, int | float) or not self.crop_pct > 0:
+        if not isinstance(self.crop_pct, int | float) or not 0 < self.crop_pct < math.inf:
             raise UserError(f"{where}.crop_pct: {self.crop_pct!r} is no number above 0")
 
     @cached_property

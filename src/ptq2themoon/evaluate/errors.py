@@ -44,14 +44,16 @@ def sqnr_db(nsr: float) -> float:
 class ErrorMeter:
     """Accumulates the figures of `per_image` over batches."""
 
-    values: list[dict[str, Tensor]] = field(default_factory=list)
+    # Floats, not tensors: small tensors that live long keep the freed large ones between them unusable.
+    values: dict[str, list[float]] = field(default_factory=lambda: {figure: [] for figure in FIGURES})
 
     def add(self, quantized: Tensor, reference: Tensor) -> None:
-        self.values.append({k: v.cpu() for k, v in per_image(quantized, reference).items()})
+        for figure, values in per_image(quantized, reference).items():
+            self.values[figure] += values.tolist()
 
     def images(self, figure: str) -> Tensor:
         """One figure of every image seen, in order."""
-        return torch.cat([value[figure] for value in self.values])
+        return torch.tensor(self.values[figure], dtype=torch.float64)
 
     def summary(self) -> dict[str, float]:
         """Means over all images, and `sqnr_db` of the mean nsr."""

@@ -44,8 +44,8 @@ def load_model(spec: Source) -> nn.Module:
     set_fused_attn(False)
     try:
         model = timm.create_model(spec.source, pretrained=spec.checkpoint is None, **spec.arguments)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # whatever a model's own code, a hub or a broken file raises
+        reason = _reason(error)
         hint = "; without a network give `checkpoint: FILE.safetensors`" if isinstance(error, OSError) else ""
         raise UserError(f"model {spec.source!r}: timm cannot make it ({reason}){hint}") from None
     if spec.checkpoint is not None:
@@ -81,7 +81,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path}: not readable as weights ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: not readable as weights ({_reason(error)})") from None
     for key in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -108,9 +108,7 @@ def export(model: nn.Module, spec: Source, opset: int, path: Path) -> dict[str, 
                 dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
             )  # fmt: skip
     except Exception as error:
-        raise UserError(
-            f"model {spec.source!r}: torch.onnx.export failed ({str(error).splitlines()[0]})"
-        ) from error
+        raise UserError(f"model {spec.source!r}: torch.onnx.export failed ({_reason(error)})") from error
     onnx.checker.check_model(path, full_check=True)
     with torch.inference_mode():
         expected = model(images).numpy()
@@ -137,6 +135,11 @@ def _facts(
         "max_abs_logit_difference": difference,
         "check": {"images": CHECK_IMAGES, "seed": 0, "logits": logits.tolist()},
     }
+
+
+def _reason(error: Exception) -> str:
+    """First line of a message that may have none."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].removesuffix(": ")
 
 
 def _plain(value: Any) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
+from onnx import NodeProto
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.editing import Shapes, tensor_shapes
+from ptq2themoon.graph.files import read_graph
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def read_nodes(path: Path) -> dict[str, Node]:
     Raises:
         UserError: a tensor whose rank shape inference cannot tell.
     """
-    model = onnx.load(path, load_external_data=False)
+    model = read_graph(path)
     shapes = tensor_shapes(model)
     constants = {tensor.name for tensor in model.graph.initializer}
     return {
@@ -43,7 +44,7 @@ def read_nodes(path: Path) -> dict[str, Node]:
     }
 
 
-def _rank(shapes: Shapes, node: onnx.NodeProto, tensor: str) -> int:
+def _rank(shapes: Shapes, node: NodeProto, tensor: str) -> int:
     if tensor == "":  # an optional input left out
         return 0
     if tensor not in shapes:

@@ -1,0 +1,1 @@
+"""Whether results/ is what params.yaml and the recipes say."""

@@ -1,0 +1,141 @@
+"""All metrics in one table: CSV for programs, Markdown for people, JSON for `dvc metrics diff`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from ptq2themoon.errors import UserError, nearest
+
+FP32 = "fp32"
+# Each with its head in Markdown and the decimals that people read.
+METRICS = {
+    "top1": ("Top-1 (%)", 2),
+    "top1_drop": ("Top-1 drop (points)", 2),
+    "top5": ("Top-5 (%)", 2),
+    "loss": ("Loss", 4),
+    "agreement": ("Agreement with FP32 (%)", 2),
+    "logits_sqnr_db": ("Logits SQNR (dB)", 2),
+    "attention_cosine": ("Attention cosine", 4),
+    "attention_kl": ("Attention KL (nats)", 4),
+}
+KEYS = {
+    "model": "Model",
+    "recipe": "Recipe",
+    "bits": "Bits",
+    "calibration_images": "Calibration images",
+    "seed": "Seed",
+    "images": "Test images",
+}
+COLUMNS = (*KEYS, *METRICS)
+TEXT = ("model", "recipe", "bits")
+NOTHING = "–"
+
+
+class Entry(NamedTuple):
+    """A result and its metrics.json; floating point has recipe and bits `fp32`, no images and no seed."""
+
+    model: str
+    recipe: str
+    bits: str
+    calibration_images: int | None
+    seed: int | None
+    metrics: Path
+
+
+def summarize(entries: Sequence[Entry]) -> pd.DataFrame:
+    """One row an entry, in their order, with `COLUMNS`; `top1_drop` is FP32's top-1 less its own.
+
+    Raises:
+        UserError: a model without floating point, an entry given twice, or a file that holds no metrics.
+    """
+    keys = [entry[:-1] for entry in entries]
+    for index, key in enumerate(keys):
+        if key in keys[:index]:
+            raise UserError(f"{' '.join(map(str, key))}: given twice")
+    rows = [{**entry._asdict(), **_read_metrics(entry.metrics)} for entry in entries]
+    full = {row["model"]: row["top1"] for row in rows if row["recipe"] == FP32}
+    for row in rows:
+        if row["model"] not in full:
+            raise UserError(f"{row['metrics']}: model {row['model']!r} has no fp32 entry to compare with")
+        row["top1_drop"] = round(full[row["model"]] - row["top1"], 8)  # no digits that only rounding made
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.astype(dict.fromkeys(("calibration_images", "seed", "images"), "Int64"))
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+    metrics = {}
+    for key in ("images", *METRICS):
+        if key == "top1_drop":
+            continue
+        if not isinstance(found, dict) or key not in found:
+            raise UserError(f"{path}: no metric {key!r}; {nearest(key, found)}")
+        needed = key in ("images", "top1")
+        value = metrics[key] = found[key]
+        if isinstance(value, bool) or (not isinstance(value, int | float) and (needed or value is not None)):
+            raise UserError(f"{path}: {key}: {value!r} is no number")
+    return metrics
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A table rounded for reading, figures to the right."""
+    heads = {**KEYS, **{name: head for name, (head, _) in METRICS.items()}}
+    columns = [[heads[name], *(_shown(name, value) for value in table[name])] for name in COLUMNS]
+    widths = [max(map(len, column)) for column in columns]
+    lines = [
+        "| " + " | ".join(_aligned(*cell) for cell in zip(COLUMNS, line, widths, strict=True)) + " |"
+        for line in zip(*columns, strict=True)
+    ]
+    rule = [
+        "-" * width if name in TEXT else "-" * (width - 1) + ":"
+        for name, width in zip(COLUMNS, widths, strict=True)
+    ]
+    return "\n".join([lines[0], "| " + " | ".join(rule) + " |", *lines[1:]]) + "\n"
+
+
+def _aligned(name: str, text: str, width: int) -> str:
+    return text.ljust(width) if name in TEXT else text.rjust(width)
+
+
+def _shown(name: str, value: Any) -> str:
+    if pd.isna(value):
+        return NOTHING
+    if name in METRICS:
+        text = f"{value:.{METRICS[name][1]}f}"
+        return text.lstrip("-") if float(text) == 0 else text  # no -0.00
+    return str(value)
+
+
+def to_nested(table: pd.DataFrame) -> dict[str, Any]:
+    """{model: {"fp32": {metric: value}, recipe: {"w8a8-n256-s0": {…}}}}; unknown values are left out."""
+    nested: dict[str, Any] = {}
+    for row in table.to_dict("records"):
+        metrics = {name: float(row[name]) for name in METRICS if not pd.isna(row[name])}
+        recipes = nested.setdefault(row["model"], {})
+        if row["recipe"] == FP32:
+            recipes[FP32] = metrics
+        else:
+            key = f"{row['bits']}-n{row['calibration_images']}-s{row['seed']}"
+            recipes.setdefault(row["recipe"], {})[key] = metrics
+    return nested
+
+
+def parse_entry(values: Iterable[str]) -> Entry:
+    """`MODEL RECIPE BITS N SEED METRICS.json` as the command line gives it; `-` for FP32's N and SEED."""
+    model, recipe, bits, images, seed, metrics = values
+    for text in (images, seed):
+        if (text == "-") != (recipe == FP32):
+            raise UserError(f"--entry {model} {recipe}: {text!r}; fp32, and only fp32, has '-' here")
+        if text != "-" and not text.isdecimal():
+            raise UserError(f"--entry {model} {recipe}: {text!r} is no number")
+    if recipe == FP32:
+        return Entry(model, recipe, bits, None, None, Path(metrics))
+    return Entry(model, recipe, bits, int(images), int(seed), Path(metrics))

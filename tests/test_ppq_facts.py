@@ -1,0 +1,136 @@
+"""What docs/ppq.md says of PPQ beyond what we rely on: its quirks, each shown on a few numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from ptq2themoon.ppq_compat import TensorObserverFactory, core, fake_quantize, ir, parser, ppq
+from ptq2themoon.quantize.calibration import TWO_PASSES
+
+NORMAL = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
+LARGEST = float(np.abs(NORMAL).max())
+
+
+def config(observer: str, bits: int = 8, axis: int | None = None) -> core.TensorQuantizationConfig:
+    """Linear and symmetric, waiting for its scale."""
+    properties = core.QuantizationProperty
+    granularity = properties.PER_TENSOR if axis is None else properties.PER_CHANNEL
+    return core.TensorQuantizationConfig(
+        policy=core.QuantizationPolicy(properties.SYMMETRICAL + properties.LINEAR + granularity),
+        rounding=core.RoundingPolicy.ROUND_HALF_EVEN,
+        num_of_bits=bits,
+        quant_min=-(2 ** (bits - 1)),
+        quant_max=2 ** (bits - 1) - 1,
+        observer_algorithm=observer,
+        channel_axis=axis,
+        state=core.QuantizationStates.INITIAL,
+    )
+
+
+def calibrated(
+    batches: Sequence[np.ndarray], observer: str, bits: int = 8, axis: int | None = None
+) -> core.TensorQuantizationConfig:
+    """The configuration with the scale that an observer finds, in as many passes as it needs."""
+    found = config(observer, bits, axis)
+    watching = TensorObserverFactory.build_observer(ir.Variable("x"), found)
+    for _ in range(2 if observer in TWO_PASSES else 1):
+        for batch in batches:
+            watching.observe(torch.from_numpy(batch))
+        watching.render_quantization_config()
+    return found
+
+
+def clip(observer: str, bits: int) -> float:
+    """The largest value that a scale leaves, as a fraction of the largest there is."""
+    return float(calibrated([NORMAL], observer, bits).scale) * (2**bits - 1) / 2 / LARGEST
+
+
+def loss(found: core.TensorQuantizationConfig) -> float:
+    """Mean squared error, as a fraction of the mean square."""
+    x = torch.from_numpy(NORMAL)
+    return float((fake_quantize(x, found) - x).square().mean() / x.square().mean())
+
+
+def test_the_largest_value_falls_between_two_steps_and_is_clipped_by_half_a_step() -> None:
+    found = calibrated([np.float32([-0.5, 255])], "minmax")
+    assert found.scale == 2  # 255 is 127.5 steps of 2; there are 127
+    assert fake_quantize(torch.tensor([255.0, -255.0]), found).tolist() == [254, -256]
+
+
+def test_percentile_depends_on_how_images_are_batched_and_minmax_does_not() -> None:
+    halves = np.split(NORMAL, 2)
+    assert calibrated(halves, "minmax").scale == calibrated([NORMAL], "minmax").scale
+    assert calibrated(halves, "percentile").scale != calibrated([NORMAL], "percentile").scale
+    # In batches so small that the percentile leaves out nothing it is the mean of their largest values.
+    wanted = max(np.mean([part.max() for part in np.split(NORMAL, 50)]), 0)
+    lowest = np.mean([part.min() for part in np.split(NORMAL, 50)])
+    found = calibrated(np.split(NORMAL, 50), "percentile").scale
+    assert float(found) == pytest.approx(2 * max(wanted, -lowest) / 255, rel=1e-5)
+
+
+@pytest.mark.parametrize("observer", ["percentile", "kl", "mse"])
+def test_only_minmax_works_per_channel(observer: str) -> None:
+    with pytest.raises((PermissionError, ValueError)):
+        calibrated([NORMAL.reshape(-1, 10)], observer, axis=1)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_kl_collapses_below_five_bits(bits: int) -> None:
+    """Its first candidate, a few bins around zero, has no KL divergence (0/0) and is taken."""
+    assert clip("kl", bits) < 0.01
+    assert loss(calibrated([NORMAL], "kl", bits)) > 0.95  # hardly anything is left
+
+
+@pytest.mark.parametrize("bits", [5, 6, 7, 8])
+def test_kl_is_of_use_from_five_bits_on(bits: int) -> None:
+    assert clip("kl", bits) > 0.5
+    assert loss(calibrated([NORMAL], "kl", bits)) < 0.01
+
+
+def test_mse_tries_eighths_of_the_largest_value_at_eight_bits() -> None:
+    eighths = clip("mse", 8) * 8
+    assert eighths == pytest.approx(round(eighths), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "matmul", "gemm"),
+    [
+        ("TensorRTQuantizer", 0, 0),
+        ("OpenvinoQuantizer", 0, 0),
+        ("OnnxruntimeQuantizer", None, 0),
+    ],
+)
+def test_weight_axis_of_ppq_s_own_quantizers(
+    name: str, matmul: int | None, gemm: int, tmp_path: Path
+) -> None:
+    """Axis 0: of MatMul's [in, out] weight the input channel, of Gemm's [out, in] (transB) the output."""
+    weights = {"w": np.ones((6, 4), np.float32), "v": np.ones((5, 4), np.float32)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="matmul"),
+        helper.make_node("Gemm", ["h", "v"], ["y"], name="gemm", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 6])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 5])],
+        [numpy_helper.from_array(value, key) for key, value in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), tmp_path / "two.onnx")
+    loaded = parser.OnnxParser().build(str(tmp_path / "two.onnx"))
+    own = getattr(ppq.quantization.quantizer, name)(loaded)
+    for operator, axis in (("matmul", matmul), ("gemm", gemm)):
+        weight = own.init_quantize_config(loaded.operations[operator]).input_quantization_config[1]
+        per_channel = weight.policy.has_property(core.QuantizationProperty.PER_CHANNEL)
+        assert (weight.channel_axis if per_channel else None) == axis
+
+
+def test_opsets_are_not_checked_unless_asked() -> None:
+    assert not core.STRICT_OPSET_CHECKING

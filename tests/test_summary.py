@@ -1,0 +1,160 @@
+"""The summary: its table, what people read, what DVC compares, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ptq2themoon.errors import UserError
+from ptq2themoon.plots.inputs import read_table
+from ptq2themoon.plots.top1 import COLUMNS as PLOTTED
+from ptq2themoon.summary import COLUMNS, NOTHING, Entry, parse_entry, summarize, to_markdown, to_nested
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOAT = {
+    "images": 3000,
+    "top1": 91.5,
+    "top5": 100.0,
+    "loss": 0.22862961207867802,
+    "agreement": 100.0,
+    "logits_nsr": None,
+    "logits_sqnr_db": None,
+    "attention_cosine": None,
+    "attention_kl": None,
+}
+QUANTIZED = {
+    **FLOAT,
+    "top1": 91.43333333333334,
+    "agreement": 99.15,
+    "logits_nsr": 0.00133,
+    "logits_sqnr_db": 28.74564257373864,
+    "attention_cosine": 0.9938348290920258,
+    "attention_kl": 0.14976362116795858,
+}
+
+
+@pytest.fixture
+def entries(tmp_path: Path) -> list[Entry]:
+    """Two models; the first with two seeds of a recipe."""
+
+    def entry(metrics: dict[str, Any], *key: Any) -> Entry:
+        path = tmp_path / f"{'-'.join(map(str, key))}.json"
+        path.write_text(json.dumps(metrics))
+        return Entry(*key, path)
+
+    return [
+        entry(FLOAT, "demo", "fp32", "fp32", None, None),
+        entry(QUANTIZED, "demo", "vanilla", "w8a8", 256, 0),
+        entry({**QUANTIZED, "top1": 91.50001}, "demo", "vanilla", "w8a8", 256, 1),
+        entry({**QUANTIZED, "attention_kl": None}, "swin", "vanilla", "w4a8", 32, 0),
+        entry({**FLOAT, "top1": 80.0}, "swin", "fp32", "fp32", None, None),
+    ]
+
+
+def test_the_table_has_the_drop_from_the_same_models_floating_point(entries: list[Entry]) -> None:
+    table = summarize(entries)
+    assert tuple(table.columns) == COLUMNS
+    assert table["top1_drop"].tolist() == [0, 0.06666667, -0.00001, -11.43333333, 0]
+    assert table["seed"].tolist() == [pd.NA, 0, 1, 0, pd.NA]
+
+
+def test_markdown_is_rounded_for_reading(entries: list[Entry]) -> None:
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in to_markdown(summarize(entries)).splitlines()
+    ]
+    heads, rule, full, first, second, *_ = (dict(zip(COLUMNS, line, strict=True)) for line in lines)
+    assert heads["top1_drop"] == "Top-1 drop (points)"
+    assert heads["attention_kl"] == "Attention KL (nats)"
+    assert rule["loss"].endswith("-:")
+    assert not rule["recipe"].endswith(":")
+    assert (full["top1"], full["seed"], full["logits_sqnr_db"]) == ("91.50", NOTHING, NOTHING)
+    assert (first["top1"], first["top1_drop"], first["loss"], first["seed"]) == (
+        "91.43",
+        "0.07",
+        "0.2286",
+        "0",
+    )
+    assert second["top1_drop"] == "0.00"
+    assert len({len(line) for line in to_markdown(summarize(entries)).splitlines()}) == 1
+
+
+def test_json_nests_by_model_recipe_and_key_without_nulls(entries: list[Entry]) -> None:
+    nested = to_nested(summarize(entries))
+    assert nested["demo"]["fp32"] == {
+        "top1": 91.5, "top1_drop": 0.0, "top5": 100.0, "loss": FLOAT["loss"], "agreement": 100.0
+    }  # fmt: skip
+    assert set(nested["demo"]["vanilla"]) == {"w8a8-n256-s0", "w8a8-n256-s1"}
+    assert nested["demo"]["vanilla"]["w8a8-n256-s0"]["logits_sqnr_db"] == QUANTIZED["logits_sqnr_db"]
+    assert "attention_kl" not in nested["swin"]["vanilla"]["w4a8-n32-s0"]
+    assert "null" not in json.dumps(nested)
+
+
+def test_a_model_needs_floating_point(entries: list[Entry]) -> None:
+    with pytest.raises(UserError, match=r"0\.json: model 'demo' has no fp32 entry"):
+        summarize(entries[1:])
+
+
+def test_an_entry_stands_once(entries: list[Entry]) -> None:
+    with pytest.raises(UserError, match="demo vanilla w8a8 256 0: given twice"):
+        summarize([*entries, entries[1]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a readable JSON file"),
+        ("[]", "no metric 'images'"),
+        (json.dumps({**FLOAT, "loss": "low"}), "loss: 'low' is no number"),
+        (json.dumps({**FLOAT, "top1": None}), "top1: None is no number"),
+        (
+            json.dumps({("agreements" if k == "agreement" else k): v for k, v in FLOAT.items()}),
+            "'agreements'?",
+        ),
+    ],
+)
+def test_files_without_metrics_are_refused(entries: list[Entry], text: str, message: str) -> None:
+    entries[0].metrics.write_text(text)
+    with pytest.raises(UserError) as error:
+        summarize(entries)
+    assert message in str(error.value)
+    assert str(entries[0].metrics) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values", ["m fp32 fp32 256 0 f", "m vanilla w8a8 - 0 f", "m vanilla w8a8 256 -1 f", "m fp32 fp32 - 0 f"]
+)
+def test_bad_entries_are_refused(values: str) -> None:
+    with pytest.raises(UserError, match="--entry m"):
+        parse_entry(values.split())
+
+
+def test_the_script_writes_three_forms_of_one_table(entries: list[Entry], tmp_path: Path) -> None:
+    outputs = {kind: tmp_path / f"summary.{kind}" for kind in ("csv", "md", "json")}
+    arguments = [f"--out-{kind}={path}" for kind, path in outputs.items()]
+    for entry in entries:
+        arguments += ["--entry", *("-" if value is None else str(value) for value in entry)]
+    script = [sys.executable, str(ROOT / "workflow/scripts/summarize.py")]
+    subprocess.run([*script, *arguments], check=True)
+    table = read_table(outputs["csv"], PLOTTED)
+    assert tuple(table.columns) == COLUMNS
+    assert table["calibration_images"].isna().tolist() == [True, False, False, False, True]
+    assert (
+        outputs["csv"]
+        .read_text()
+        .splitlines()[2]
+        .startswith("demo,vanilla,w8a8,256,0,3000,91.433333,0.06666")
+    )
+    assert outputs["md"].read_text() == to_markdown(summarize(entries))
+    assert json.loads(outputs["json"].read_text()) == to_nested(summarize(entries))
+    recorded = json.loads((tmp_path / "summary.sidecar.json").read_text())
+    assert recorded["parameters"]["entries"][:2] == [
+        ["demo", "fp32", "fp32", None, None], ["demo", "vanilla", "w8a8", 256, 0]
+    ]  # fmt: skip
+    assert list(recorded["inputs"]) == [entry.metrics.as_posix() for entry in entries]

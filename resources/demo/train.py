@@ -8,6 +8,7 @@ Not part of the default run. Reads the four IDX files of Fashion-MNIST (Debian p
     card.json                                    data, recipe, seed, date, top-1 on all test images
 
 Resumable: after each epoch the whole state goes to --state; the same command goes on from there.
+README.md tells how the embedded model was made.
 
     python resources/demo/train.py --data /usr/share/datasets/fashion-mnist --out resources/demo
 """
@@ -15,22 +16,26 @@ Resumable: after each epoch the whole state goes to --state; the same command go
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import math
 import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import timm
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+
+from ptq2themoon.data.idx import read_idx
+from ptq2themoon.device import resolve_device
+from ptq2themoon.plots import style
+from ptq2themoon.stage import run, write_json
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 MODEL_ARGS = {"img_size": 28, "patch_size": 4, "in_chans": 1}
@@ -51,17 +56,6 @@ PRETRAINED_CFG = {
     "classifier": "head",
     "label_names": CLASSES,
 }
-
-
-def read_idx(folder: Path, name: str) -> np.ndarray:
-    """Read one IDX file (plain or .gz) of unsigned bytes; shape from its header."""
-    plain, packed = folder / name, folder / f"{name}.gz"
-    if not plain.exists() and not packed.exists():
-        raise SystemExit(f"{plain}: not found, nor its .gz; --data names the folder of the IDX files")
-    raw = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
-    dims = raw[3]
-    shape = np.frombuffer(raw, dtype=">i4", count=dims, offset=4)
-    return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dims).reshape(shape).copy()
 
 
 def load_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
@@ -98,10 +92,6 @@ def lr_factor(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 @torch.no_grad()
@@ -142,7 +132,7 @@ def train_epoch(
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * factor
         x = augment(images[index], generator).to(device)
-        with autocast(device):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
             loss = F.cross_entropy(forward(x), labels[index].to(device))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -155,6 +145,7 @@ def train_epoch(
 
 
 def save_state(path: Path, model: nn.Module, optimizers: list, log: list[dict]) -> None:
+    """All that a run needs to go on, in place of the last one as a whole."""
     temporary = path.with_suffix(".tmp")
     states = [o.state_dict() for o in optimizers]
     torch.save({"model": model.state_dict(), "optimizers": states, "log": log}, temporary)
@@ -172,24 +163,24 @@ def load_state(path: Path, model: nn.Module, optimizers: list) -> list[dict]:
     return state["log"]
 
 
-def plot_log(log: pd.DataFrame, path: Path) -> None:
-    import matplotlib
+def plot_log(log: pd.DataFrame, patch_drop_epochs: int, path: Path) -> None:
+    """Loss and top-1 by epoch; a line ends the epochs on half of the patches."""
+    with style.context():
+        figure = Figure(figsize=(8, 3), layout="constrained")
+        panels = [("train_loss", "training loss"), ("test_top1", "top-1, first 2,000 test images (%)")]
+        for axes, (column, label) in zip(figure.subplots(1, 2), panels, strict=True):
+            axes.plot(log["epoch"], log[column], marker="o", color=style.COLOURS[0])
+            axes.set(xlabel="epoch", ylabel=label)
+            axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+            axes.grid(axis="y")
+            if 0 < patch_drop_epochs < len(log):
+                axes.axvline(patch_drop_epochs + 0.5, color=style.LIGHT_GREY, linestyle=":")
+                where, at = (patch_drop_epochs + 0.4, 0.5), ("data", "axes fraction")
+                axes.annotate("half of the patches", where, xycoords=at, ha="right", color=style.GREY)
+        figure.savefig(path, dpi=150, metadata={"Software": None})
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    left.plot(log["epoch"], log["train_loss"], marker="o")
-    left.set(xlabel="epoch", ylabel="training loss (cross-entropy)")
-    right.plot(log["epoch"], log["test_top1"], marker="o", color="tab:green")
-    right.set(xlabel="epoch", ylabel="top-1 on 2,000 test images (%)")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(path, dpi=150)
-
-
-def export(model: nn.Module, log: list[dict], out: Path) -> None:
+def export(model: nn.Module, log: list[dict], patch_drop_epochs: int, out: Path) -> None:
     """Weights as float16 (rounded in place, so that the reported top-1 is the file's), log and curve."""
     (out / "model").mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items()}
@@ -201,10 +192,10 @@ def export(model: nn.Module, log: list[dict], out: Path) -> None:
         "model_args": MODEL_ARGS,
         "pretrained_cfg": PRETRAINED_CFG,
     }
-    (out / "model" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(out / "model" / "config.json", config)
     table = pd.DataFrame(log)
     table.to_csv(out / "training.csv", index=False)
-    plot_log(table, out / "training.png")
+    plot_log(table, patch_drop_epochs, out / "training.png")
 
 
 def write_card(args: argparse.Namespace, test_top1: float, seconds: float, device: torch.device) -> None:
@@ -226,7 +217,7 @@ def write_card(args: argparse.Namespace, test_top1: float, seconds: float, devic
         "timm": timm.__version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
-    (args.out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    write_json(args.out / "card.json", card)
 
 
 def parse_args() -> argparse.Namespace:
@@ -242,14 +233,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="torch.compile: faster, not bit-equal")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    available = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(available if args.device == "auto" else args.device)
+    device = torch.device(resolve_device(args.device))
     torch.manual_seed(args.seed)
     model = timm.create_model(ARCHITECTURE, num_classes=10, patch_drop_rate=0.5, **MODEL_ARGS).to(device)
     optimizers = make_optimizers(model, args.lr)
@@ -264,11 +254,11 @@ def main() -> None:
         log.append(row)
         save_state(args.state, model, optimizers, log)
         print({k: round(v, 4) for k, v in row.items()}, flush=True)
-    export(model, log, args.out)
+    export(model, log, args.patch_drop_epochs, args.out)
     final = top1(model, *test, device)
     write_card(args, final, sum(row["seconds"] for row in log), device)
     print(f"top-1 on all 10,000 test images: {final:.2f} %")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

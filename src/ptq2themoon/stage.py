@@ -132,9 +132,9 @@ def _as_others_are_made(path: Path) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage's `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    """Run a stage's `main`; what the user can mend becomes a line on stderr for each thing, and status 2."""
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
         raise SystemExit(2) from None

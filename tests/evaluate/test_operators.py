@@ -155,7 +155,8 @@ def meters_of(nsr: Callable[[int, int], float], operators: int, count: int) -> M
     """Meters whose nsr of image i at operator k is given."""
     meters = {f"op{k}": ErrorMeter() for k in range(operators)}
     for k, meter in enumerate(meters.values()):
-        meter.values = dict.fromkeys(FIGURES, [nsr(i, k) for i in range(count)])
+        values = [nsr(i, k) for i in range(count)]
+        meter.values = dict.fromkeys(FIGURES, values)
     return meters
 
 

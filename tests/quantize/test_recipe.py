@@ -300,6 +300,17 @@ def test_the_observer_in_force_counts_wherever_it_was_set(tmp_path: Path) -> Non
     assert "norm (output) has 'kl' from base.yaml: rules[0].observer" in refusal(path)
 
 
+def test_kl_is_refused_where_it_does_not_work(tmp_path: Path) -> None:
+    """From five bits on it is of use; the bits of params.yaml decide."""
+    recipe = load_recipe(write(tmp_path, "base", base({"select": {"role": "fc1"}, "observer": "kl"})))
+    fc1 = Operator("", "", "fc1", 3)
+    assert recipe.spec(fc1, "output", 4, 5).observer == "kl"
+    with pytest.raises(
+        UserError, match=r"base.yaml: rules\[0\].observer: .* fc1 in block 3 \(weight\) has 4; "
+    ):
+        recipe.spec(fc1, "weight", 4, 5)
+
+
 def test_a_later_rule_may_settle_a_contradiction(tmp_path: Path) -> None:
     channel = {"select": {"role": "norm1"}, "granularity": "per-channel"}
     load_recipe(write(tmp_path, "later", base(channel, {"select": {"role": "norm1"}, "observer": "minmax"})))

@@ -12,7 +12,6 @@ from ptq2themoon.errors import UserError
 from ptq2themoon.quantize.recipe import load_recipe
 
 PACKAGE = Path(workflow.basedir, "src/ptq2themoon")
-CHECK = "n16-s0"  # the images that the fused graph is checked on
 FIGURES = ("top1", "errors_along_network", "attention_overview", "attention_heads")
 
 
@@ -29,6 +28,9 @@ PARAMS = checked(lambda: Params.from_mapping(config, ", ".join(map(str, workflow
 # What is quantized and how often: (recipe, bits, calibration images, seed).
 RUNS = list(product(PARAMS.recipes, PARAMS.bits, [PARAMS.calibration.images], PARAMS.calibration.seeds))
 KEYS = {run: f"{run[1]}-n{run[2]}-s{run[3]}" for run in RUNS}
+
+# The draw of images that the fused graph is checked on.
+CHECK = f"n{min(16, PARAMS.calibration.images)}-s0"
 
 # Cores of a job that runs a model: those of this machine shared by the runs; on a cluster, a few.
 SHARE = max(1, workflow.cores // len(RUNS)) if workflow.cores else 4
@@ -167,6 +169,7 @@ def shown(name, label):
         f"results/{{model}}/figures/{name}.png",
         caption=f"../report/{name}.rst",
         category="{model}",
+        subcategory="Figures",
         labels={"figure": label},
     )
 

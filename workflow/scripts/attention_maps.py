@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 import torch
 
-from ptq2themoon.data import Preprocessing, open_source, read_info, read_manifest, spread
+from ptq2themoon.data import Preprocessing, Row, open_source, read_info, read_manifest, spread
 from ptq2themoon.device import resolve_device
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.attention import attention_spec, class_token_attention, save_maps
@@ -35,6 +36,17 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def of_many_classes(manifest: list[Row], count: int, path: Path) -> list[Row]:
+    """`count` rows, no class twice before every class was there once."""
+    seen: Counter[int] = Counter()
+    rounds: list[tuple[int, int, Row]] = []
+    for row in manifest:
+        rounds.append((seen[row.label], row.label, row))
+        seen[row.label] += 1
+    first = [row for *_, row in sorted(rounds)][: max(count, len(seen))]
+    return spread(first, count, "--images", path)
+
+
 def main() -> None:
     args = parse_args()
     device = resolve_device(args.device)
@@ -56,7 +68,7 @@ def main() -> None:
             raise UserError(
                 f"{args.fusion}: the model has no class token; it has no class-token attention to plot"
             )
-        rows = spread(read_manifest(args.manifest), args.images, "--images", args.manifest)
+        rows = of_many_classes(read_manifest(args.manifest), args.images, args.manifest)
         preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
         check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
         source = open_source(args.kind, args.source)

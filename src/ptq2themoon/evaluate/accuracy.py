@@ -28,7 +28,7 @@ class _Counter:
     loss: float = 0.0
 
     def add(self, logits: Tensor, reference: Tensor, labels: Tensor) -> None:
-        if not bool(torch.isfinite(logits).all()):
+        if not bool((torch.isfinite(logits) & torch.isfinite(reference)).all()):
             raise UserError("the model gives logits that are not finite")
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = ranked == labels[:, None]

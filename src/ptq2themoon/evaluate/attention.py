@@ -82,7 +82,12 @@ def save_maps(
     """Write uint8 `images` [N, C, H, W] and `attention` [N, heads, patches] with what they show.
 
     safetensors orders metadata at random; it is put in sorted here, so that equal maps are equal bytes.
+
+    Raises:
+        UserError: attention that is not finite.
     """
+    if not bool(torch.isfinite(attention).all()):
+        raise UserError("the model gives attention that is not finite")
     metadata = {
         "grid": "x".join(map(str, spec.grid)),
         "block": str(spec.block),

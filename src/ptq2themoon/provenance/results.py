@@ -13,7 +13,6 @@ from ptq2themoon.data import FolderSource
 from ptq2themoon.data.draw import EVALUATION_SEED
 from ptq2themoon.quantize.recipe import Recipe, load_recipe
 
-CHECK = (16, 0)  # images and seed of the draw that the fused graph is checked on
 ANY = object()
 """A value that the stage records and params.yaml does not decide."""
 
@@ -82,7 +81,7 @@ class ModelResults:
 
     def before_summary(self) -> Iterator[Result]:
         yield self.export()
-        for images, seed in dict.fromkeys([CHECK, *((run.images, run.seed) for run in self.runs)]):
+        for images, seed in dict.fromkeys([self._check, *((run.images, run.seed) for run in self.runs)]):
             yield self.draw_calibration(images, seed)
         yield self.fuse()
         yield self.list_evaluation()
@@ -145,6 +144,11 @@ class ModelResults:
         return [self._folder(run) for run in (None, *self.runs)]
 
     @property
+    def _check(self) -> tuple[int, int]:
+        """Number and seed of the images that the fused graph is checked on."""
+        return min(16, self.params.calibration.images), 0
+
+    @property
     def _device(self) -> Any:
         return ANY if self.params.device == "auto" else self.params.device
 
@@ -194,7 +198,7 @@ class ModelResults:
         return Result("draw_calibration", outputs, inputs, parameters, seed=seed)
 
     def fuse(self) -> Result:
-        inputs = [self.heavy / "model.onnx", self.info, self._calibration(*CHECK)]
+        inputs = [self.heavy / "model.onnx", self.info, self._calibration(*self._check)]
         return Result("fuse", self.fused[:2], inputs, {"check_images": ANY})
 
     def list_evaluation(self) -> Result:

@@ -34,6 +34,8 @@ __all__ = [
     "Role", "TensorSpec", "load_recipe",
 ]  # fmt: skip
 
+KL_BITS = 5  # with fewer, PPQ's observer clips nearly everything
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -130,12 +132,17 @@ class Recipe:
                 values |= located.rule.settings
                 origins |= {name: located.at(name) for name in located.rule.settings}
         spec = TensorSpec(**values)
+        where = operator.role or operator.name
+        where += f"{'' if operator.block is None else f' in block {operator.block}'} ({operand})"
         if spec.quantize and spec.granularity == "per-channel" and spec.observer != "minmax":
-            where = operator.role or operator.name
-            where += "" if operator.block is None else f" in block {operator.block}"
             raise UserError(
                 f"{origins['granularity']}: per-channel works only with observer minmax, but "
-                f"{where} ({operand}) has {spec.observer!r} from {origins['observer']}"
+                f"{where} has {spec.observer!r} from {origins['observer']}"
+            )
+        if spec.quantize and spec.observer == "kl" and spec.bits < KL_BITS:
+            raise UserError(
+                f"{origins['observer']}: observer kl works from {KL_BITS} bits on, "
+                f"but {where} has {spec.bits}; minmax, percentile and mse have no such limit"
             )
         return spec
 

@@ -1,0 +1,114 @@
+"""The pages of docs/: their recipes load, their error messages are real, their links and paths exist."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ptq2themoon.config import Params
+from ptq2themoon.errors import UserError
+from ptq2themoon.graph.operators import ROLES, Operator
+from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.quantize.recipe_file import Defaults, RecipeFile, Rule, Select
+from ptq2themoon.validation import read_yaml
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "resources/demo/README.md"]
+RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+# As in a ViT of 12 blocks with query, key and value from one layer.
+OUTSIDE = ("patch_embed", "pos_add", "norm", "head")
+INSIDE = [role for role in ROLES if role not in (*OUTSIDE, "q", "k", "v", "other")]
+OPERATORS = [Operator(role, "", role) for role in OUTSIDE]
+OPERATORS += [Operator(f"blocks.{block}.{role}", "", role, block) for block in range(12) for role in INSIDE]
+
+
+def blocks(page: str, kind: str) -> list[str]:
+    """The fenced blocks of a kind, such as `yaml`; indentation of a block in a list removed."""
+    found = re.findall(rf"^( *)```{kind}\n(.*?)^ *```$", page, flags=re.M | re.S)
+    return [re.sub(rf"^{indent}", "", text, flags=re.M) for indent, text in found]
+
+
+def relative(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of recipes/ in the working directory, by its relative name."""
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    return Path("recipes")
+
+
+@pytest.mark.parametrize("text", blocks(RECIPES, "yaml"))
+def test_recipes_of_the_docs_load(text: str, recipes: Path) -> None:
+    path = recipes / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    recipe = load_recipe(path)
+    recipe.check(OPERATORS)
+    assert recipe.description
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), re.findall(r"```yaml refused\n(.*?)```\n```text\n(.*?)```", RECIPES, re.S)
+)
+def test_messages_of_the_docs_are_real(text: str, said: str, recipes: Path) -> None:
+    path = recipes / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        load_recipe(path).check(OPERATORS)
+    assert str(error.value) == said.rstrip("\n")
+
+
+def test_the_parameters_of_the_docs_are_valid(recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (recipes / "mine.yaml").write_text(blocks(RECIPES, "yaml")[0], encoding="utf-8")
+    (changes,) = blocks(RECIPES, "yaml params")
+    there = recipes.absolute()
+    monkeypatch.chdir(ROOT)  # where the default's model lies
+    mapping = {**read_yaml(ROOT / "params.yaml"), **yaml.safe_load(changes)}
+    assert Params.from_mapping(mapping, "docs", there).recipes == ["vanilla", "mine"]
+
+
+def test_every_key_and_role_is_described() -> None:
+    keys = {key for model in (RecipeFile, Defaults, Rule, Select) for key in model.model_fields}
+    assert sorted(key for key in keys if f"`{key}`" not in RECIPES) == []
+    assert sorted(role for role in ROLES if not re.search(rf"\b{role}\b", RECIPES)) == []
+
+
+# Links and paths ----------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+TOP = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"results", "logs", "benchmarks"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_paths_in_backticks_exist(page: Path) -> None:
+    """Those that begin with a folder of the repository; but for placeholders and what a run makes."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    missing = []
+    for path in re.findall(r"`([^`\s]+/[^`\s]*)`", text):
+        made = re.search(r"[{}*…]", path) or path.partition("/")[0] not in TOP or path == "recipes/mine.yaml"
+        if not made and not (ROOT / path).exists():
+            missing.append(path)
+    assert missing == []

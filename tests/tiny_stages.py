@@ -1,0 +1,200 @@
+"""The stages of the pipeline on a tiny model and the embedded images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from tiny_models import randomised, tiny_module
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "workflow" / "scripts"
+Options = dict[str, Any]
+
+MODEL_ARGS = {
+    "img_size": 28, "patch_size": 4, "in_chans": 1, "num_classes": 10,
+    "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2,
+}  # fmt: skip
+DATA = {"kind": "arrays", "source": "evaluation.safetensors", "manifest": "out/evaluation.csv"}
+GRAPH = {"graph": "out/fused.onnx", "fusion": "out/fusion.json", "info": "out/model.json", "device": "cpu"}
+QPARAMS = {"qparams": ["out/q/qparams.json", "out/q/qparams.safetensors"]}
+FIGURES = [f"{figure}-{kind}" for figure in ("overview", "heads") for kind in ("png", "svg")]
+
+# Script, and a word where it runs twice; options as the rules give them, paths from the working directory.
+# No batch size divides its number of images.
+STAGES: dict[str, Options] = {
+    "export": {"source": "local-dir:weights", "out-model": "out/model.onnx", "out-info": "out/model.json"},
+    "draw_calibration": {
+        "kind": "arrays", "source": "calibration.safetensors", "info": "out/model.json",
+        "images": 24, "seed": 3, "out": "out/calibration.safetensors",
+    },
+    "list_evaluation": {
+        "kind": "arrays", "source": "evaluation.safetensors", "info": "out/model.json",
+        "images": 31, "out": "out/evaluation.csv",
+    },
+    "fuse": {
+        "model": "out/model.onnx", "info": "out/model.json", "images": "out/calibration.safetensors",
+        "check-images": 5, "out": "out/fused.onnx", "out-report": "out/fusion.json",
+    },
+    "calibrate": {
+        **GRAPH, "recipe": "recipes/layernorm.yaml", "bits": "w8a8", "images": "out/calibration.safetensors",
+        "batch-size": 10, "out": "out/q/qparams.json", "out-arrays": "out/q/qparams.safetensors",
+    },
+    "evaluate fp32": {**GRAPH, **DATA, "batch-size": 8, "out": "out/fp32/metrics.json"},
+    "evaluate": {
+        **GRAPH, **DATA, **QPARAMS, "batch-size": 8,
+        "out": "out/q/metrics.json", "out-attention": "out/q/attention.csv",
+    },
+    "operator_errors": {
+        **GRAPH, **DATA, **QPARAMS, "images": 12, "logits-images": 6, "batch-size": 5,
+        "out": "out/q/operators.csv", "out-ranking": "out/q/ranking.json",
+    },
+    "attention_maps fp32": {
+        **GRAPH, **DATA, "recipe": "fp32", "images": 3, "out": "out/fp32/attention_maps.safetensors",
+    },
+    "attention_maps": {
+        **GRAPH, **DATA, **QPARAMS, "recipe": "layernorm", "images": 3,
+        "out": "out/q/attention_maps.safetensors",
+    },
+    "summarize": {
+        "entry": [
+            "tiny fp32 fp32 - - out/fp32/metrics.json",
+            "tiny layernorm w8a8 24 3 out/q/metrics.json",
+        ],
+        **{f"out-{kind}": f"out/summary.{kind}" for kind in ("csv", "md", "json")},
+    },
+    "plot_top1": {
+        "summary": "out/summary.csv", "model": "tiny", "dpi": 60,
+        "out-png": "out/figures/top1.png", "out-svg": "out/figures/top1.svg",
+    },
+    "plot_errors": {
+        "table": "layernorm=out/q/operators.csv", "mode-images": "local=12", "dpi": 60,
+        "out-png": "out/figures/errors.png", "out-svg": "out/figures/errors.svg",
+    },
+    "plot_attention": {
+        "maps": [f"{name}=out/{name}/attention_maps.safetensors" for name in ("fp32", "q")],
+        "label-names": "out/model.json", "rows": 2, "dpi": 60,
+        **{f"out-{f}": f"out/figures/{f.replace('-', '.')}" for f in FIGURES},
+    },
+}  # fmt: skip
+REPEATED = ("entry", "maps", "table")  # options given once for each value
+
+
+class Ended(NamedTuple):
+    """How a stage ended: exit status, what it printed, and where."""
+
+    status: int
+    out: str
+    err: str
+
+
+def command(stage: str, **changes: Any) -> list[str]:
+    """Script and arguments of a stage; `changes` replace options (`_` for `-`), None takes one away."""
+    options = STAGES[stage] | {name.replace("_", "-"): value for name, value in changes.items()}
+    words = []
+    for name, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        if name in REPEATED:
+            words += [word for each in values for word in (f"--{name}", *each.split())]
+        elif value is not None:
+            words += [f"--{name}", *map(str, values)]
+    return [str(SCRIPTS / f"{stage.partition(' ')[0]}.py"), *words]
+
+
+def run_stage(folder: Path, stage: str, **changes: Any) -> Ended:
+    """Run a stage in `folder`; an exception that the script lets through is not caught here either."""
+    script, *words = command(stage, **changes)
+    out, err, before, status = io.StringIO(), io.StringIO(), sys.argv, 0
+    sys.argv = [script, *words]
+    try:
+        with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        sys.argv = before
+    return Ended(status, out.getvalue(), err.getvalue())
+
+
+def between(stage: str, inputs: str, outputs: str) -> Options:
+    """Options with which a stage reads `inputs`/ and writes `outputs`/ instead of out/."""
+
+    def moved(value: Any, folder: str) -> Any:
+        if isinstance(value, list):
+            return [moved(item, folder) for item in value]
+        return value.replace("out/", f"{folder}/") if isinstance(value, str) else value
+
+    options = STAGES[stage].items()
+    return {name: moved(value, outputs if name.startswith("out") else inputs) for name, value in options}
+
+
+def outputs(stage: str) -> list[str]:
+    """What a stage writes, its main output first."""
+    return [value for name, value in STAGES[stage].items() if name.startswith("out")]
+
+
+def process(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python with `words` as a process of its own, with as many threads as this one."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def write_weights(folder: Path, seed: int = 0, **overrides: Any) -> Path:
+    """A timm model in local files, its parameters random."""
+    folder.mkdir(parents=True)
+    arguments = MODEL_ARGS | overrides
+    model = randomised(tiny_module(**arguments), seed)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    size = [arguments["in_chans"], arguments["img_size"], arguments["img_size"]]
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": arguments["num_classes"],
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": size, "fixed_input_size": True, "interpolation": "bicubic", "crop_pct": 1.0,
+            "mean": [0.286] * size[0], "std": [0.353] * size[0], "num_classes": arguments["num_classes"],
+            "first_conv": "patch_embed.proj", "classifier": "head",
+        },
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_inputs(folder: Path, seed: int = 0) -> Path:
+    """What the first stages read: weights, images, recipes."""
+    write_weights(folder / "weights", seed)
+    for name in ("calibration", "evaluation"):
+        (folder / f"{name}.safetensors").symlink_to(ROOT / f"resources/demo/{name}.safetensors")
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    return folder
+
+
+@cache
+def chain(base: Path) -> Path:
+    """A folder below `base` in which every stage ran; not to be changed, for it is made once."""
+    folder = write_inputs(base / "chain")
+    for stage in STAGES:
+        ended = run_stage(folder, stage)
+        assert ended.status == 0, f"{stage}: {ended.err}"
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Content of every file under `folder`, by path."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -1,0 +1,294 @@
+"""All stages one after another on a tiny model: what each leaves behind, and that it does so again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny_stages import MODEL_ARGS, ROOT, STAGES, files, outputs, process, run_stage, write_weights
+
+from ptq2themoon.data import Preprocessing
+from ptq2themoon.graph.runtime import run_onnx
+from ptq2themoon.quantize.simulation import load_model
+from ptq2themoon.stage import sha256, sidecar_path
+
+QPARAMS = ("out/q/qparams.json", "out/q/qparams.safetensors")
+METRICS = {
+    "images", "top1", "top5", "loss", "agreement",
+    "logits_nsr", "logits_sqnr_db", "attention_cosine", "attention_kl",
+}  # fmt: skip
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def manifest(chain: Path) -> pd.DataFrame:
+    return pd.read_csv(chain / "out/evaluation.csv")
+
+
+@pytest.fixture(scope="module")
+def images(chain: Path, manifest: pd.DataFrame) -> torch.Tensor:
+    """The evaluation images, uint8 [31, 1, 28, 28]."""
+    return load_file(ROOT / "resources/demo/evaluation.safetensors")["images"][manifest["source"].tolist()]
+
+
+@pytest.fixture(scope="module")
+def preprocessing(chain: Path) -> Preprocessing:
+    return Preprocessing.from_info(read(chain / "out/model.json"), chain / "out/model.json")
+
+
+# Every stage -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_outputs_and_their_sidecar(chain: Path, stage: str) -> None:
+    record = read(sidecar_path(chain / outputs(stage)[0]))
+    jsonschema.validate(record, read(ROOT / "workflow/schemas/sidecar.schema.json"))
+    assert record["stage"] == stage.partition(" ")[0]
+    assert record["outputs"] == {path: sha256(chain / path) for path in outputs(stage)}
+    assert record["inputs"] == {path: sha256(chain / path) for path in record["inputs"]}
+    assert record["seed"] == {"draw_calibration": 3, "list_evaluation": 0}.get(stage)
+    options = {name.replace("-", "_"): value for name, value in STAGES[stage].items()}
+    shared = options.keys() & record["parameters"].keys() - {"recipe", "mode_images"}
+    assert {name: record["parameters"][name] for name in shared} == {name: options[name] for name in shared}
+
+
+def test_nothing_else_is_left(chain: Path) -> None:
+    named = {path for stage in STAGES for path in outputs(stage)}
+    sidecars = {sidecar_path(Path(outputs(stage)[0])).as_posix() for stage in STAGES}
+    assert {path for path in files(chain) if path.startswith("out/")} == named | sidecars
+
+
+CODE = """
+import sys
+from pathlib import Path
+import numpy, torch
+import tiny_stages
+from ptq2themoon.quantize.simulation import load_model
+folder, chain = map(Path, sys.argv[1:])
+tiny_stages.write_inputs(folder)
+for stage in tiny_stages.STAGES:
+    ended = tiny_stages.run_stage(folder, stage)
+    assert ended.status == 0, ended.err
+qparams = [chain / f"out/q/qparams.{kind}" for kind in ("json", "safetensors")]
+model = load_model(chain / "out/fused.onnx", "cpu", qparams)
+numpy.save(folder / "logits.npy", model(torch.from_numpy(numpy.load(folder / "images.npy"))).numpy())
+"""
+
+
+@pytest.fixture(scope="module")
+def again(
+    chain: Path,
+    images: torch.Tensor,
+    preprocessing: Preprocessing,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The same stages in a new folder and a new process, and logits from the first one's files."""
+    folder = tmp_path_factory.mktemp("again")
+    np.save(folder / "images.npy", preprocessing.normalise(images).numpy())
+    ended = process("-c", CODE, folder, chain, cwd=folder)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_same_again_to_the_byte(chain: Path, again: Path, stage: str) -> None:
+    for path in outputs(stage):
+        assert (again / path).read_bytes() == (chain / path).read_bytes(), path
+    sidecar = sidecar_path(Path(outputs(stage)[0]))
+    assert {**read(again / sidecar), "wall_time_s": 0} == {**read(chain / sidecar), "wall_time_s": 0}
+
+
+def test_a_new_process_has_the_same_logits_to_the_bit(
+    chain: Path, again: Path, images: torch.Tensor, preprocessing: Preprocessing
+) -> None:
+    model = load_model(chain / "out/fused.onnx", "cpu", [chain / path for path in QPARAMS])
+    logits = model(preprocessing.normalise(images)).numpy()
+    assert np.load(again / "logits.npy").tobytes() == logits.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"), [("draw_calibration", {"seed": 4}), ("export", {"source": "local-dir:other"})]
+)
+def test_another_seed_is_another_result(copy: Path, stage: str, changes: dict[str, Any]) -> None:
+    write_weights(copy / "other", seed=1)
+    before = (copy / outputs(stage)[0]).read_bytes()
+    assert run_stage(copy, stage, **changes).status == 0
+    assert (copy / outputs(stage)[0]).read_bytes() != before
+
+
+# One by one ------------------------------------------------------------------------------------------
+
+
+def test_export(chain: Path) -> None:
+    info = read(chain / "out/model.json")
+    assert info["max_abs_logit_difference"] <= 1e-4
+    assert info["input_size"] == [1, 28, 28]
+    assert (info["num_classes"], info["opset"]) == (10, 13)
+    assert info["source"] == "local-dir:weights"
+    assert info["preprocessing"] == {
+        "input_size": [1, 28, 28], "interpolation": "bicubic", "mean": [0.286], "std": [0.353],
+        "crop_pct": 1.0, "crop_mode": "center",
+    }  # fmt: skip
+    weights = load_file(chain / "weights/model.safetensors")
+    assert info["parameters"] == sum(tensor.numel() for tensor in weights.values())
+    onnx.checker.check_model(chain / "out/model.onnx", full_check=True)
+
+
+def test_calibration_images_are_of_every_class(chain: Path) -> None:
+    drawn = load_file(chain / "out/calibration.safetensors")
+    assert drawn["images"].shape == (24, 1, 28, 28)
+    assert sorted(drawn["labels"].bincount(minlength=10).tolist()) == [2] * 6 + [3] * 4
+    source = load_file(ROOT / "resources/demo/calibration.safetensors")
+    assert torch.equal(drawn["images"], source["images"][drawn["index"]])
+
+
+def test_fuse(chain: Path) -> None:
+    report = read(chain / "out/fusion.json")
+    assert report["fused"] == {"LayerNorm": 5, "GELU": 2, "MatMul+Add": 8}
+    assert (report["images"], report["unassigned"]) == (5, [])
+    assert report["max_abs_logit_difference"] <= 1e-4
+    assert report["attention"] == {
+        "softmax": ["blocks.0.softmax", "blocks.1.softmax"],
+        "heads": MODEL_ARGS["num_heads"],
+        "grid": [7, 7],
+        "prefix_tokens": 1,
+    }
+    model = onnx.load(chain / "out/fused.onnx")
+    assert [o["name"] for o in report["operators"]] == [node.name for node in model.graph.node]
+    assert sum(report["counts"]["after"].values()) == len(model.graph.node)
+
+
+def test_calibrate(chain: Path) -> None:
+    qparams = read(chain / "out/q/qparams.json")
+    assert (qparams["recipe"], qparams["bits"], qparams["calibration_images"]) == ("layernorm", "w8a8", 24)
+    assert qparams["graph_sha256"] == sha256(chain / "out/fused.onnx")
+    per_channel = {
+        operator["role"]
+        for operator in qparams["operators"]
+        for tensor in operator["tensors"]
+        if tensor["granularity"] == "per-channel"
+    }
+    assert per_channel == {"norm1", "norm2", "norm", "residual1", "residual2"}
+
+
+@pytest.mark.parametrize("at", ["fp32", "q"])
+def test_metrics_lie_in_their_ranges(chain: Path, at: str) -> None:
+    metrics = read(chain / "out" / at / "metrics.json")
+    assert metrics.keys() == METRICS
+    assert metrics["images"] == 31
+    assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
+    assert 0 <= metrics["agreement"] <= 100
+    assert metrics["loss"] > 0
+    if at == "fp32":
+        assert metrics["agreement"] == 100
+        assert all(metrics[name] is None for name in METRICS if name.startswith(("logits", "attention")))
+    else:
+        assert metrics["logits_sqnr_db"] == pytest.approx(-10 * np.log10(metrics["logits_nsr"]))
+        assert 10 < metrics["logits_sqnr_db"] < 60
+        assert 0.9 < metrics["attention_cosine"] < 1
+        assert 0 < metrics["attention_kl"] < 0.1
+
+
+def test_floating_point_is_onnx_runtime_recounted(
+    chain: Path, manifest: pd.DataFrame, images: torch.Tensor, preprocessing: Preprocessing
+) -> None:
+    """Of the exported model, before any fusion."""
+    logits = torch.from_numpy(run_onnx(chain / "out/model.onnx", preprocessing.normalise(images).numpy()))
+    labels = torch.tensor(manifest["label"].tolist())
+    ranks = (logits.argsort(1, descending=True) == labels[:, None]).int().argmax(1)
+    metrics = read(chain / "out/fp32/metrics.json")
+    assert metrics["top1"] == pytest.approx(100 * float((ranks < 1).float().mean()))
+    assert metrics["top5"] == pytest.approx(100 * float((ranks < 5).float().mean()))
+    loss = float(torch.nn.functional.cross_entropy(logits, labels))
+    assert metrics["loss"] == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 31, 100])
+def test_the_size_of_batches_changes_nothing(copy: Path, size: int) -> None:
+    before, rows = read(copy / "out/q/metrics.json"), pd.read_csv(copy / "out/q/attention.csv")
+    assert run_stage(copy, "evaluate", batch_size=size).status == 0
+    assert read(copy / "out/q/metrics.json") == pytest.approx(before, rel=1e-2)
+    after = pd.read_csv(copy / "out/q/attention.csv")
+    pd.testing.assert_frame_equal(after, rows, rtol=1e-2)
+
+
+def test_attention_has_a_row_an_image(chain: Path, manifest: pd.DataFrame) -> None:
+    table = pd.read_csv(chain / "out/q/attention.csv")
+    assert list(table.columns) == ["image", "label", "cosine", "kl"]
+    assert table["image"].tolist() == list(range(31))
+    assert table["label"].tolist() == manifest["label"].tolist()
+    metrics = read(chain / "out/q/metrics.json")
+    assert table["cosine"].mean() == pytest.approx(metrics["attention_cosine"])
+    assert table["kl"].mean() == pytest.approx(metrics["attention_kl"])
+
+
+def test_operator_errors(chain: Path) -> None:
+    table = pd.read_csv(chain / "out/q/operators.csv")
+    assert list(table.columns) == [
+        "operator", "type", "role", "block", "mode",
+        "nsr", "sqnr_db", "relative_error", "mse", "mae", "cosine",
+    ]  # fmt: skip
+    quantized = [operator["name"] for operator in read(chain / "out/q/qparams.json")["operators"]]
+    assert list(table["mode"].unique()) == ["accumulated", "local", "logits"]
+    for _, rows in table.groupby("mode"):
+        assert rows["operator"].tolist() == quantized
+    figures = table[["nsr", "relative_error", "mse", "mae", "cosine"]]
+    assert np.isfinite(figures).all(axis=None)
+    assert (figures >= 0).all(axis=None)
+    assert (table["cosine"] <= 1 + 1e-6).all()
+    ranking = read(chain / "out/q/ranking.json")
+    assert ranking.keys() >= {"images", "images_a_half", "operators", "spearman", "top", "top_shared"}
+    assert (ranking["images"], ranking["operators"]) == (6, len(quantized))
+    assert -1 <= ranking["spearman"] <= 1
+
+
+@pytest.mark.parametrize(("at", "recipe"), [("fp32", "fp32"), ("q", "layernorm")])
+def test_attention_maps(
+    chain: Path, manifest: pd.DataFrame, images: torch.Tensor, at: str, recipe: str
+) -> None:
+    path = chain / "out" / at / "attention_maps.safetensors"
+    maps = load_file(path)
+    chosen = [0, 10, 20]  # three of 31, over all of them
+    assert torch.equal(maps["images"], images[chosen])
+    assert maps["attention"].shape == (3, MODEL_ARGS["num_heads"], 49)
+    assert (maps["attention"] >= 0).all()
+    assert (maps["attention"].sum(-1) <= 1.01).all()
+    labels = ",".join(str(manifest["label"][row]) for row in chosen)
+    with safe_open(path, framework="numpy") as file:
+        assert file.metadata() == {"grid": "7x7", "block": "1", "recipe": recipe, "labels": labels}
+
+
+def test_summary(chain: Path) -> None:
+    table = pd.read_csv(chain / "out/summary.csv")
+    assert list(table.columns) == [
+        "model", "recipe", "bits", "calibration_images", "seed", "images", "top1", "top1_drop", "top5",
+        "loss", "agreement", "logits_sqnr_db", "attention_cosine", "attention_kl",
+    ]  # fmt: skip
+    assert table["recipe"].tolist() == ["fp32", "layernorm"]
+    full, quantized = (read(chain / "out" / at / "metrics.json") for at in ("fp32", "q"))
+    assert table["top1"].tolist() == pytest.approx([full["top1"], quantized["top1"]])
+    assert table["top1_drop"].tolist() == pytest.approx([0, full["top1"] - quantized["top1"]])
+
+
+def test_figures_are_whole_pictures(chain: Path) -> None:
+    figures = sorted((chain / "out/figures").glob("*.[ps][nv]g"))
+    assert len(figures) == 8
+    for path in figures:
+        content = path.read_bytes()
+        if path.suffix == ".png":
+            assert content.startswith(b"\x89PNG")
+            assert content.rstrip().endswith(b"IEND\xaeB`\x82")
+        else:
+            assert content.rstrip().endswith(b"</svg>")

@@ -15,7 +15,7 @@ run: env  ## run the pipeline of params.yaml; ARGS goes to snakemake: make run A
 	snakemake --cores all $(ARGS)
 
 test: lint  ## lint, then all tests; ARGS goes to pytest: make test ARGS="-m 'not slow'"
-	python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 env:  ## install .venv from requirements.lock if it is not up to date; PYTHON=..., TORCH_INDEX=URL (a CPU-only torch)
 	@tools/environment.sh "$(PYTHON)" "$(TORCH_INDEX)"

@@ -217,8 +217,8 @@ def test_both_passes_see_activations_that_are_not_quantized(
     batches = list(images(8).split(4))
     others = {"select": {"operand": ["input", "output"]}, "quantize": False}
     late = {"select": {"role": ["qkv", "fc2"], "block": 1}, "quantize": True, "observer": observer}
-    mixed = scales(tiny.calibrated(write_recipe(tmp_path, late), (8, 4), batches)[1])
-    alone = scales(tiny.calibrated(write_recipe(tmp_path, others, late), (8, 4), batches)[1])
+    mixed = scales(tiny.calibrated(write_recipe(tmp_path, late), (8, 5), batches)[1])
+    alone = scales(tiny.calibrated(write_recipe(tmp_path, others, late), (8, 5), batches)[1])
     assert len(alone) == 2 * 4 + 33 - 4  # two operators, and the parameters of the others
     assert_equal({place: mixed[place] for place in alone}, alone)
 

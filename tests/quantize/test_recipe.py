@@ -124,7 +124,7 @@ selections = st.fixed_dictionaries(
         "operand": st.sampled_from(OPERANDS) | some_of(OPERANDS),
     },
 )
-scales = st.sampled_from([("per-tensor", "percentile"), ("per-tensor", "kl"), ("per-channel", "minmax")])
+scales = st.sampled_from([("per-tensor", "percentile"), ("per-tensor", "mse"), ("per-channel", "minmax")])
 changes = st.one_of(
     scales.map(lambda pair: {"granularity": pair[0], "observer": pair[1]}),
     st.fixed_dictionaries({"bits": st.integers(2, 16)}, optional={"quantize": st.booleans()}),

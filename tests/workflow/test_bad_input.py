@@ -337,7 +337,7 @@ def test_a_recipe_for_a_deeper_model(copy: Path) -> None:
     place = "recipes/customized.yaml: rules[0].select.block: selects no operator with"
     nearest = "nearest valid: 1 ('fc2' has blocks 0, 1)"
     assert ended.status == 2
-    assert ended.err == f"error: {place} 5; {nearest}\n{place} 6; {nearest}\n"
+    assert ended.err == f"error: {place} 5; {nearest}\nerror: {place} 6; {nearest}\n"
 
 
 @pytest.mark.parametrize(

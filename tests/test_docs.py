@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 from pathlib import Path
@@ -112,3 +113,11 @@ def test_paths_in_backticks_exist(page: Path) -> None:
         if not made and not (ROOT / path).exists():
             missing.append(path)
     assert missing == []
+
+
+def test_the_readme_shows_what_the_pipeline_wrote() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert (ROOT / "results/summary.md").read_text().strip() in readme
+    with open(ROOT / "results/timings.csv", newline="") as file:
+        seconds = {row["rule"]: float(row["seconds"]) for row in csv.DictReader(file)}
+    assert f"took **{seconds['from first to last']:.0f} seconds**" in readme

@@ -78,7 +78,7 @@ def test_what_may_be_left_out_has_the_value_of_the_file() -> None:
     mapping = copy.deepcopy(DEFAULT)
     for key in ("errors", "attention", "plots", "device"):
         del mapping[key]
-    for key in ("checkpoint", "arguments", "opset"):
+    for key in ("checkpoint", "arguments", "exporter", "opset", "preprocessing", "classifier"):
         del mapping["models"]["demo"][key]
     assert params(mapping) == params(DEFAULT)
 
@@ -110,9 +110,23 @@ SLIPS: list[tuple[str, Any, str]] = [
     ("plots.dpi", 9000, "plots.dpi: 9000 is too large; nearest valid: 1200"),
     ("device", "gpu", "device: unknown value 'gpu'; did you mean 'cpu'?"),
     ("datasets.demo.kind", "folders", "datasets.demo.kind: unknown value 'folders'; did you mean 'folder'?"),
+    ("datasets.demo.classes", "imagnet", "did you mean 'imagenet'?"),
+    ("datasets.demo.classes", "imagenet", "datasets.demo.classes: 'imagenet' is for kind folder, not arrays"),
+    (
+        "datasets.demo",
+        {"kind": "torchvision", "calibration": "CIFR10:train:data", "evaluation": "CIFAR10:test:data"},
+        "datasets.demo.calibration: 'CIFR10:train:data': unknown torchvision data set 'CIFR10'; did",
+    ),
     ("datasets.demo", "resources", "datasets.demo: must be a mapping, not 'resources'"),
     ("models", {}, "models: is empty; give at least one"),
-    ("models.demo.opset", 17, "models.demo.opset: 17 is too large; nearest valid: 13"),
+    ("models.demo.opset", 21, "models.demo.opset: 21 is too large; nearest valid: 20"),
+    ("models.demo.opset", 18, "models.demo.opset: 18: torchscript writes 11 to 17; nearest valid: 17"),
+    ("models.demo.exporter", "dynmo", "models.demo.exporter: unknown value 'dynmo'; did you mean 'dynamo'?"),
+    ("models.demo.classifier", "no", "models.demo.classifier: must be true or false, not 'no'"),
+    ("models.demo.preprocessing", {"means": [0.5]}, "preprocessing.means: unknown key; did you mean 'mean'?"),
+    ("models.demo.preprocessing", {"mean": []}, "preprocessing.mean: is empty; give at least one"),
+    ("models.demo.preprocessing", {"interpolation": "cubic"}, "did you mean 'bicubic'?"),
+    ("models.demo.preprocessing", {"input_size": [3, 0, 8]}, "preprocessing.input_size[1]: 0 is too small"),
     ("models.demo.checkpoint", 3, "models.demo.checkpoint: must be text, not 3"),
     ("models.demo.dataset", "dmo", "models.demo.dataset: unknown data set 'dmo'; did you mean 'demo'?"),
     ("recipes", [], "recipes: is empty; give at least one"),
@@ -130,6 +144,12 @@ SLIPS: list[tuple[str, Any, str]] = [
     ("bits", ["w8a8", "w8a8"], "bits: 'w8a8' is listed twice"),
     ("bits", "w8a8", "bits: must be a list, not 'w8a8'"),
     ("models.demo.source", "local-dir:resources/dmo", "no file resources/dmo/config.json"),
+    ("models.demo.source", "onnx:mine.onnx", "models.demo.source: 'onnx:mine.onnx': no file mine.onnx"),
+    (
+        "models.demo.source",
+        "deit_tiny_patch16_224.fb_in1k@v1",
+        "a revision needs the hub's name: hf-hub:timm/deit_tiny_patch16_224.fb_in1k@v1",
+    ),
     ("models.demo.source", "local_dir:x", "unknown prefix 'local_dir:'; did you mean 'local-dir:'?"),
     (
         "models.demo.source",
@@ -181,6 +201,42 @@ def test_every_slip_has_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k", "hf-hub:a/b"])
 def test_known_sources_pass(source: str) -> None:
     assert params(changed("models.demo.source", source)).models["demo"].source == source
+
+
+NORMAL = {"mean": [0.5], "std": [0.5]}
+
+
+def onnx_entry(**values: Any) -> dict[str, Any]:
+    Path("mine.onnx").touch()
+    entry = {"source": "onnx:mine.onnx", "dataset": "demo", "preprocessing": NORMAL, **values}
+    return changed("models.demo", entry)
+
+
+def test_an_onnx_file_passes() -> None:
+    model = params(onnx_entry(classifier=False)).models["demo"]
+    assert (model.preprocessing.given(), model.classifier) == (NORMAL, False)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"preprocessing": None}, "preprocessing: mean and std missing; an ONNX file does not tell them"),
+        ({"preprocessing": {"mean": [0.5]}}, "preprocessing: std missing; an ONNX file does not tell them"),
+        ({"checkpoint": "w.pth"}, "checkpoint: not for an ONNX file, which has its own; leave it out"),
+        ({"arguments": {"img_size": 8}}, "arguments: not for an ONNX file, which has its own; leave it out"),
+        ({"opset": 17}, "opset: not for an ONNX file, which has its own; leave it out"),
+    ],
+)
+def test_an_onnx_file_needs_to_be_told_some_and_not_others(values: dict[str, Any], message: str) -> None:
+    assert refusal(lambda: params(onnx_entry(**values))) == f"params.yaml: models.demo.{message}"
+
+
+def test_the_exporter_decides_the_opset() -> None:
+    mapping = changed("models.demo.exporter", "dynamo")
+    message = "params.yaml: models.demo.opset: 13: dynamo writes 18 to 20; nearest valid: 18"
+    assert refusal(lambda: params(mapping)) == message
+    mapping["models"]["demo"]["opset"] = 20
+    assert params(mapping).models["demo"].opset == 20
 
 
 @pytest.mark.parametrize("value", [2, 1.5, "a", None, True, [1, 2], {"a": [1]}])

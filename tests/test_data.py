@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import struct
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_images import SCRIPTS, arguments, picture, preprocessing, run_script, write_info
 
 from ptq2themoon.data import (
     ArraySource,
@@ -41,25 +41,6 @@ from ptq2themoon.data.images import UnreadableImage, check_image, read_image
 from ptq2themoon.data.preprocessing import INTERPOLATIONS
 from ptq2themoon.errors import UserError
 from ptq2themoon.progress import progress
-
-SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
-
-
-def preprocessing(channels: int = 3, size: int = 16, **changes: object) -> Preprocessing:
-    values = {
-        "input_size": [channels, size, size],
-        "interpolation": "bicubic",
-        "mean": [0.485, 0.456, 0.406][:channels],
-        "std": [0.229, 0.224, 0.225][:channels],
-        "crop_pct": 0.9,
-        "crop_mode": "center",
-    }
-    return Preprocessing.from_info({"preprocessing": values | changes}, Path("model.json"))
-
-
-def picture(seed: int, width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
 
 
 @pytest.fixture
@@ -84,12 +65,6 @@ def arrays(tmp_path: Path) -> Path:
         0, 256, (30, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     save_file({"images": images, "labels": torch.arange(30) % 3}, path, metadata={"classes": "3"})
-    return path
-
-
-def write_info(path: Path, num_classes: int = 3, channels: int = 3, **changes: object) -> Path:
-    fields = preprocessing(channels, **changes).__dict__
-    path.write_text(json.dumps({"preprocessing": fields, "num_classes": num_classes}))
     return path
 
 
@@ -486,20 +461,6 @@ def test_writer_refuses_another_count_or_size(tmp_path: Path) -> None:
 
 
 # --- scripts
-
-
-def run_script(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
-    """Exit status of a script's `main`, run in this process: importing torch anew takes seconds."""
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    try:
-        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
-    except SystemExit as end:
-        return end.code
-    return 0
-
-
-def arguments(**values: object) -> list[str]:
-    return [part for key, value in values.items() for part in (f"--{key}", str(value))]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.plots.inputs import read_table
-from ptq2themoon.plots.top1 import COLUMNS as PLOTTED
+from ptq2themoon.plots.summary_rows import COLUMNS as PLOTTED
 from ptq2themoon.summary import COLUMNS, NOTHING, Entry, parse_entry, summarize, to_markdown, to_nested
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +25,7 @@ FLOAT = {
     "agreement": 100.0,
     "logits_nsr": None,
     "logits_sqnr_db": None,
+    "output_cosine": None,
     "attention_cosine": None,
     "attention_kl": None,
 }
@@ -34,6 +35,7 @@ QUANTIZED = {
     "agreement": 99.15,
     "logits_nsr": 0.00133,
     "logits_sqnr_db": 28.74564257373864,
+    "output_cosine": 0.9993421,
     "attention_cosine": 0.9938348290920258,
     "attention_kl": 0.14976362116795858,
 }
@@ -96,6 +98,47 @@ def test_json_nests_by_model_recipe_and_key_without_nulls(entries: list[Entry]) 
     assert "null" not in json.dumps(nested)
 
 
+NO_ACCURACY = dict.fromkeys(("top1", "top5", "loss", "agreement"))
+
+
+@pytest.fixture
+def mixed(entries: list[Entry], tmp_path: Path) -> list[Entry]:
+    """Beside models with accuracy one without."""
+    found = list(entries)
+    for name, metrics in (("fp32", FLOAT), ("vanilla", QUANTIZED)):
+        path = tmp_path / f"features-{name}.json"
+        path.write_text(json.dumps({**metrics, **NO_ACCURACY}))
+        key = ("fp32", None, None) if name == "fp32" else ("w8a8", 256, 0)
+        found.append(Entry("features", name, *key, path))
+    return found
+
+
+def test_a_model_without_accuracy_stands_beside_others(mixed: list[Entry], entries: list[Entry]) -> None:
+    table = summarize(mixed)
+    pd.testing.assert_frame_equal(table.iloc[: len(entries)], summarize(entries))
+    float_row, row = table.iloc[-2], table.iloc[-1]
+    for name in (*NO_ACCURACY, "top1_drop"):
+        assert pd.isna(float_row[name])
+        assert pd.isna(row[name])
+    assert (row["output_cosine"], row["images"]) == (QUANTIZED["output_cosine"], 3000)
+    cells = [cell.strip() for cell in to_markdown(table).splitlines()[-1].split("|")[1:-1]]
+    shown = dict(zip(COLUMNS, cells, strict=True))
+    assert (shown["top1"], shown["top1_drop"], shown["agreement"]) == (NOTHING,) * 3
+    assert (shown["logits_sqnr_db"], shown["output_cosine"]) == ("28.75", "0.9993")
+    nested = to_nested(table)["features"]
+    assert nested["fp32"] == {}
+    assert set(nested["vanilla"]["w8a8-n256-s0"]) == {
+        "logits_sqnr_db", "output_cosine", "attention_cosine", "attention_kl"
+    }  # fmt: skip
+
+
+def test_nothing_but_models_without_accuracy(mixed: list[Entry]) -> None:
+    table = summarize(mixed[-2:])
+    assert table["top1"].isna().all()
+    assert table["top1"].dtype == "float64"
+    assert NOTHING in to_markdown(table)
+
+
 def test_a_model_needs_floating_point(entries: list[Entry]) -> None:
     with pytest.raises(UserError, match=r"0\.json: model 'demo' has no fp32 entry"):
         summarize(entries[1:])
@@ -112,7 +155,8 @@ def test_an_entry_stands_once(entries: list[Entry]) -> None:
         ("{", "not a readable JSON file"),
         ("[]", "no metric 'images'"),
         (json.dumps({**FLOAT, "loss": "low"}), "loss: 'low' is no number"),
-        (json.dumps({**FLOAT, "top1": None}), "top1: None is no number"),
+        (json.dumps({**FLOAT, "images": None}), "images: None is no number"),
+        (json.dumps({**FLOAT, "top1": None}), "top1 only here or only in fp32"),
         (
             json.dumps({("agreements" if k == "agreement" else k): v for k, v in FLOAT.items()}),
             "'agreements'?",
@@ -124,7 +168,7 @@ def test_files_without_metrics_are_refused(entries: list[Entry], text: str, mess
     with pytest.raises(UserError) as error:
         summarize(entries)
     assert message in str(error.value)
-    assert str(entries[0].metrics) in str(error.value)
+    assert str(entries[1 if "only in fp32" in message else 0].metrics) in str(error.value)
 
 
 @pytest.mark.parametrize(

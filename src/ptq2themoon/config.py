@@ -8,9 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator
 
 from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.graph.source import HUB, LOCAL, ONNX, Exporter, PreprocessingChanges, opset_problem
+from ptq2themoon.torchvision_names import parse_torchvision
 from ptq2themoon.validation import Key, Strict, failure, no_repeats, read_yaml, validate
 
 BITS = re.compile(r"w([2-8])a([2-8])")
@@ -18,7 +20,6 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Folders of results/ that are neither a model nor a recipe, and the suffixes of the files beside those.
 RESERVED = ("figures", "fp32", "models")
 SUFFIXES = (".csv", ".json", ".md", ".onnx", ".safetensors")
-LOCAL, HUB = "local-dir:", "hf-hub:"
 
 
 def parse_bits(bits: str) -> tuple[int, int]:
@@ -61,26 +62,70 @@ class Model(Strict):
     """Weights, and the data set that they are quantized and tested with."""
 
     source: str
-    """A timm model, best with its tag; `local-dir:FOLDER` with timm's config.json; or `hf-hub:NAME`."""
+    """A timm model, best with its tag; `local-dir:FOLDER` with timm's config.json; `hf-hub:NAME@REVISION`;
+    or `onnx:FILE`, of any exporter."""
     dataset: str
     """A key of `datasets`."""
     checkpoint: str | None = None
     """A file of weights that replaces the source's own."""
     arguments: dict[str, JsonValue] = Field(default={})
     """Further arguments of timm.create_model, such as `img_size`."""
-    opset: int = Field(default=13, ge=11, le=13)
-    """ONNX opset of the export; PPQ knows several operators only up to 13."""
+    exporter: Exporter = "torchscript"
+    """torch's exporter by tracing, or `dynamo`; for a timm model."""
+    opset: int = Field(default=13, ge=11, le=20)
+    """ONNX opset of the export: 11 to 17 by `torchscript`, 18 to 20 by `dynamo`."""
+    preprocessing: PreprocessingChanges | None = None
+    """Values that replace timm's; an ONNX file needs `mean` and `std`."""
+    classifier: bool = True
+    """`false`: the outputs are features, whatever their shape."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, what is wrong there) of values that do not go with each other."""
+        if self.source.startswith(ONNX):
+            for key in ("checkpoint", "arguments", "exporter", "opset"):
+                if getattr(self, key) != Model.model_fields[key].default:
+                    yield key, "not for an ONNX file, which has its own; leave it out"
+            given = self.preprocessing.given() if self.preprocessing else {}
+            missing = [key for key in ("mean", "std") if key not in given]
+            if missing:
+                yield "preprocessing", f"{' and '.join(missing)} missing; an ONNX file does not tell them"
+            return
+        problem = opset_problem(self.exporter, self.opset)
+        if problem:
+            yield "opset", f"{self.opset}: {problem}"
 
 
 class Dataset(Strict):
     """Images to calibrate with and images to test on."""
 
-    kind: Literal["arrays", "folder"]
-    """`arrays`: safetensors files with images and labels; `folder`: one subfolder of images a class."""
+    kind: Literal["arrays", "folder", "csv", "torchvision"]
+    """`arrays`: safetensors files with images and labels; `folder`: one subfolder of images a class; `csv`: a
+    table of path and label beside the images; `torchvision`: a data set of torchvision's in local files."""
     calibration: str
-    """The file or folder that calibration draws from."""
+    """The file or folder that calibration draws from, or NAME:SPLIT:ROOT of torchvision."""
     evaluation: str
-    """The file or folder that the models are tested on."""
+    """The same for what the models are tested on."""
+    classes: Literal["imagenet"] | None = None
+    """`imagenet`: class folders are named by WordNet id or index of ImageNet-1k; null: a label is the place
+    of its folder, sorted by name."""
+
+    @field_validator("calibration", "evaluation")
+    @classmethod
+    def _torchvision(cls, place: str, info: ValidationInfo) -> str:
+        if info.data.get("kind") == "torchvision":
+            try:
+                parse_torchvision(place)
+            except UserError as error:
+                raise ValueError(str(error)) from error
+        return place
+
+    @field_validator("classes")
+    @classmethod
+    def _of_folders(cls, classes: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind")
+        if classes and kind not in (None, "folder"):
+            raise ValueError(f"{classes!r} is for kind folder, not {kind}; leave it out")
+        return classes
 
 
 class Calibration(Strict):
@@ -162,6 +207,8 @@ class Params(Strict):
             problem = _source_problem(model.source)
             if problem:
                 yield ("models", name, "source"), problem
+            else:
+                yield from ((("models", name, key), what) for key, what in model.problems())
         for index, recipe in enumerate(self.recipes):
             if not (recipes_dir / f"{recipe}.yaml").is_file():
                 hint = nearest(recipe, sorted(path.stem for path in recipes_dir.glob("*.yaml")))
@@ -179,9 +226,15 @@ def _source_problem(source: str) -> str | None:
     if source.startswith(LOCAL):
         config = Path(source.removeprefix(LOCAL)) / "config.json"
         return None if config.is_file() else f"{source!r}: no file {config}"
+    if source.startswith(ONNX):
+        file = Path(source.removeprefix(ONNX))
+        return None if file.is_file() else f"{source!r}: no file {file}"
     if ":" in source:
         prefix = source.partition(":")[0] + ":"
-        return f"unknown prefix {prefix!r}; {nearest(prefix, [LOCAL, HUB])}"
+        return f"unknown prefix {prefix!r}; {nearest(prefix, [LOCAL, HUB, ONNX])}"
+    if "@" in source:
+        name, _, revision = source.partition("@")
+        return f"a revision needs the hub's name: {HUB}timm/{name}@{revision}"
     return _timm_problem(source)
 
 

@@ -2,7 +2,8 @@
 
 ppq 0.6.6 (2023, the last release) fails to import for two reasons: its Caffe parser was generated
 by an old protoc, and it imports `onnx.mapping`, which newer onnx no longer has. Stand-ins for
-both are installed in `sys.modules` for the time of the import. Nothing of ppq's numerics is touched;
+both are installed in `sys.modules` for the time of the import. One operator of its executor is replaced:
+its Gelu ignores `approximate`. Nothing else of ppq's numerics is touched;
 `tests/test_ppq_numerics.py` holds what we rely on to plain PyTorch and numpy.
 """
 
@@ -18,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 import onnx
+import torch
 
 from ptq2themoon.errors import UserError
 
@@ -85,9 +87,20 @@ with _stand_ins(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_war
     import ppq
     from ppq import IR as ir
     from ppq import core, executor, parser
+    from ppq.IR.base import opdef
     from ppq.quantization import measure, observer
     from ppq.quantization.observer import TensorObserverFactroy as TensorObserverFactory
     from ppq.quantization.qfunction import PPQuantFunction as fake_quantize
+
+
+def _gelu(op: ir.Operation, values: list[torch.Tensor], ctx: object = None, **_: object) -> torch.Tensor:
+    """ONNX's Gelu, by the error function or tanh; ppq's own knows only the first."""
+    (x,) = values
+    return torch.nn.functional.gelu(x, approximate=op.attributes.get("approximate", "none"))
+
+
+for _table in executor.base.OPERATION_FORWARD_TABLE.values():
+    _table["Gelu"] = _gelu
 
 __all__ = [
     "TensorObserverFactory",
@@ -97,6 +110,7 @@ __all__ = [
     "ir",
     "measure",
     "observer",
+    "opdef",
     "parser",
     "ppq",
 ]

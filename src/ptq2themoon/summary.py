@@ -19,7 +19,8 @@ METRICS = {
     "top5": ("Top-5 (%)", 2),
     "loss": ("Loss", 4),
     "agreement": ("Agreement with FP32 (%)", 2),
-    "logits_sqnr_db": ("Logits SQNR (dB)", 2),
+    "logits_sqnr_db": ("Output SQNR (dB)", 2),
+    "output_cosine": ("Output cosine", 4),
     "attention_cosine": ("Attention cosine", 4),
     "attention_kl": ("Attention KL (nats)", 4),
 }
@@ -50,6 +51,8 @@ class Entry(NamedTuple):
 def summarize(entries: Sequence[Entry]) -> pd.DataFrame:
     """One row an entry, in their order, with `COLUMNS`; `top1_drop` is FP32's top-1 less its own.
 
+    What a model has no figure for is NaN: top-1 of features, or of images without labels.
+
     Raises:
         UserError: a model without floating point, an entry given twice, or a file that holds no metrics.
     """
@@ -62,9 +65,13 @@ def summarize(entries: Sequence[Entry]) -> pd.DataFrame:
     for row in rows:
         if row["model"] not in full:
             raise UserError(f"{row['metrics']}: model {row['model']!r} has no fp32 entry to compare with")
-        row["top1_drop"] = round(full[row["model"]] - row["top1"], 8)  # no digits that only rounding made
+        if (full[row["model"]] is None) != (row["top1"] is None):
+            raise UserError(f"{row['metrics']}: top1 only here or only in fp32; run the evaluate stage again")
+        if row["top1"] is not None:
+            row["top1_drop"] = round(full[row["model"]] - row["top1"], 8)  # no digits that only rounding made
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.astype(dict.fromkeys(("calibration_images", "seed", "images"), "Int64"))
+    whole = dict.fromkeys(("calibration_images", "seed", "images"), "Int64")
+    return table.astype({**whole, **dict.fromkeys(METRICS, "float64")})
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
@@ -78,9 +85,9 @@ def _read_metrics(path: Path) -> dict[str, Any]:
             continue
         if not isinstance(found, dict) or key not in found:
             raise UserError(f"{path}: no metric {key!r}; {nearest(key, found)}")
-        needed = key in ("images", "top1")
         value = metrics[key] = found[key]
-        if isinstance(value, bool) or (not isinstance(value, int | float) and (needed or value is not None)):
+        known = value is not None or key == "images"
+        if known and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UserError(f"{path}: {key}: {value!r} is no number")
     return metrics
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from tiny_quantized import Tiny, images
 from torch import Tensor
 
-from ptq2themoon.evaluate.accuracy import Evaluation, evaluate_float, evaluate_quantized
+from ptq2themoon.errors import UserError
+from ptq2themoon.evaluate.accuracy import Evaluation, are_labelled, evaluate_float, evaluate_quantized
 from ptq2themoon.evaluate.attention import AttentionSpec, fidelity
 from ptq2themoon.evaluate.errors import per_image, sqnr_db
 from ptq2themoon.graph.runtime import run_onnx
@@ -38,7 +42,9 @@ def batches(labels: Tensor, size: int = 8) -> list[tuple[Tensor, Tensor]]:
 
 
 def spec(tiny: Tiny, block: int = 1) -> AttentionSpec:
-    return AttentionSpec(tiny.role("softmax", block), block, prefix_tokens=1, grid=(4, 4))
+    return AttentionSpec(
+        tiny.role("softmax", block), block, groups=1, prefix_tokens=1, grid=(4, 4), class_token=True, note=""
+    )
 
 
 def recount(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -63,7 +69,7 @@ def measured(found: Evaluation, absent: int) -> dict[str, float]:
 def test_floating_point_is_onnx_runtime_recounted(tiny: Tiny, labels: Tensor) -> None:
     found = evaluate_float(SimulatedModel(tiny.path, "cpu"), batches(labels))
     logits = run_onnx(tiny.path, PIXELS.numpy())
-    assert measured(found, absent=4) == pytest.approx(recount(logits, logits, labels.numpy()), rel=1e-5)
+    assert measured(found, absent=5) == pytest.approx(recount(logits, logits, labels.numpy()), rel=1e-5)
     assert found.metrics["agreement"] == 100
     assert 30 < found.metrics["top1"] < found.metrics["top5"] < 100  # or the test would show little
     assert found.attention.empty
@@ -77,16 +83,20 @@ def test_floating_point_of_a_quantized_model_is_not_quantized(
 
 
 def test_quantized_is_recounted(tiny: Tiny, coarse: SimulatedModel, labels: Tensor) -> None:
-    found = evaluate_quantized(coarse, batches(labels), None)
+    found = evaluate_quantized(coarse, batches(labels), spec(tiny))
     logits = torch.cat([coarse(part) for part in PIXELS.split(8)])
     reference = torch.from_numpy(run_onnx(tiny.path, PIXELS.numpy()))
     wanted = recount(logits.numpy(), reference.numpy(), labels.numpy())
-    nsr = per_image(logits, reference)["nsr"].mean().item()
-    wanted |= {"logits_nsr": nsr, "logits_sqnr_db": sqnr_db(nsr)}
-    assert measured(found, absent=2) == pytest.approx(wanted, rel=1e-4)
+    error = {name: values.mean().item() for name, values in per_image(logits, reference).items()}
+    wanted |= {
+        "logits_nsr": error["nsr"],
+        "logits_sqnr_db": sqnr_db(error["nsr"]),
+        "output_cosine": error["cosine"],
+    }
+    numbers = measured(found, absent=0)
+    assert {name: numbers[name] for name in wanted} == pytest.approx(wanted, rel=1e-4)
+    assert numbers.keys() - wanted.keys() == {"attention_cosine", "attention_kl"}
     assert found.metrics["agreement"] < 100
-    assert list(found.attention.columns) == ["image", "label", "cosine", "kl"]
-    assert found.attention.empty
 
 
 @pytest.mark.parametrize("size", [1, 5, COUNT])
@@ -116,8 +126,10 @@ def test_attention_is_one_row_an_image_of_the_graphs_evaluated(
     quantized = attention(coarse, place.operator)
     reference = attention(SimulatedModel(tiny.path, "cpu"), place.operator)
     assert quantized.shape == (COUNT, 2, 17, 17)
-    cosine, kl = fidelity(quantized[:, :, 0, 1:], reference[:, :, 0, 1:])
+    cosine, kl = fidelity(quantized[:, None, :, 0, 1:], reference[:, None, :, 0, 1:])
     table = found.attention
+    assert list(table.columns) == ["image", "label", "query", "cosine", "kl"]
+    assert set(table["query"]) == {"class token"}
     assert table["image"].tolist() == list(range(COUNT))
     assert table["label"].tolist() == labels.tolist()
     assert table["cosine"].tolist() == pytest.approx(cosine.tolist())
@@ -143,6 +155,68 @@ def test_without_any_error_the_decibels_have_no_number(tiny: Tiny, labels: Tenso
     assert (metrics["logits_nsr"], metrics["logits_sqnr_db"]) == (0, None)
     assert (metrics["agreement"], metrics["attention_kl"]) == (100, 0)
     assert metrics["attention_cosine"] == pytest.approx(1)
+
+
+def test_without_class_token_it_is_the_mean_of_all_tokens(
+    tiny: Tiny, coarse: SimulatedModel, labels: Tensor
+) -> None:
+    everything = replace(spec(tiny), class_token=False)
+    found = evaluate_quantized(coarse, batches(labels), everything)
+    quantized = attention(coarse, everything.operator).mean(2)[:, None, :, 1:]
+    reference = attention(SimulatedModel(tiny.path, "cpu"), everything.operator).mean(2)[:, None, :, 1:]
+    assert set(found.attention["query"]) == {"mean of tokens"}
+    assert found.attention["kl"].tolist() == pytest.approx(fidelity(quantized, reference)[1].tolist())
+
+
+NO_ACCURACY = ("top1", "top5", "loss", "agreement")
+
+
+def test_without_labels_there_is_no_accuracy_but_the_rest_is_the_same(
+    tiny: Tiny, coarse: SimulatedModel, labels: Tensor
+) -> None:
+    unknown = torch.full_like(labels, -1)
+    known = evaluate_quantized(coarse, batches(labels), spec(tiny))
+    found = evaluate_quantized(coarse, batches(unknown), spec(tiny), accuracy=False)
+    assert found.metrics == {**known.metrics, **dict.fromkeys(NO_ACCURACY)}
+    assert set(found.attention["label"]) == {-1}
+    plain = evaluate_float(SimulatedModel(tiny.path, "cpu"), batches(unknown), accuracy=False)
+    assert measured(plain, absent=9) == {"images": COUNT}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shape"), [({"num_classes": 0}, (32,)), ({"num_classes": 0, "global_pool": ""}, (17, 32))]
+)
+def test_features_are_measured_by_the_error_of_the_output(
+    tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, object], shape: tuple[int, ...]
+) -> None:
+    """A vector an image, or one a token."""
+    plain = Tiny.make(tmp_path_factory.mktemp("features"), **overrides)
+    model = plain.calibrated("vanilla")[0]
+    data = [(part, torch.full((len(part),), -1)) for part in PIXELS.split(8)]
+    metrics = evaluate_quantized(model, data, spec(plain), accuracy=False).metrics
+    assert [metrics[name] for name in NO_ACCURACY] == [None] * 4
+    quantized = torch.cat([model(part) for part, _ in data])
+    assert quantized.shape == (COUNT, *shape)
+    wanted = per_image(quantized, torch.from_numpy(run_onnx(plain.path, PIXELS.numpy())))
+    assert metrics["logits_nsr"] == pytest.approx(wanted["nsr"].mean().item(), rel=1e-4)
+    assert metrics["output_cosine"] == pytest.approx(wanted["cosine"].mean().item(), rel=1e-6)
+    assert metrics["logits_sqnr_db"] > 5
+
+
+def test_features_given_as_logits_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    dense = Tiny.make(tmp_path_factory.mktemp("dense"), num_classes=0, global_pool="")
+    with pytest.raises(UserError, match=r"gives \[17, 32\] an image, .*classifier: false"):
+        evaluate_float(SimulatedModel(dense.path, "cpu"), [(images(2), torch.tensor([0, 1]))])
+
+
+def test_labels_are_there_or_not() -> None:
+    manifest = Path("evaluation.csv")
+    assert are_labelled([0, 3, 1], manifest)
+    assert not are_labelled([-1, -1], manifest)
+    with pytest.raises(
+        UserError, match=r"evaluation\.csv: 2 of 3 images have no label; give all of them one"
+    ):
+        are_labelled([-1, 0, -1], manifest)
 
 
 def test_fewer_than_five_classes(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -1,4 +1,4 @@
-"""Fidelity of the class token's attention, and where it is read."""
+"""Fidelity of attention, where it is read and whose it is."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from hypothesis.extra import numpy as hnp
 from tiny_quantized import Tiny
 
 from ptq2themoon.errors import UserError
-from ptq2themoon.evaluate.attention import AttentionSpec, attention_spec, fidelity
-from ptq2themoon.graph.report import attention_facts
+from ptq2themoon.evaluate.attention import AttentionSpec, attention_spec, fidelity, save_maps
+from ptq2themoon.graph.attention import attention_facts
+from ptq2themoon.plots.inputs import read_maps
 
-ATTENTION = hnp.arrays(np.float32, (2, 3, 5), elements=st.floats(0, 1, width=32))
+ATTENTION = hnp.arrays(np.float32, (2, 2, 3, 5), elements=st.floats(0, 1, width=32))
 
 
 def heads(*rows: list[float]) -> torch.Tensor:
-    """One image, one row a head."""
-    return torch.tensor([rows])
+    """One image, one group, one row a head."""
+    return torch.tensor([[rows]])
 
 
 # Fidelity -----------------------------------------------------------------------------------------
 
 
 def test_equal_attention_is_one_and_zero() -> None:
-    attention = torch.rand(4, 3, 16, generator=torch.Generator().manual_seed(0))
+    attention = torch.rand(4, 1, 3, 16, generator=torch.Generator().manual_seed(0))
     cosine, kl = fidelity(attention, attention)
     assert cosine.tolist() == pytest.approx([1.0] * 4)
     assert kl.tolist() == [0.0] * 4
@@ -61,7 +62,7 @@ def test_what_the_class_token_gives_to_itself_does_not_count() -> None:
 
 
 def test_attention_quantized_to_nothing_is_bad_but_a_number() -> None:
-    cosine, kl = fidelity(torch.zeros(1, 1, 4), heads([0.7, 0.1, 0.1, 0.1]))
+    cosine, kl = fidelity(torch.zeros(1, 1, 1, 4), heads([0.7, 0.1, 0.1, 0.1]))
     assert cosine.item() == 0
     assert kl.item() == pytest.approx(0.7 * math.log(2.8) + 0.3 * math.log(0.4), rel=1e-4)  # uniform is left
     _, kl = fidelity(heads([1.0, 0.0]), heads([0.5, 0.5]))
@@ -69,9 +70,9 @@ def test_attention_quantized_to_nothing_is_bad_but_a_number() -> None:
 
 
 def test_an_image_is_the_mean_of_its_heads() -> None:
-    q, f = torch.rand(2, 5, 3, 9, generator=torch.Generator().manual_seed(1))
+    q, f = torch.rand(2, 5, 1, 3, 9, generator=torch.Generator().manual_seed(1))
     cosine, kl = fidelity(q, f)
-    each = [fidelity(q[:, head : head + 1], f[:, head : head + 1]) for head in range(3)]
+    each = [fidelity(q[:, :, head : head + 1], f[:, :, head : head + 1]) for head in range(3)]
     torch.testing.assert_close(cosine, torch.stack([one[0] for one in each]).mean(0))
     torch.testing.assert_close(kl, torch.stack([one[1] for one in each]).mean(0))
 
@@ -85,20 +86,40 @@ def test_bounds(q: np.ndarray, f: np.ndarray) -> None:
     assert torch.isfinite(kl).all()
 
 
+def test_groups_count_as_heads_do() -> None:
+    q, f = torch.rand(2, 5, 4, 3, 9, generator=torch.Generator().manual_seed(1))
+    for found, wanted in zip(fidelity(q, f), fidelity(q.flatten(1, 2), f.flatten(1, 2)), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 # Where it is read ---------------------------------------------------------------------------------
 
+BLOCK = {"heads": 3, "tokens": 7, "groups": 1, "prefix_tokens": 1, "grid": [2, 3], "stage": 0}
+NOTE = "the class token is the one token before the patches"
 
-def write(folder: Path, **facts: Any) -> Path:
-    base = {"softmax": ["a", "b", "c"], "prefix_tokens": 1, "grid": [2, 3], "heads": 3}
+
+def write(folder: Path, class_token: bool = True, **facts: Any) -> Path:
+    blocks = [{**BLOCK, "softmax": name, **facts} for name in "abc"]
     path = folder / "fusion.json"
-    path.write_text(json.dumps({"attention": base | facts}))
+    path.write_text(json.dumps({"attention": {"blocks": blocks, "class_token": class_token, "note": NOTE}}))
     return path
+
+
+def place(**changes: Any) -> AttentionSpec:
+    facts: dict[str, Any] = {
+        "groups": 1,
+        "prefix_tokens": 1,
+        "grid": (2, 3),
+        "class_token": True,
+        "note": NOTE,
+    }
+    return AttentionSpec("a", 0, **{**facts, **changes})
 
 
 @pytest.mark.parametrize(("block", "wanted"), [(0, ("a", 0)), (2, ("c", 2)), (-1, ("c", 2)), (-3, ("a", 0))])
 def test_blocks_count_from_either_end(tmp_path: Path, block: int, wanted: tuple[str, int]) -> None:
     spec = attention_spec(write(tmp_path), block)
-    assert spec == AttentionSpec(*wanted, prefix_tokens=1, grid=(2, 3))
+    assert spec == AttentionSpec(*wanted, 1, prefix_tokens=1, grid=(2, 3), class_token=True, note=NOTE)
 
 
 @pytest.mark.parametrize("block", [3, -4, 99])
@@ -107,18 +128,104 @@ def test_a_block_that_is_not_there_is_refused(tmp_path: Path, block: int) -> Non
         attention_spec(write(tmp_path), block)
 
 
-@pytest.mark.parametrize("facts", [{"prefix_tokens": 0}, {"grid": None}])
-def test_no_class_token_no_attention_of_it(tmp_path: Path, facts: dict[str, Any]) -> None:
-    assert attention_spec(write(tmp_path, **facts), -1) is None
+@pytest.mark.parametrize(
+    ("attention", "message"),
+    [
+        ({"blocks": [], "class_token": False, "note": ""}, "lists no block with attention"),
+        ({"softmax": ["a"], "heads": 3}, "no 'blocks'"),
+        ({"blocks": [{"softmax": "a"}], "class_token": False, "note": ""}, "no 'grid'"),
+        (
+            {"blocks": [{**BLOCK, "softmax": "a", "grid": 3}], "class_token": False, "note": ""},
+            "run the fuse",
+        ),
+    ],
+)
+def test_a_report_of_another_form_is_refused(tmp_path: Path, attention: dict[str, Any], message: str) -> None:
+    path = tmp_path / "fusion.json"
+    path.write_text(json.dumps({"attention": attention}))
+    with pytest.raises(UserError) as error:
+        attention_spec(path, -1)
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
+
+
+# Whose it is --------------------------------------------------------------------------------------
 
 
 def test_the_class_token_is_the_first_and_patches_follow_the_prefix() -> None:
     attention = torch.arange(2 * 1 * 5 * 5).reshape(2, 1, 5, 5)
-    spec = AttentionSpec("a", 0, prefix_tokens=2, grid=(1, 3))
-    assert spec.class_token(attention).tolist() == [[[2, 3, 4]], [[27, 28, 29]]]
+    spec = place(prefix_tokens=2, grid=(1, 3))
+    assert spec.query == "class token"
+    assert spec.of_query(attention, 2).tolist() == [[[[2, 3, 4]]], [[[27, 28, 29]]]]
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_without_class_token_all_tokens_are_the_query(prefix: int) -> None:
+    """Registers before the patches are tokens too, but no patches."""
+    attention = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    spec = place(class_token=False, prefix_tokens=prefix, grid=(1, 6 - prefix))
+    assert spec.query == "mean of tokens"
+    wanted = attention.mean(2)[:, None, :, prefix:]
+    torch.testing.assert_close(spec.of_query(attention, 2), wanted)
+
+
+def test_a_class_token_that_a_block_does_not_hold_asks_nothing() -> None:
+    assert place(prefix_tokens=0, grid=(1, 7)).query == "mean of tokens"
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 5, 5), (2, 4, 3, 5, 5), (24, 5, 5)])
+def test_groups_stand_before_the_heads(shape: tuple[int, ...]) -> None:
+    """As Swin's windows do, and MobileViT's pixels of a patch, whatever the exporter makes of the axes."""
+    attention = torch.rand(2, 4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    spec = place(class_token=False, groups=4, prefix_tokens=0, grid=(1, 5))
+    found = spec.of_query(attention.reshape(shape), 2)
+    torch.testing.assert_close(found, attention.mean(3))
+    torch.testing.assert_close(spec.maps(found), attention.mean((1, 3)))
+
+
+def test_without_a_grid_no_group_is_lost() -> None:
+    spec = place(class_token=False, groups=4, prefix_tokens=0, grid=None)
+    found = spec.of_query(torch.rand(8, 3, 5, 5), 2)
+    maps = spec.maps(found)
+    assert maps.shape == (2, 3, 20)
+    torch.testing.assert_close(maps[1, 2, 5:10], found[1, 1, 2])
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((9, 3, 6, 6), 4), ((2, 3, 8, 8), 1)])
+def test_attention_that_the_report_does_not_describe_is_refused(shape: tuple[int, ...], groups: int) -> None:
+    spec = place(groups=groups, prefix_tokens=0, grid=(2, 3))
+    with pytest.raises(UserError, match=r"operator 'a': attention of 2 images is .*run the fuse stage again"):
+        spec.of_query(torch.rand(shape), 2)
 
 
 def test_facts_of_a_real_graph(tiny: Tiny, tmp_path: Path) -> None:
-    facts = attention_facts(onnx.load(tiny.path), tiny.operators)
-    spec = attention_spec(write(tmp_path, **facts), -1)
-    assert spec == AttentionSpec(tiny.role("softmax", 1), 1, prefix_tokens=1, grid=(4, 4))
+    path = tmp_path / "fusion.json"
+    path.write_text(json.dumps({"attention": attention_facts(onnx.load(tiny.path), tiny.operators)}))
+    spec = attention_spec(path, -1)
+    assert (spec.operator, spec.block, spec.groups) == (tiny.role("softmax", 1), 1, 1)
+    assert (spec.query, spec.prefix_tokens, spec.grid) == ("class token", 1, (4, 4))
+    assert "class token" in spec.note
+
+
+# What is kept for the figures ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", [(2, 3), None])
+def test_maps_come_back_as_they_were_saved(tmp_path: Path, grid: tuple[int, int] | None) -> None:
+    spec = place(class_token=False, groups=4, prefix_tokens=0, grid=grid)
+    attention = spec.of_query(torch.rand(12, 2, 6, 6), 3)
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    path = tmp_path / "maps.safetensors"
+    save_maps(path, images, attention, spec, "vanilla", [4, -1, 0])
+    maps = read_maps(path)
+    np.testing.assert_array_equal(maps.images, images.numpy())
+    assert (maps.query, maps.note, maps.groups, maps.labels) == ("mean of tokens", NOTE, 4, (4, -1, 0))
+    assert maps.is_map == (grid is not None)
+    wanted = attention.mean(1).reshape(3, 2, 2, 3) if grid else attention.transpose(1, 2)
+    np.testing.assert_array_equal(maps.attention, wanted.numpy())
+
+
+def test_attention_that_is_no_number_is_not_saved(tmp_path: Path) -> None:
+    broken = torch.full((1, 1, 2, 6), math.nan)
+    with pytest.raises(UserError, match="attention that is not finite"):
+        save_maps(tmp_path / "a", torch.zeros(1, 1, 8, 8, dtype=torch.uint8), broken, place(), "r", [0])

@@ -107,3 +107,28 @@ def test_what_was_measured_is_not_kept_only_figures() -> None:
     meter = ErrorMeter()
     meter.add(torch.zeros(4, 1000), torch.ones(4, 1000))
     assert {len(value) for value in meter.values.values()} == {4}
+
+
+def test_windows_of_an_image_count_as_one_image() -> None:
+    """Swin's operators work on [B * windows, ...]; the figures stay those of an image."""
+    q, f = torch.rand(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    wanted, found = per_image(q, f), per_image(q.flatten(0, 1), f.flatten(0, 1), images=3)
+    for figure in FIGURES:
+        torch.testing.assert_close(found[figure], wanted[figure])
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (3, 4, 5), ()])
+def test_where_images_cannot_be_told_apart_the_whole_counts_for_each(shape: tuple[int, ...]) -> None:
+    """What depends on no image, and what has the batch elsewhere than in front."""
+    generator = torch.Generator().manual_seed(0)
+    q, f = torch.rand(shape, generator=generator), torch.rand(shape, generator=generator)
+    found, wanted = per_image(q, f, images=4), per_image(q.reshape(1, -1), f.reshape(1, -1))
+    for figure in FIGURES:
+        assert found[figure].tolist() == wanted[figure].tolist() * 4
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 2), (4, 3, 2, 2)])
+def test_outputs_of_any_rank(shape: tuple[int, ...]) -> None:
+    meter = ErrorMeter()
+    meter.add(torch.ones(shape), 2 * torch.ones(shape), 4)
+    assert meter.images("nsr").tolist() == pytest.approx([0.25] * 4)

@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto
 from tiny_models import random_images, run_all, written
 
-from ptq2themoon.graph.editing import Graph
-from ptq2themoon.graph.fuse import DOMAIN, FUSED_MATMUL, Fusion, fuse, name_operators
+from ptq2themoon.graph.editing import Graph, attribute
+from ptq2themoon.graph.fuse import DOMAIN, FUSED_MATMUL, Fusion, count_fused, fuse, name_operators
 from ptq2themoon.graph.normalise import normalise
 from ptq2themoon.graph.operators import Operator
 
@@ -25,6 +25,7 @@ NOISE = np.random.default_rng(0)
 CONSTANTS = {
     "two": 2, "three": 3, "epsilon": 1e-5, "gamma": 1 + 0.3 * NOISE.standard_normal(8),
     "beta": NOISE.standard_normal(8), "root2": 2**0.5, "inverse": 0.5**0.5, "one": 1, "half": 0.5,
+    "kappa": 0.044715, "slope": (2 / np.pi) ** 0.5,
     "weight": NOISE.standard_normal((8, 6)), "bias": NOISE.standard_normal(6),
 }  # fmt: skip
 
@@ -46,6 +47,19 @@ GELU = {
     "product": "product = Mul (x, shifted)",
     "half": "y = Mul (product, half)",
 }
+TANH = {
+    "cube": "cube = Pow (x, three)",
+    "small": "small = Mul (cube, kappa)",
+    "sum": "inner = Add (x, small)",
+    "slope": "sloped = Mul (inner, slope)",
+    "erf": "e = Tanh (sloped)",
+    **{step: GELU[step] for step in ("one", "product", "half")},
+}
+CUBE_AS_PRODUCTS = {"cube": "square = Mul (x, x)\ncube = Mul (square, x)"}
+FACTORED = {  # as JAX and others write it: x (1 + kappa x x)
+    "cube": "square = Mul (x, x)", "small": "small = Mul (square, kappa)",
+    "sum": "inside = Add (small, one)\ninner = Mul (x, inside)",
+}  # fmt: skip
 MATMUL_ADD = {"matmul": "product = MatMul (x, weight)", "add": "y = Add (product, bias)"}
 TURNED = "turned = Transpose <perm = [0, 2, 1]> (x)"
 HALF_FIRST = {"product": "halved = Mul (x, half)", "half": "y = Mul (halved, shifted)"}
@@ -91,6 +105,12 @@ def fused_alike(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Fusion]]:
         (GELU, "GELU", HALF_FIRST),
         (GELU, "GELU", {**HALF_FIRST, "product": "halved = Mul (half, x)"}),
         (GELU, "GELU", {**HALF_FIRST, "half": "y = Mul (shifted, halved)"}),
+        (GELU, "GELU", {"product": "product = Mul (shifted, half)", "half": "y = Mul (product, x)"}),
+        (TANH, "GELU", {}),
+        (TANH, "GELU", {"slope": "sloped = Mul (slope, inner)"}),
+        (TANH, "GELU", HALF_FIRST),
+        (LAYER_NORM, "LayerNorm", {"root": "root = Pow (shifted, half)"}),
+        (LAYER_NORM, "LayerNorm", {"mean": "mean = ReduceMean <axes = [2]> (x)"}),
         (MATMUL_ADD, "MatMul+Add", {}),
         (MATMUL_ADD, "MatMul+Add", {"add": "y = Add (bias, product)"}),
     ],
@@ -103,6 +123,49 @@ def test_fuses_whatever_the_order_of_operands(steps: dict, kind: str, changes: d
     assert fusion.kind == kind
     assert fusion.operator == operator.name
     assert len(fusion.consumed) == len(set(fusion.consumed)) == len(steps)
+
+
+@pytest.mark.parametrize("changes", [{}, CUBE_AS_PRODUCTS, FACTORED, HALF_FIRST])
+def test_gelu_by_tanh_is_fused_as_such(changes: dict) -> None:
+    fused, (fusion,) = fused_alike(unfused(TANH, changes))
+    (operator,) = fused.graph.node
+    assert attribute(operator, "approximate") == b"tanh"
+    assert fusion.operator == operator.name
+    assert count_fused(fused) == {"LayerNorm": 0, "MatMul+Add": 0, "GELU": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "constants", "outputs"),
+    [
+        ({}, {"kappa": np.array(0.05)}, ()),
+        ({}, {"slope": np.array(0.7)}, ()),
+        ({}, {"half": np.array(0.4)}, ()),
+        ({"cube": "cube = Pow (x, two)"}, {}, ()),
+        ({"cube": "other = Neg (x)\ncube = Pow (other, three)"}, {}, ()),
+        ({"sum": "less = Add (x, small)\ninner = Add (less, one)"}, {}, ()),
+        ({"product": "other = Neg (x)\nproduct = Mul (other, shifted)"}, {}, ()),
+        ({"half": "y = Mul (product, x)"}, {}, ()),
+        ({}, {}, ("inner",)),
+        ({}, {}, ("product",)),
+    ],
+)
+def test_what_is_almost_a_gelu_by_tanh_stays(changes: dict, constants: dict, outputs: tuple) -> None:
+    fused, fusions = fused_alike(unfused(TANH, changes, constants, ("y", *outputs)))
+    assert not fusions
+    assert "Gelu" not in {node.op_type for node in fused.graph.node}
+
+
+def test_operators_that_arrive_whole_are_counted() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 20]> g (float[batch, 4, 8] x) => (float[batch, 4, 8] y)'
+        "<float[8] scale = {1, 2, 3, 4, 5, 6, 7, 8}>"
+        "{ n = LayerNormalization <axis = 2> (x, scale)   y = Gelu (n) }"
+    )
+    fused, fusions = fused_alike(model)
+    assert not fusions
+    assert count_fused(fused) == {"LayerNorm": 1, "MatMul+Add": 0, "GELU": 1}
+    norm = fused.graph.node[0]
+    assert (attribute(norm, "axis"), len(norm.input)) == (-1, 3)
 
 
 def plain(name: str) -> dict[str, np.ndarray]:

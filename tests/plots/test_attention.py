@@ -2,15 +2,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
 from ptq2themoon.errors import UserError
-from ptq2themoon.plots.attention import attention_heads, attention_overview, cosine_similarity
+from ptq2themoon.evaluate.attention import fidelity
+from ptq2themoon.plots.attention import HEADS_A_ROW, attention_heads, attention_overview
+from ptq2themoon.plots.attention_text import cosine_similarity
 from ptq2themoon.plots.heatmap import check_colormap, common_scale
 from ptq2themoon.plots.inputs import AttentionMaps, read_label_names, read_maps
 from ptq2themoon.plots.style import save
@@ -26,7 +31,10 @@ def tensors(seed: int = 0, heads: int = 3, grid: tuple[int, int] = (7, 7), chann
     return {"images": images, "attention": 0.9 * weights / weights.sum(axis=2, keepdims=True)}
 
 
-METADATA = {"grid": "7x7", "block": "11", "recipe": "vanilla", "labels": "1,-1"}
+METADATA = {
+    "grid": "7x7", "groups": "1", "block": "11", "recipe": "vanilla", "labels": "1,-1",
+    "query": "class token", "note": "the class token is the first of 2 tokens",
+}  # fmt: skip
 
 
 def write(path: Path, data: Tensors | None = None, **metadata: str) -> Path:
@@ -34,9 +42,16 @@ def write(path: Path, data: Tensors | None = None, **metadata: str) -> Path:
     return path
 
 
-def maps(seed: int = 0, heads: int = 3, grid: tuple[int, int] = (7, 7), channels: int = 1) -> AttentionMaps:
+def maps(
+    seed: int = 0, heads: int = 3, grid: tuple[int, int] = (7, 7), channels: int = 1, **more: Any
+) -> AttentionMaps:
     data = tensors(seed, heads, grid, channels)
-    return AttentionMaps(data["images"], data["attention"].reshape(2, heads, *grid), (1, -1), "11")
+    return AttentionMaps(data["images"], data["attention"].reshape(2, heads, *grid), (1, -1), "11", **more)
+
+
+def windows(seed: int = 0, heads: int = 3) -> AttentionMaps:
+    """Four windows of nine tokens."""
+    return maps(seed, heads, (4, 9), query="mean of tokens", note="no class token", groups=4, is_map=False)
 
 
 def shown(figure: Figure, label: str) -> np.ndarray:
@@ -93,7 +108,7 @@ def test_overview_shows_at_most_the_rows_asked_for() -> None:
     assert "original:1" not in labels
 
 
-@pytest.mark.parametrize("heads", [3, 12])
+@pytest.mark.parametrize("heads", [3, 12, HEADS_A_ROW + 4])
 def test_heads_shows_every_head_of_every_graph(heads: int) -> None:
     graphs = {"fp32": maps(0, heads), "vanilla": maps(1, heads), "customized": maps(2, heads)}
     figure = attention_heads(graphs, index=1)
@@ -108,6 +123,64 @@ def test_nothing_lies_outside_the_figure(inside: Callable[[Figure], bool]) -> No
     names = ["a", "name " * 20]
     assert inside(attention_overview(graphs, names))
     assert inside(attention_heads(graphs, 0, names))
+
+
+@pytest.mark.parametrize("make", [maps, windows])
+@pytest.mark.parametrize(("heads", "recipes"), [(1, 0), (3, 1), (24, 0), (16, 5)])
+def test_nor_with_any_number_of_heads_and_recipes(
+    inside: Callable[[Figure], bool], make: Callable[..., AttentionMaps], heads: int, recipes: int
+) -> None:
+    note = "the class token is the first of 5 tokens before the patches, which the output reads; " * 2
+    names = ["fp32", *(f"a_recipe_of_a_name_{i}" for i in range(recipes))]
+    graphs = {name: replace(make(i, heads), note=note) for i, name in enumerate(names)}
+    assert inside(attention_overview(graphs, ["a", "name " * 20]))
+    assert inside(attention_heads(graphs, 0))
+
+
+def test_titles_and_notes_say_whose_attention_it_is() -> None:
+    for draw in (attention_overview, attention_heads):
+        found = " ".join(texts(draw({"fp32": maps(note="the first is the class token")})))
+        assert "Attention of the class token to the patches, block 11" in found
+        assert "The first is the class token." in found
+        everything = maps(query="mean of tokens", groups=4, note="no class token: there is a mean")
+        found = " ".join(texts(draw({"fp32": everything})))
+        assert "Mean attention of all tokens to the patches, block 11" in found
+        assert "No class token: there is a mean. Mean over 4 groups of tokens that attend apart." in found
+
+
+def test_windows_make_no_map_and_the_overview_says_so_with_numbers() -> None:
+    graphs = {"fp32": windows(0), "vanilla": windows(1)}
+    found = texts(attention_overview(graphs))
+    assert "No map: block 11 attends within 4 windows or groups of 9 tokens, each apart." in " ".join(found)
+    f, q = (torch.from_numpy(each.attention).transpose(1, 2) for each in graphs.values())
+    for cosine, kl in zip(*fidelity(q, f), strict=True):  # what attention.csv holds for the same images
+        assert f"cos {cosine:.4f}\nKL {kl:.4f} nats" in found
+
+
+def test_windows_make_no_map_and_every_head_is_a_point() -> None:
+    graphs = {"fp32": windows(0), "vanilla": windows(1), "customized": windows(2)}
+    figure = attention_heads(graphs, index=1)
+    (cosine,) = [axes for axes in figure.axes if axes.get_label() == "cosine"]
+    assert len(cosine.lines) == 2
+    f, q = (graphs[name].attention[1] for name in ("fp32", "customized"))
+    wanted = [
+        np.mean([cosine_similarity(q[head, group], f[head, group]) for group in range(4)])
+        for head in range(3)
+    ]
+    np.testing.assert_allclose(cosine.lines[1].get_ydata(), wanted, rtol=1e-5)
+    assert [line.get_marker() for line in cosine.lines] == ["o", "s"]
+
+
+def test_windows_with_nothing_to_compare_say_so() -> None:
+    assert "no recipe to compare with" in texts(attention_overview({"fp32": windows()}))
+    panels = attention_heads({"fp32": windows()}).axes
+    assert sum(text.get_text() == "no recipe to compare with" for axes in panels for text in axes.texts) == 2
+
+
+def test_maps_of_windows_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "maps.safetensors", tensors(grid=(4, 9)), grid="none", groups="4")
+    read = read_maps(path)
+    assert (read.is_map, read.groups, read.attention.shape) == (False, 4, (2, 3, 4, 9))
 
 
 def test_image_index_beyond_the_maps_is_refused() -> None:
@@ -142,6 +215,9 @@ def test_unknown_colormap_is_refused(name: str, hint: str) -> None:
         ({}, {"grid": "7x8"}, "metadata 'grid' is '7x8', but 'attention' has 49 patches"),
         ({}, {"labels": "1"}, "names 1 labels for 2 images"),
         ({}, {"labels": "a,b"}, "expected integers"),
+        ({}, {"query": "class tokens"}, "metadata 'query' is 'class tokens'; did you mean 'class token'?"),
+        ({}, {"groups": "0"}, "metadata 'groups' is '0'; expected a whole number from 1 on"),
+        ({}, {"groups": "4", "grid": "none"}, "49 patches in 'attention' make no 4 groups"),
     ],
 )
 def test_bad_maps_are_refused(
@@ -163,7 +239,10 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
 
 
 def test_graphs_must_share_block_heads_and_images() -> None:
-    with pytest.raises(UserError, match="--maps vanilla: block 11, 6 heads, grid 7x7; fp32 has block 11, 3"):
+    with pytest.raises(
+        UserError,
+        match="--maps vanilla: block 11, 6 heads, grid 7x7, attention of class token; fp32 has block 11, 3",
+    ):
         attention_overview({"fp32": maps(), "vanilla": maps(heads=6)})
     with pytest.raises(UserError, match="--maps vanilla: images"):
         attention_overview({"fp32": maps(), "vanilla": maps(channels=3)})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from itertools import pairwise
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.plots.network import MODES
-from ptq2themoon.plots.operator_errors import errors_along_network, spread
+from ptq2themoon.plots.operator_errors import EDGE, errors_along_network, spread
 from ptq2themoon.plots.style import GREY, save, series
 from ptq2themoon.stage import Stage
 
@@ -199,3 +200,44 @@ def test_script_refuses(tmp_path: Path, refusal, text: str, options: list[str], 
     source.write_text(text)
     out = ["--out-png", tmp_path / "e.png", "--out-svg", tmp_path / "e.svg"]
     assert message in refusal("plot_errors.py", "--table", f"vanilla={source}", *options, *out)
+
+
+def convolutional(blocks: int, between: int, role: str | None = None) -> pd.DataFrame:
+    """Blocks between operators that have neither role nor block, as in MobileViT; read from CSV."""
+    operators = []
+    for block in range(blocks):
+        operators += [(f"/stages.{block}/conv_{i}/Conv", "Conv", role, None) for i in range(between)]
+        operators += [(f"blocks.{block}.{name}", "MatMul", name, block) for name in ("qkv", "fc2")]
+        operators += [(f"blocks.{block}.mask", "Add", None, block)]
+    rows = [(*operator, "local", 1e-4 * (1 + i)) for i, operator in enumerate(operators)]
+    table = pd.DataFrame(rows, columns=["operator", "type", "role", "block", "mode", "nsr"])
+    return pd.read_csv(io.StringIO(table.to_csv(index=False)))
+
+
+@pytest.mark.parametrize(("blocks", "between"), [(9, 20), (24, 0), (1, 150), (3, 1)])
+def test_operators_without_role_or_block(inside: Callable[[Figure], bool], blocks: int, between: int) -> None:
+    figure = errors_along_network({"vanilla": convolutional(blocks, between)})
+    assert inside(figure)
+    (axes,) = figure.axes
+    assert len(axes.get_xticks()) == blocks
+    assert names(axes)[-1] == f"Add · {blocks - 1}"
+
+
+def test_operators_without_role_or_block_go_by_their_names() -> None:
+    (axes,) = errors_along_network({"vanilla": convolutional(2, 20).iloc[:-3]}, worst=1).axes
+    assert names(axes) == ["/stages.1/conv_19/Conv"]
+    label = axes.get_xlabel().replace("\n", " ")
+    assert "Operators in graph order: 43 operators, 3 in 1 block, 40 outside." in label
+
+
+def test_a_network_without_any_block_still_draws(inside: Callable[[Figure], bool]) -> None:
+    only = convolutional(1, 30).iloc[:30]
+    figure = errors_along_network({"vanilla": only})
+    assert inside(figure)
+    assert "30 operators, none in a block" in figure.axes[0].get_xlabel().replace("\n", " ")
+
+
+def test_white_blocks_beside_operators_of_no_block_have_an_edge() -> None:
+    (axes,) = errors_along_network({"vanilla": convolutional(2, 2)}).axes
+    edges = [float(line.get_xdata()[0]) for line in axes.lines if line.get_color() == EDGE]
+    assert edges == [6.5]

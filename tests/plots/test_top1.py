@@ -9,20 +9,21 @@ import pytest
 from matplotlib.figure import Figure
 
 from ptq2themoon.errors import UserError
+from ptq2themoon.plots.output_error import output_error
 from ptq2themoon.plots.style import save
-from ptq2themoon.plots.top1 import LARGEST_DROP, top1, wilson_interval
+from ptq2themoon.plots.summary_rows import COLUMNS
+from ptq2themoon.plots.top1 import LARGEST_DROP, has_accuracy, top1, wilson_interval
 from ptq2themoon.stage import Stage
 
 
 def summary(top1_of: dict[str, float], model: str = "demo", seeds: tuple[int, ...] = (0,)) -> pd.DataFrame:
-    rows = [(model, "fp32", "fp32", None, None, 2000, 92.65)]
+    rows = [(model, "fp32", "fp32", None, None, 2000, 92.65, None, None)]
     rows += [
-        (model, recipe, "w8a8", 256, seed, 2000, value - seed)
+        (model, recipe, "w8a8", 256, seed, 2000, value - seed, 28.5, 0.9991)
         for seed in seeds
         for recipe, value in top1_of.items()
     ]
-    columns = ["model", "recipe", "bits", "calibration_images", "seed", "images", "top1"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 RECIPES = {"vanilla": 12.3, "layernorm": 91.9, "customized": 92.7}
@@ -110,3 +111,66 @@ def test_script_names_the_nearest_model(tmp_path: Path, refusal) -> None:
     line = refusal("plot_top1.py", "--summary", table, "--model", "dmeo", *out)
     assert line == "error: --model dmeo: not in the summary; did you mean 'demo'?"
     assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
+
+
+# Without accuracy ---------------------------------------------------------------------------------
+
+
+def without_accuracy(model: str = "features") -> pd.DataFrame:
+    """Good, worse than its own noise, and equal to FP32 to the bit."""
+    table = summary(RECIPES, model)
+    table["top1"] = None
+    table["logits_sqnr_db"] = [None, 28.5, -3.25, None]
+    table["output_cosine"] = [None, 0.99931, 0.41, 1.0]
+    return table
+
+
+def test_a_model_without_top1_is_told_from_others_in_one_summary() -> None:
+    table = pd.concat([summary(RECIPES), without_accuracy()], ignore_index=True)
+    assert has_accuracy(table, "demo")
+    assert not has_accuracy(table, "features")
+    assert len(top1(table, "demo").axes[0].patches) == 4
+    assert "no top-1" in output_error(table, "features").get_suptitle()
+
+
+def test_output_error_carries_the_numbers() -> None:
+    figure = output_error(without_accuracy(), "features")
+    bars, cosines = figure.axes
+    assert [bar.get_width() for bar in bars.patches] == [28.5, -3.25]
+    assert [text.get_text() for text in bars.texts] == ["28.50", "\N{MINUS SIGN}3.25", "no error"]
+    assert [label.get_text() for label in bars.get_yticklabels()] == [
+        "vanilla  W8A8", "layernorm  W8A8", "customized  W8A8"
+    ]  # fmt: skip
+    points = {line.get_marker(): line.get_xdata() for line in cosines.lines if line.get_marker() != "None"}
+    assert [float(x[0]) for x in points.values()] == [0.99931, 0.41, 1.0]
+    assert [text.get_text() for text in cosines.texts] == ["0.9993", "0.4100", "1.0000"]
+    assert "(dB)" in bars.get_xlabel()
+    assert "cosine similarity" in cosines.get_xlabel()
+
+
+def test_output_error_lies_inside_the_figure(inside: Callable[[Figure], bool]) -> None:
+    table = without_accuracy()
+    assert inside(output_error(table, "features"))
+    table["recipe"] = table["recipe"].replace("vanilla", "a_recipe_with_a_very_long_name_indeed")
+    assert inside(output_error(table, "features"))
+
+
+def test_some_rows_without_top1_are_refused() -> None:
+    table = summary(RECIPES)
+    table.loc[2, "top1"] = None
+    with pytest.raises(UserError, match="recipe layernorm: top1 nan of 2000 images"):
+        top1(table, "demo")
+
+
+def test_script_draws_the_output_error_under_the_same_name(tmp_path: Path, script) -> None:
+    table = tmp_path / "summary.csv"
+    pd.concat([summary(RECIPES), without_accuracy()]).to_csv(table, index=False)
+    done = script(
+        "plot_top1.py", "--summary", table, "--model", "features", "--dpi", 60,
+        "--out-png", tmp_path / "a" / "top1.png", "--out-svg", tmp_path / "a" / "top1.svg",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    again = [tmp_path / "b.png", tmp_path / "b.svg"]
+    with Stage("plot", inputs=[], outputs=again, parameters={}) as stage:
+        save(output_error(without_accuracy(), "features"), stage, *again, 60)
+    assert again[0].read_bytes() == (tmp_path / "a" / "top1.png").read_bytes()

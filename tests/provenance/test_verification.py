@@ -67,7 +67,14 @@ def make_inputs() -> None:
 
 def make_model() -> None:
     weights = ["weights/model.safetensors", "weights/config.json"]
-    parameters = {"source": "local-dir:weights", "arguments": {}, "opset": 13}
+    parameters = {
+        "source": "local-dir:weights",
+        "arguments": {},
+        "exporter": "torchscript",
+        "opset": 13,
+        "preprocessing": {},
+        "classifier": True,
+    }
     made("export", [f"{HEAVY}/model.onnx", f"{HEAVY}/model.json"], weights, parameters)
     info, images = f"{HEAVY}/model.json", f"{HEAVY}/calibration-n8-s0.safetensors"
     parameters = {"kind": "arrays", "source": "train.safetensors", "images": 8, "seed": 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 from collections import Counter
@@ -89,27 +90,106 @@ def test_deit_tiny_whole(tmp_path: Path) -> None:
     assert places["norm", None] == 1
     types = Counter(operator["type"] for operator in report["operators"])
     assert (types["PPQBiasFusedMatMul"], types["LayerNormalization"], types["Gelu"]) == (48, 25, 12)
-    assert report["attention"] == {
-        "softmax": [f"blocks.{block}.softmax" for block in range(12)],
-        "heads": 3,
-        "grid": [14, 14],
-        "prefix_tokens": 1,
-    }
+    same = {"heads": 3, "tokens": 197, "groups": 1, "prefix_tokens": 1, "grid": [14, 14], "stage": 0}
+    blocks = [{"softmax": f"blocks.{block}.softmax", **same} for block in range(12)]
+    assert report["attention"]["blocks"] == blocks
+    assert report["attention"]["class_token"] is True
 
 
-@pytest.mark.parametrize("source", ["deit_tiny_patch16_224", "hf-hub:someone/model"])
-def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
-    def nowhere(*_: object, **__: object) -> None:
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From now on nothing can be reached; the hosts that were tried."""
+    tried: list[str] = []
+
+    def nowhere(host: object, *_: object, **__: object) -> None:
+        tried.append(str(host))
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", nowhere)
     monkeypatch.setattr(socket.socket, "connect", nowhere)
-    monkeypatch.setattr("time.sleep", lambda _: None)  # between attempts
-    before = files(tmp_path)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return tried
+
+
+HUB = "https://huggingface.co"
+PROVIDE = [
+    (
+        "deit_tiny_patch16_224",
+        f"fetch {HUB}/timm/deit_tiny_patch16_224.fb_in1k/resolve/main/model.safetensors elsewhere, "
+        "give `checkpoint: FILE.safetensors`",
+    ),
+    (
+        "vit_tiny_patch16_224.augreg_in21k",
+        f"fetch {HUB}/timm/vit_tiny_patch16_224.augreg_in21k/resolve/main/model.safetensors elsewhere, "
+        "give `checkpoint: FILE.safetensors`",
+    ),
+    (
+        "hf-hub:someone/model@v2",
+        f"fetch config.json and model.safetensors from {HUB}/someone/model/tree/v2, "
+        "give `source: local-dir:FOLDER`",
+    ),
+]
+
+
+@pytest.mark.parametrize(("source", "advice"), PROVIDE, ids=[source for source, _ in PROVIDE])
+def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, advice: str) -> None:
+    tried = no_network(monkeypatch)
     cache = json.dumps({"cache_dir": str(tmp_path / "cache")})
     ended = run_stage(tmp_path, "export", source=source, arguments=cache)
-    assert ended.status == 2
-    line = ended.err.splitlines()[-1]
-    assert line.startswith(f"error: model {source!r}: timm cannot make it (")
-    assert line.endswith("; without a network give `checkpoint: FILE.safetensors`")
-    assert {path for path in files(tmp_path) if not path.startswith("cache/")} == set(before)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err == f"error: model {source!r}: no network, and not fetched before; {advice}\n"
+    assert tried == ["huggingface.co"]  # once: nothing is tried again and again
+    assert not [path for path in files(tmp_path) if path.startswith("out/")]
+
+
+def test_a_proxy_is_what_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = no_network(monkeypatch)
+    monkeypatch.setenv("https_proxy", "http://proxy.invalid:3128")
+    assert run_stage(tmp_path, "export", source="deit_tiny_patch16_224").status == 2
+    assert tried == ["proxy.invalid"]
+
+
+def in_the_cache(folder: Path, repository: str, revision: str, commit: str, **contents: bytes) -> None:
+    """Files as huggingface_hub keeps them once they are fetched; `_` stands for the dot of a name."""
+    place = folder / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / revision).write_text(commit)
+    (place / "snapshots" / commit).mkdir(parents=True)
+    for name, content in contents.items():
+        (place / "snapshots" / commit / name.replace("_", ".")).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("source", "repository", "revision"),
+    [
+        ("vit_tiny_patch16_224", "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", "main"),
+        ("hf-hub:someone/model@v2", "someone/model", "v2"),
+    ],
+)
+def test_what_was_fetched_is_used_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, repository: str, revision: str
+) -> None:
+    """Without a network too; the record names the commit, whatever name the revision goes by."""
+    no_network(monkeypatch)
+    save_weights(tmp_path / "mine.safetensors", "vit_tiny_patch16_224", depth=1)
+    weights, commit = (tmp_path / "mine.safetensors").read_bytes(), "0123456789abcdef" * 2 + "01234567"
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 1000, "pretrained_cfg": {}}
+    contents = {"model_safetensors": weights, "config_json": json.dumps(config).encode()}
+    in_the_cache(tmp_path / "cache", repository, revision, commit, **contents)
+    arguments = json.dumps({"cache_dir": str(tmp_path / "cache"), "depth": 1})
+    ended = run_stage(tmp_path, "export", source=source, arguments=arguments)
+    assert (ended.status, ended.out, ended.err) == (0, "", "")
+    assert json.loads((tmp_path / "out/model.json").read_text())["weights"] == {
+        "repository": repository,
+        "revision": commit,
+        "file": "model.safetensors",
+        "sha256": hashlib.sha256(weights).hexdigest(),
+    }
+
+
+def test_a_name_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_network(monkeypatch)
+    line = run_stage(tmp_path, "export", source="levit_256d").err
+    advice = "timm knows no weights for it; name a tag that has some, or give `checkpoint: FILE`"
+    assert line == f"error: model 'levit_256d': {advice}\n"

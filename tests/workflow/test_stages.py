@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_stages import MODEL_ARGS, ROOT, STAGES, files, outputs, process, run_stage, write_weights
+from tiny_stages import (
+    MODEL_ARGS,
+    ROOT,
+    STAGES,
+    files,
+    outputs,
+    process,
+    run_stage,
+    write_inputs,
+    write_weights,
+)
 
 from ptq2themoon.data import Preprocessing
 from ptq2themoon.graph.runtime import run_onnx
@@ -24,7 +35,7 @@ from ptq2themoon.stage import sha256, sidecar_path
 QPARAMS = ("out/q/qparams.json", "out/q/qparams.safetensors")
 METRICS = {
     "images", "top1", "top5", "loss", "agreement",
-    "logits_nsr", "logits_sqnr_db", "attention_cosine", "attention_kl",
+    "logits_nsr", "logits_sqnr_db", "output_cosine", "attention_cosine", "attention_kl",
 }  # fmt: skip
 
 
@@ -159,12 +170,11 @@ def test_fuse(chain: Path) -> None:
     assert report["fused"] == {"LayerNorm": 5, "GELU": 2, "MatMul+Add": 8}
     assert (report["images"], report["unassigned"]) == (5, [])
     assert report["max_abs_logit_difference"] <= 1e-4
-    assert report["attention"] == {
-        "softmax": ["blocks.0.softmax", "blocks.1.softmax"],
-        "heads": MODEL_ARGS["num_heads"],
-        "grid": [7, 7],
-        "prefix_tokens": 1,
-    }
+    heads, attention = MODEL_ARGS["num_heads"], report["attention"]
+    same = {"heads": heads, "tokens": 50, "groups": 1, "prefix_tokens": 1, "grid": [7, 7], "stage": 0}
+    assert attention["blocks"] == [{"softmax": f"blocks.{block}.softmax", **same} for block in range(2)]
+    assert attention["class_token"] is True
+    assert attention["note"] == "the class token is the one token before the patches, which the output reads"
     model = onnx.load(chain / "out/fused.onnx")
     assert [o["name"] for o in report["operators"]] == [node.name for node in model.graph.node]
     assert sum(report["counts"]["after"].values()) == len(model.graph.node)
@@ -193,12 +203,58 @@ def test_metrics_lie_in_their_ranges(chain: Path, at: str) -> None:
     assert metrics["loss"] > 0
     if at == "fp32":
         assert metrics["agreement"] == 100
-        assert all(metrics[name] is None for name in METRICS if name.startswith(("logits", "attention")))
+        assert all(metrics[name] is None for name in METRICS if name.startswith(("logits", "output", "att")))
     else:
         assert metrics["logits_sqnr_db"] == pytest.approx(-10 * np.log10(metrics["logits_nsr"]))
         assert 10 < metrics["logits_sqnr_db"] < 60
+        assert 0.95 < metrics["output_cosine"] < 1
         assert 0.9 < metrics["attention_cosine"] < 1
         assert 0 < metrics["attention_kl"] < 0.1
+
+
+def test_without_labels_the_output_is_compared(copy: Path) -> None:
+    """And what needs no labels is what it was."""
+    manifest = pd.read_csv(copy / "out/evaluation.csv").assign(label=-1)
+    manifest.to_csv(copy / "out/evaluation.csv", index=False)
+    before = read(copy / "out/q/metrics.json")
+    for stage in ("evaluate fp32", "evaluate", "attention_maps fp32", "attention_maps", "summarize"):
+        assert run_stage(copy, stage).status == 0
+    no_accuracy = dict.fromkeys(("top1", "top5", "loss", "agreement"))
+    assert read(copy / "out/q/metrics.json") == {**before, **no_accuracy}
+    assert read(copy / "out/fp32/metrics.json") == {**dict.fromkeys(METRICS), "images": 31}
+    table = pd.read_csv(copy / "out/summary.csv")
+    assert table[[*no_accuracy, "top1_drop"]].isna().all(axis=None)
+    for stage in ("plot_top1", "plot_attention"):
+        assert run_stage(copy, stage).status == 0
+
+
+def test_labels_for_some_images_only_are_refused(copy: Path) -> None:
+    path = copy / "out/evaluation.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], lines[-1].partition(",")[0] + ",-1", ""]))
+    ended = run_stage(copy, "evaluate fp32")
+    assert ended.err == (
+        "error: out/evaluation.csv: 1 of 31 images have no label; give all of them one, or none\n"
+    )
+
+
+def test_features_without_class_token_pass_every_stage(tmp_path: Path) -> None:
+    """No classifier, no pool, no class token: [B, 49, 32] out."""
+    folder = write_inputs(tmp_path / "features")
+    shutil.rmtree(folder / "weights")
+    write_weights(folder / "weights", num_classes=0, class_token=False, global_pool="")
+    for stage in STAGES:
+        ended = run_stage(folder, stage)
+        assert ended.status == 0, f"{stage}: {ended.err}"
+    assert read(folder / "out/model.json")["output"] == "features"
+    metrics = read(folder / "out/q/metrics.json")
+    assert metrics["top1"] is None
+    assert metrics["logits_sqnr_db"] > 5
+    assert metrics["output_cosine"] > 0.8
+    assert set(pd.read_csv(folder / "out/q/attention.csv")["query"]) == {"mean of tokens"}
+    with safe_open(folder / "out/q/attention_maps.safetensors", framework="numpy") as file:
+        assert file.metadata()["query"] == "mean of tokens"
+        assert file.metadata()["note"].startswith("no class token")
 
 
 def test_floating_point_is_onnx_runtime_recounted(
@@ -226,7 +282,8 @@ def test_the_size_of_batches_changes_nothing(copy: Path, size: int) -> None:
 
 def test_attention_has_a_row_an_image(chain: Path, manifest: pd.DataFrame) -> None:
     table = pd.read_csv(chain / "out/q/attention.csv")
-    assert list(table.columns) == ["image", "label", "cosine", "kl"]
+    assert list(table.columns) == ["image", "label", "query", "cosine", "kl"]
+    assert set(table["query"]) == {"class token"}
     assert table["image"].tolist() == list(range(31))
     assert table["label"].tolist() == manifest["label"].tolist()
     metrics = read(chain / "out/q/metrics.json")
@@ -267,15 +324,19 @@ def test_attention_maps(
     assert (maps["attention"] >= 0).all()
     assert (maps["attention"].sum(-1) <= 1.01).all()
     labels = ",".join(str(manifest["label"][row]) for row in chosen)
+    note = read(chain / "out/fusion.json")["attention"]["note"]
     with safe_open(path, framework="numpy") as file:
-        assert file.metadata() == {"grid": "7x7", "block": "1", "recipe": recipe, "labels": labels}
+        assert file.metadata() == {
+            "grid": "7x7", "groups": "1", "block": "1", "recipe": recipe, "labels": labels,
+            "query": "class token", "note": note,
+        }  # fmt: skip
 
 
 def test_summary(chain: Path) -> None:
     table = pd.read_csv(chain / "out/summary.csv")
     assert list(table.columns) == [
         "model", "recipe", "bits", "calibration_images", "seed", "images", "top1", "top1_drop", "top5",
-        "loss", "agreement", "logits_sqnr_db", "attention_cosine", "attention_kl",
+        "loss", "agreement", "logits_sqnr_db", "output_cosine", "attention_cosine", "attention_kl",
     ]  # fmt: skip
     assert table["recipe"].tolist() == ["fp32", "layernorm"]
     full, quantized = (read(chain / "out" / at / "metrics.json") for at in ("fp32", "q"))

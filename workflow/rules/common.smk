@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 
 from ptq2themoon.config import Params
 from ptq2themoon.errors import UserError
+from ptq2themoon.graph.source import Source
 from ptq2themoon.quantize.recipe import load_recipe
 
 PACKAGE = Path(workflow.basedir, "src/ptq2themoon")
@@ -106,10 +107,13 @@ def model_of(wildcards):
 def weights(wildcards):
     """The local files that hold a model, if it has any."""
     model = model_of(wildcards)
-    if model.checkpoint:
-        return [model.checkpoint]
-    folder = Path(model.source.removeprefix("local-dir:"))
-    return sorted(map(str, folder.iterdir())) if model.source.startswith("local-dir:") else []
+    return [str(path) for path in Source(model.source, model.checkpoint and Path(model.checkpoint)).files()]
+
+
+def preprocessing_changes(wildcards):
+    """What params.yaml sets of a model's preprocessing, as JSON."""
+    changes = model_of(wildcards).preprocessing
+    return json.dumps(changes.given() if changes else {})
 
 
 def dataset_of(wildcards):
@@ -117,13 +121,29 @@ def dataset_of(wildcards):
 
 
 def image_file(part):
-    """The file of images for `calibration` or `evaluation`; a folder is not tracked file by file."""
+    """The file for `calibration` or `evaluation`; images that are files themselves are not tracked."""
 
     def files(wildcards):
         dataset = dataset_of(wildcards)
-        return [getattr(dataset, part)] if dataset.kind == "arrays" else []
+        return [getattr(dataset, part)] if dataset.kind in ("arrays", "csv") else []
 
     return files
+
+
+def drawn_from(part):
+    """Arguments that name the images for `calibration` or `evaluation` and how they get their labels."""
+
+    def arguments(wildcards):
+        dataset = dataset_of(wildcards)
+        place = ["--kind", dataset.kind, "--source", getattr(dataset, part)]
+        return place + option("--classes", dataset.classes)
+
+    return arguments
+
+
+def decoders(wildcards):
+    """Threads that decode images; arrays need none."""
+    return 1 if dataset_of(wildcards).kind == "arrays" else 4
 
 
 def recipe_files(wildcards):

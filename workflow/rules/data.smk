@@ -11,17 +11,16 @@ rule draw_calibration:
         "benchmarks/{model}/draw_calibration-n{images}-s{seed}.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: decoders
     resources:
         mem_mb=2000,
         runtime=30,
     params:
-        kind=lambda wildcards: dataset_of(wildcards).kind,
-        source=lambda wildcards: dataset_of(wildcards).calibration,
+        source=drawn_from("calibration"),
     message:
         "{wildcards.model}: draw {wildcards.images} calibration images with seed {wildcards.seed}"
     shell:
-        "python workflow/scripts/draw_calibration.py --kind {params.kind} --source {params.source:q} "
+        "python workflow/scripts/draw_calibration.py {params.source:q} "
         "--info {input.info} --images {wildcards.images} --seed {wildcards.seed} --threads {threads} "
         "--out {output} > {log} 2>&1"
 
@@ -39,16 +38,15 @@ rule list_evaluation:
         "benchmarks/{model}/list_evaluation.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: decoders
     resources:
         mem_mb=2000,
         runtime=30,
     params:
-        kind=lambda wildcards: dataset_of(wildcards).kind,
-        source=lambda wildcards: dataset_of(wildcards).evaluation,
+        source=drawn_from("evaluation"),
         images=PARAMS.evaluation.images or "all",
     message:
         "{wildcards.model}: list {params.images} evaluation images"
     shell:
-        "python workflow/scripts/list_evaluation.py --kind {params.kind} --source {params.source:q} "
+        "python workflow/scripts/list_evaluation.py {params.source:q} "
         "--info {input.info} --images {params.images} --threads {threads} --out {output} > {log} 2>&1"

@@ -19,10 +19,14 @@ rule export:
         source=lambda wildcards: model_of(wildcards).source,
         checkpoint=lambda wildcards: option("--checkpoint", model_of(wildcards).checkpoint),
         arguments=lambda wildcards: json.dumps(model_of(wildcards).arguments),
+        exporter=lambda wildcards: model_of(wildcards).exporter,
         opset=lambda wildcards: model_of(wildcards).opset,
+        preprocessing=preprocessing_changes,
+        features=lambda wildcards: [] if model_of(wildcards).classifier else ["--features"],
     message:
         "{wildcards.model}: export {params.source} to ONNX"
     shell:
         "python workflow/scripts/export.py --source {params.source:q} {params.checkpoint:q} "
-        "--arguments {params.arguments:q} --opset {params.opset} "
+        "--arguments {params.arguments:q} --exporter {params.exporter} --opset {params.opset} "
+        "--preprocessing {params.preprocessing:q} {params.features} "
         "--out-model {output.model} --out-info {output.info} > {log} 2>&1"

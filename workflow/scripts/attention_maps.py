@@ -1,4 +1,4 @@
-"""Stage attention_maps: class-token attention of a few images, from the graph that was evaluated."""
+"""Stage attention_maps: attention of a few images, from the graph that was evaluated."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 
 from ptq2themoon.data import Preprocessing, Row, open_source, read_info, read_manifest, spread
 from ptq2themoon.device import resolve_device
-from ptq2themoon.errors import UserError
-from ptq2themoon.evaluate.attention import attention_spec, class_token_attention, save_maps
+from ptq2themoon.evaluate.attention import attention_spec, run_with_attention, save_maps
 from ptq2themoon.graph.files import check_same_model
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run
@@ -26,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--qparams", type=Path, nargs=2, help="qparams.json and .safetensors; else floating point"
     )
-    parser.add_argument("--kind", required=True, help="of the data set: arrays or folder")
+    parser.add_argument("--kind", required=True, help="of the data set: arrays, folder, csv or torchvision")
     parser.add_argument("--source", type=Path, required=True, help="the data set")
     parser.add_argument("--manifest", type=Path, required=True, help="evaluation.csv")
     parser.add_argument("--images", type=int, required=True)
@@ -37,7 +36,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def of_many_classes(manifest: list[Row], count: int, path: Path) -> list[Row]:
-    """`count` rows, no class twice before every class was there once."""
+    """`count` rows, no class twice before every class was there once; without labels at equal distances."""
+    if all(row.label < 0 for row in manifest):
+        return spread(manifest, count, "--images", path)
     seen: Counter[int] = Counter()
     rounds: list[tuple[int, int, Row]] = []
     for row in manifest:
@@ -64,17 +65,13 @@ def main() -> None:
         device=device,
     ) as stage:
         spec = attention_spec(args.fusion, args.block)
-        if spec is None:
-            raise UserError(
-                f"{args.fusion}: the model has no class token; it has no class-token attention to plot"
-            )
         rows = of_many_classes(read_manifest(args.manifest), args.images, args.manifest)
         preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
         check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
         source = open_source(args.kind, args.source)
         pixels = torch.stack([source.pixels(row.source, preprocessing) for row in rows])
         model = load_model(args.graph, device, args.qparams)
-        attention = class_token_attention(model, preprocessing.normalise(pixels), spec)
+        _, attention = run_with_attention(model, preprocessing.normalise(pixels), spec)
         labels = [row.label for row in rows]
         save_maps(stage.temporary(args.out), pixels, attention, spec, args.recipe, labels)
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon.data import FolderSource, Preprocessing, draw_calibration, open_source, read_info
+from ptq2themoon.data import Preprocessing, draw_calibration, open_source, read_info
 from ptq2themoon.stage import Stage, run
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--kind", required=True, help="arrays (a safetensors file) or folder (ImageNet layout)"
-    )
-    parser.add_argument("--source", type=Path, required=True, help="the file or folder of images")
+    parser.add_argument("--kind", required=True, help="arrays, folder, csv or torchvision")
+    parser.add_argument("--source", type=Path, required=True, help="file, folder or NAME:SPLIT:ROOT")
+    parser.add_argument("--classes", help="imagenet: class folders by WordNet id or index")
     parser.add_argument("--info", type=Path, required=True, help="model.json of the model")
     parser.add_argument("--images", type=int, required=True, help="how many to draw")
     parser.add_argument("--seed", type=int, required=True)
@@ -26,15 +25,16 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
-    source = open_source(args.kind, args.source)
+    source = open_source(args.kind, args.source, args.classes)
     parameters = {
         "kind": args.kind,
         "source": args.source.as_posix(),
         "images": args.images,
         "seed": args.seed,
     }
-    if isinstance(source, FolderSource):
-        parameters["listing_sha256"] = source.listing_sha256()
+    if args.classes:
+        parameters["classes"] = args.classes
+    parameters |= source.identity()
     with Stage(
         "draw_calibration",
         inputs=[args.info, *source.files],

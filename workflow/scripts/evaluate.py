@@ -1,4 +1,4 @@
-"""Stage evaluate: accuracy of a model, and for a quantized one its agreement with floating point."""
+"""Stage evaluate: accuracy where there is any; of a quantized model its error against floating point."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from ptq2themoon.data import Preprocessing, batches, class_count, open_source, read_info, read_manifest
 from ptq2themoon.device import resolve_device
 from ptq2themoon.errors import UserError
-from ptq2themoon.evaluate.accuracy import evaluate_float, evaluate_quantized
+from ptq2themoon.evaluate.accuracy import are_labelled, evaluate_float, evaluate_quantized
 from ptq2themoon.evaluate.attention import attention_spec
 from ptq2themoon.graph.files import check_same_model
 from ptq2themoon.quantize.simulation import load_model
@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--qparams", type=Path, nargs=2, help="qparams.json and .safetensors; else floating point"
     )
-    parser.add_argument("--kind", required=True, help="of the data set: arrays or folder")
+    parser.add_argument("--kind", required=True, help="of the data set: arrays, folder, csv or torchvision")
     parser.add_argument("--source", type=Path, required=True, help="the data set")
     parser.add_argument("--manifest", type=Path, required=True, help="evaluation.csv")
     parser.add_argument("--batch-size", type=int, required=True)
@@ -54,15 +54,19 @@ def main() -> None:
     ) as stage:
         info = read_info(args.info)
         preprocessing = Preprocessing.from_info(info, args.info)
-        rows = read_manifest(args.manifest, class_count(info, args.info))
+        rows, classes = read_manifest(args.manifest), class_count(info, args.info)
+        accuracy = classes is not None and are_labelled([row.label for row in rows], args.manifest)
+        if accuracy:
+            rows = read_manifest(args.manifest, classes)  # holds each label against the classes
         check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
         data = batches(rows, open_source(args.kind, args.source), preprocessing, args.batch_size)
         model = load_model(args.graph, device, args.qparams)
         if args.qparams:
-            result = evaluate_quantized(model, data, attention_spec(args.fusion, args.block))
+            spec = attention_spec(args.fusion, args.block)
+            result = evaluate_quantized(model, data, spec, accuracy)
             result.attention.to_csv(stage.temporary(args.out_attention), index=False, float_format="%.8g")
         else:
-            result = evaluate_float(model, data)
+            result = evaluate_float(model, data, accuracy)
         write_json(stage.temporary(args.out), result.metrics)
 
 

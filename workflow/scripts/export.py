@@ -1,4 +1,4 @@
-"""Stage export: a timm model to model.onnx and model.json, logits checked against PyTorch."""
+"""Stage export: a timm model or an ONNX file to model.onnx and model.json, its outputs checked."""
 
 from __future__ import annotations
 
@@ -8,55 +8,73 @@ from pathlib import Path
 from typing import Any
 
 from ptq2themoon.errors import UserError
-from ptq2themoon.graph.export import Source, export, load_model
+from ptq2themoon.graph.export import export
+from ptq2themoon.graph.source import ONNX, OPSETS, PreprocessingChanges, Source
 from ptq2themoon.stage import Stage, run, write_json
+from ptq2themoon.validation import validate
+
+# Arguments that would bring in weights that no sidecar names.
+OTHER_WEIGHTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
+
+
+def json_object(text: str, option: str, example: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{option} {text}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{option} {text}: must be an object, as in {example}")
+    return value
 
 
 def timm_arguments(text: str) -> dict[str, Any]:
-    """A JSON object; what would bring in weights that no sidecar names is refused."""
-    try:
-        arguments = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--arguments {text}: not JSON ({error})") from None
-    if not isinstance(arguments, dict):
-        raise UserError(f'--arguments {text}: must be an object, as in {{"img_size": 384}}')
-    for key in ("checkpoint_path", "pretrained"):
+    arguments = json_object(text, "--arguments", '{"img_size": 384}')
+    for key in OTHER_WEIGHTS:
         if key in arguments:
             raise UserError(f"--arguments {key}: not here; weights come from --source or --checkpoint")
     return arguments
 
 
+def preprocessing(text: str) -> dict[str, Any]:
+    changes = json_object(text, "--preprocessing", '{"mean": [0.5], "std": [0.5]}')
+    return validate(PreprocessingChanges, changes, "--preprocessing").given()
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--source", required=True, help="timm name with tag, or local-dir:FOLDER")
+    sources = "timm name with tag, local-dir:FOLDER, hf-hub:NAME@REVISION or onnx:FILE"
+    parser.add_argument("--source", required=True, help=sources)
     parser.add_argument("--checkpoint", type=Path, help="weights, .safetensors or .pth; else timm's")
     parser.add_argument("--arguments", type=timm_arguments, default={}, help="JSON, for timm.create_model")
+    parser.add_argument("--exporter", choices=list(OPSETS), default="torchscript")
     parser.add_argument("--opset", type=int, default=13)
+    parser.add_argument("--preprocessing", type=preprocessing, default={}, help="JSON, in place of timm's")
+    parser.add_argument("--features", action="store_true", help="the outputs are no logits")
     parser.add_argument("--out-model", type=Path, required=True)
     parser.add_argument("--out-info", type=Path, required=True)
-    return parser.parse_args()
-
-
-def weight_files(source: Source) -> list[Path]:
-    """The local files that decide the model."""
-    if source.checkpoint is not None:
-        return [source.checkpoint]
-    if source.source.startswith("local-dir:"):
-        folder = Path(source.source.removeprefix("local-dir:"))
-        return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    return []
+    args = parser.parse_args()
+    if args.source.startswith(ONNX) and (args.checkpoint or args.arguments):
+        raise UserError(f"--source {args.source}: has weights of its own; no --checkpoint, no --arguments")
+    return args
 
 
 def main() -> None:
     args = parse_args()
-    source = Source(args.source, args.checkpoint, args.arguments)
+    source = Source(args.source, args.checkpoint, args.arguments, args.preprocessing, not args.features)
     with Stage(
         "export",
-        inputs=weight_files(source),
+        inputs=source.files(),
         outputs=[args.out_model, args.out_info],
-        parameters={"source": args.source, "arguments": args.arguments, "opset": args.opset},
+        parameters={
+            "source": args.source,
+            "arguments": args.arguments,
+            "exporter": None if source.onnx_file else args.exporter,
+            "opset": None if source.onnx_file else args.opset,
+            "preprocessing": args.preprocessing,
+            "classifier": not args.features,
+        },
     ) as stage:
-        facts = export(load_model(source), source, args.opset, stage.temporary(args.out_model))
+        facts = export(source, args.exporter, args.opset, stage.temporary(args.out_model))
         write_json(stage.temporary(args.out_info), facts)
 
 

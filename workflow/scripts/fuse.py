@@ -63,6 +63,11 @@ def main() -> None:
         except UserError as error:
             raise UserError(f"{args.model}: {error}") from None
         operators, renamed = rename_operators(fused, find_roles(fused))
+        if not any(operator.role == "softmax" for operator in operators):
+            raise UserError(
+                f"{args.model}: no transformer: no Softmax between two products of activations was found; "
+                "give a Vision Transformer whose attention is plain operators"
+            )
         check = {"images": len(images), "max_abs_logit_difference": check_logits(original, fused, images)}
         report = fusion_report(original, fused, fusions, operators, renamed)
         onnx.save(fused, stage.temporary(args.out))

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from ptq2themoon.data import (
-    FolderSource,
     class_count,
     list_evaluation,
     open_source,
@@ -28,10 +27,9 @@ def number_or_all(text: str) -> int | None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--kind", required=True, help="arrays (a safetensors file) or folder (ImageNet layout)"
-    )
-    parser.add_argument("--source", type=Path, required=True, help="the file or folder of images")
+    parser.add_argument("--kind", required=True, help="arrays, folder, csv or torchvision")
+    parser.add_argument("--source", type=Path, required=True, help="file, folder or NAME:SPLIT:ROOT")
+    parser.add_argument("--classes", help="imagenet: class folders by WordNet id or index")
     parser.add_argument("--info", type=Path, required=True, help="model.json of the model")
     parser.add_argument("--images", type=number_or_all, required=True, help="a number, or all")
     parser.add_argument("--threads", type=int, help="threads that decode; all cores by default")
@@ -42,10 +40,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     num_classes = class_count(read_info(args.info), args.info)
-    source = open_source(args.kind, args.source)
+    source = open_source(args.kind, args.source, args.classes)
     parameters = {"kind": args.kind, "source": args.source.as_posix(), "images": args.images}
-    if isinstance(source, FolderSource):
-        parameters["listing_sha256"] = source.listing_sha256()
+    if args.classes:
+        parameters["classes"] = args.classes
+    parameters |= source.identity()
     with Stage(
         "list_evaluation",
         inputs=[args.info, *source.files],

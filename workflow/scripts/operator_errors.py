@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--fusion", type=Path, required=True, help="fusion.json")
     parser.add_argument("--info", type=Path, required=True, help="model.json")
     parser.add_argument("--qparams", type=Path, nargs=2, required=True, help="qparams.json and .safetensors")
-    parser.add_argument("--kind", required=True, help="of the data set: arrays or folder")
+    parser.add_argument("--kind", required=True, help="of the data set: arrays, folder, csv or torchvision")
     parser.add_argument("--source", type=Path, required=True, help="the data set")
     parser.add_argument("--manifest", type=Path, required=True, help="evaluation.csv")
     parser.add_argument("--images", type=int, required=True, help="for the errors of the outputs")

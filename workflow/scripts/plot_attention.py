@@ -1,4 +1,4 @@
-"""Draw the class token's attention: overview of several images, and every head of one."""
+"""Draw attention, the class token's or all tokens': overview of several images, and every head of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw top-1 of full precision and of each recipe of one model."""
+"""Draw top-1 of full precision and of each recipe of one model; without top-1, the error of its output."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 
 from ptq2themoon.plots.inputs import read_table
+from ptq2themoon.plots.output_error import output_error
 from ptq2themoon.plots.style import check_dpi, save
-from ptq2themoon.plots.top1 import COLUMNS, top1
+from ptq2themoon.plots.summary_rows import COLUMNS
+from ptq2themoon.plots.top1 import has_accuracy, top1
 from ptq2themoon.stage import Stage, run
 
 
@@ -27,7 +29,9 @@ def main() -> None:
     parameters = {"model": args.model, "dpi": args.dpi}
     outputs = [args.out_png, args.out_svg]
     with Stage("plot_top1", inputs=[args.summary], outputs=outputs, parameters=parameters) as stage:
-        figure = top1(read_table(args.summary, COLUMNS), args.model)
+        table = read_table(args.summary, COLUMNS)
+        draw = top1 if has_accuracy(table, args.model) else output_error
+        figure = draw(table, args.model)
         save(figure, stage, args.out_png, args.out_svg, args.dpi)
 
 

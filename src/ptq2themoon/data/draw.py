@@ -21,14 +21,16 @@ from torch import Tensor
 from ptq2themoon.data.files import Row, write_images
 from ptq2themoon.data.images import UnreadableImage
 from ptq2themoon.data.loading import ordered_map, thread_count
+from ptq2themoon.data.opening import check_classes
 from ptq2themoon.data.preprocessing import Preprocessing
-from ptq2themoon.data.sources import Source, check_classes
+from ptq2themoon.data.sources import Source
 from ptq2themoon.errors import UserError
 from ptq2themoon.progress import progress, warn
 
 T = TypeVar("T")
 
 MAX_UNREADABLE = 0.01  # of the images asked for
+FEWER = "ask for fewer (`images` in the parameters) or add images"
 EVALUATION_SEED = 0  # every model and recipe is measured on the same images
 
 
@@ -92,7 +94,7 @@ def _check_number(source: Source, wanted: int) -> None:
     if wanted < 1:
         raise UserError(f"{wanted} images of {source.path} asked for; at least 1 expected")
     if wanted > len(source.keys):
-        raise UserError(f"{source.path}: {len(source.keys)} images, but {wanted} are asked for")
+        raise UserError(f"{source.path}: {len(source.keys)} images, but {wanted} are asked for; {FEWER}")
 
 
 def draw_calibration(
@@ -125,9 +127,12 @@ def draw_calibration(
 
 
 def list_evaluation(
-    source: Source, num_classes: int, images: int | None, threads: int | None = None
+    source: Source, num_classes: int | None, images: int | None, threads: int | None = None
 ) -> tuple[list[Row], Report]:
-    """The images to evaluate on (None: all), each decoded once, in the order of the source."""
+    """The images to evaluate on (None: all), each decoded once, in the order of the source.
+
+    A model without classes (`num_classes` None) needs no labels: where unknown they are -1.
+    """
     wanted = len(source.keys) if images is None else images
     _check_number(source, wanted)
     check_classes(source, num_classes)
@@ -143,4 +148,4 @@ def list_evaluation(
 def _all_of(found: Iterator[T], source: Source, wanted: int, report: Report) -> Iterator[T]:
     yield from found
     if report.taken < wanted:
-        raise UserError(f"{source.path}: {report.taken} readable images, but {wanted} are asked for")
+        raise UserError(f"{source.path}: {report.taken} readable images, but {wanted} are asked for; {FEWER}")

@@ -17,7 +17,7 @@ COLUMNS = ["source", "label"]
 
 
 class Row(NamedTuple):
-    """One image of an evaluation: its key in the source, and the index of its class."""
+    """One image of an evaluation: its key in the source, and the index of its class, -1 where unknown."""
 
     source: str
     label: int
@@ -80,7 +80,10 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_manifest(path: Path, num_classes: int | None = None) -> list[Row]:
-    """Read what `write_manifest` wrote; labels below `num_classes` if that is given."""
+    """Read what `write_manifest` wrote.
+
+    Every label must lie below `num_classes`; with None, the model has no classes and a label may be -1.
+    """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             header, *lines = csv.reader(file)
@@ -92,9 +95,13 @@ def read_manifest(path: Path, num_classes: int | None = None) -> list[Row]:
         raise UserError(f"{path}: columns {','.join(header)}; {','.join(COLUMNS)} expected")
     rows = []
     for number, line in enumerate(lines, start=2):
-        if len(line) != 2 or not line[1].isdecimal():
+        if len(line) != 2 or not (line[1].isdecimal() or line[1] == "-1"):
             raise UserError(f"{path}:{number}: {','.join(line)!r} is no source and label")
         row = Row(line[0], int(line[1]))
+        if num_classes is not None and row.label < 0:
+            raise UserError(
+                f"{path}:{number}: no label, but the model tells {num_classes} classes apart; list again"
+            )
         if num_classes is not None and row.label >= num_classes:
             raise UserError(f"{path}:{number}: label {row.label}, but the model tells {num_classes} apart")
         rows.append(row)

@@ -1,4 +1,9 @@
-"""Reading one image file: known formats only, and nothing silently wrong."""
+"""Reading one image file: known formats only, and nothing silently wrong.
+
+Pixels are those of torchvision's and timm's folders, `Image.convert("RGB")`: an alpha channel and a
+palette's transparency are dropped, not composited. Two things differ, where those would be wrong: an
+image is turned as its EXIF orientation says, and grey of 16 bits is scaled to 8, not clipped.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ptq2themoon.errors import UserError
 
@@ -19,6 +24,17 @@ SUFFIXES = frozenset(
 # Pillow goes by content, not suffix, and would hand an EPS file to Ghostscript, which runs programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 MODES = {1: "L", 3: "RGB"}
+VIA = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}  # modes that Pillow does not turn into all others
+ORIENTATION = ExifTags.Base.Orientation
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb
 # What Pillow's decoders raise on broken data; anything else is a fault of ours and must not pass as one.
 BROKEN = (
@@ -58,23 +74,44 @@ def _opened(path: Path, name: str) -> Iterator[Image.Image]:
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Grey of 16 bits scaled to 8; Pillow's own conversion clips it to white."""
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError("pixels of 32 bits have no agreed range")
     return image
 
 
+def _converted(image: Image.Image, channels: int) -> Image.Image:
+    image = _eight_bit(image)
+    if image.mode in VIA:
+        image = image.convert(VIA[image.mode])
+    if image.mode == MODES[channels]:
+        return image
+    image.info.pop("transparency", None)  # dropped anyway, but Pillow would warn of it
+    return image.convert(MODES[channels])
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How to turn a loaded image upright; Pillow has already turned a TIFF, which then has no orientation."""
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except BROKEN:  # broken metadata leave the pixels whole
+        return None
+
+
 def read_image(path: Path, name: str, channels: int) -> Image.Image:
-    """Decode a file as grey (1 channel) or RGB (3); `UnreadableImage` names it as `name`."""
+    """Decode a file as grey (1 channel) or RGB (3), upright; `UnreadableImage` names it as `name`."""
     with _opened(path, name) as image:
         image.load()
-        return _eight_bit(image).convert(MODES[channels])
+        turn = _turn(image)
+        found = _converted(image, channels)
+        return found if turn is None else found.transpose(turn)
 
 
 def check_image(path: Path, name: str) -> None:
-    """Decode a file only to see whether it can be read: a JPEG at an eighth of its size."""
+    """Decode a file only to see whether `read_image` could: a JPEG at an eighth of its size."""
     with _opened(path, name) as image:
         image.draft("L", (1, 1))
         image.load()
-        _eight_bit(image)
+        for channels in MODES:
+            _converted(image, channels)

@@ -23,12 +23,13 @@ B = TypeVar("B")
 
 
 def thread_count(asked: int | None) -> int:
-    """`asked`, or as many as the process may use cores."""
+    """`asked`, or as many as the process may use cores; no more than it computes with (OMP_NUM_THREADS)."""
     if asked is not None:
         if asked < 1:
             raise UserError(f"{asked} threads asked for; at least 1 expected")
         return asked
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, torch.get_num_threads())
 
 
 def ordered_map(function: Callable[[A], B], items: Iterable[A], threads: int, window: int) -> Iterator[B]:

@@ -34,10 +34,12 @@ def read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def class_count(info: Mapping[str, Any], source: Path) -> int:
-    """`num_classes` of a model.json."""
+def class_count(info: Mapping[str, Any], source: Path) -> int | None:
+    """`num_classes` of a model.json; None for a model whose output is features."""
     count = info.get("num_classes")
-    if not isinstance(count, int):
+    if count is None and info.get("output") == "features":
+        return None
+    if not isinstance(count, int) or isinstance(count, bool):
         raise UserError(f"{source}: num_classes: {count!r} is no whole number")
     return count
 

@@ -1,10 +1,11 @@
-"""Where images come from: a safetensors file of arrays, or a folder in ImageNet layout."""
+"""Where images come from: a safetensors file of arrays, or files in a folder a class."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, Protocol
 
@@ -14,9 +15,13 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ptq2themoon.data.imagenet import CLASSES as IMAGENET_CLASSES
+from ptq2themoon.data.imagenet import imagenet_labels
 from ptq2themoon.data.images import MODES, SUFFIXES, check_image, read_image
 from ptq2themoon.data.preprocessing import Preprocessing
 from ptq2themoon.errors import UserError, nearest
+
+IMAGENET = "imagenet"
 
 
 class Source(Protocol):
@@ -37,6 +42,10 @@ class Source(Protocol):
     def classes(self) -> int | None: ...
     @property
     def files(self) -> list[Path]: ...
+    def identity(self) -> dict[str, str]:
+        """What is recorded of content that `files` don't tell: hashes, by name."""
+        ...
+
     def pixels(self, key: str, preprocessing: Preprocessing) -> Tensor:
         """uint8 [C, H, W] at the model's size; raises `UnreadableImage`."""
         ...
@@ -46,26 +55,17 @@ class Source(Protocol):
         ...
 
 
-def open_source(kind: str, path: Path) -> Source:
-    """Open a source of kind `arrays` or `folder`."""
-    if kind == "arrays":
-        return ArraySource(path)
-    if kind == "folder":
-        return FolderSource(path)
-    raise UserError(f"kind {kind!r} of {path} is unknown; {nearest(kind, ['arrays', 'folder'])}")
-
-
-def check_classes(source: Source, num_classes: int) -> None:
-    """Refuse to measure accuracy with labels that can't be the model's."""
-    if source.labels.min() < 0:
-        raise UserError(
-            f"{source.path}: images without a label; evaluation needs one class folder or label each"
-        )
-    found = max(source.classes or 0, int(source.labels.max()) + 1)
-    if found > num_classes or (source.classes and source.classes != num_classes):
-        raise UserError(
-            f"{source.path}: {found} classes, but the model tells {num_classes} apart (num_classes)"
-        )
+def fit_array(array: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [C, H, W] for the model; one of its height and width is kept: no second resize, no crop."""
+    channels, *size = preprocessing.input_size
+    fits = list(array.shape[1:]) == size
+    if fits and array.shape[0] == channels:
+        return array
+    pixels = array[0] if array.shape[0] == 1 else array.permute(1, 2, 0)
+    image = Image.fromarray(pixels.numpy()).convert(MODES[channels])
+    if not fits:
+        return preprocessing.crop(image)
+    return torch.from_numpy(np.array(image)).view(*size, channels).permute(2, 0, 1)
 
 
 class ArraySource:
@@ -111,39 +111,59 @@ class ArraySource:
             raise UserError(f"{self.path}: labels: {count} whole numbers expected, -1 where unknown")
         return np.asarray(labels.to(torch.int64))
 
+    def identity(self) -> dict[str, str]:
+        return {}
+
     def rows(self, start: int, stop: int) -> Tensor:
         """uint8 images [stop - start, C, H, W]; only these are read."""
         images: Tensor = self._images[start:stop]
         return images
 
     def pixels(self, key: str, preprocessing: Preprocessing) -> Tensor:
-        """An array of the model's height and width is taken as it is: no second resize, no crop."""
         if not key.isdecimal() or int(key) >= self.shape[0]:
             raise UserError(f"{self.path}: no image {key!r}; it holds {self.shape[0]}")
-        array = self.rows(int(key), int(key) + 1)[0]
-        channels, *size = preprocessing.input_size
-        fits = self.shape[2:] == size
-        if fits and self.shape[1] == channels:
-            return array
-        pixels = array[0] if self.shape[1] == 1 else array.permute(1, 2, 0)
-        image = Image.fromarray(pixels.numpy()).convert(MODES[channels])
-        if not fits:
-            return preprocessing.crop(image)
-        return torch.from_numpy(np.array(image)).view(*size, channels).permute(2, 0, 1)
+        return fit_array(self.rows(int(key), int(key) + 1)[0], preprocessing)
 
     def check(self, key: str) -> None:
         """Arrays are whole or the file would not have opened."""
 
 
-class FolderSource:
-    """One folder a class, sorted by name, images at any depth in it; keys are relative paths.
+class ImageFiles:
+    """Image files under `root`; keys are paths relative to it."""
 
+    def __init__(self, path: Path, root: Path) -> None:
+        self.path, self.root = path, root
+        self.files: list[Path] = []
+
+    def identity(self) -> dict[str, str]:
+        return {}
+
+    def _file(self, key: str) -> Path:
+        inside = PurePosixPath(key)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise UserError(f"{key}: outside of {self.root}")
+        return self.root / inside
+
+    def pixels(self, key: str, preprocessing: Preprocessing) -> Tensor:
+        return preprocessing.crop(read_image(self._file(key), key, preprocessing.input_size[0]))
+
+    def check(self, key: str) -> None:
+        check_image(self._file(key), key)
+
+
+class FolderSource(ImageFiles):
+    """One folder a class, images at any depth in it.
+
+    The label is the folder's place among all, sorted by name as torchvision's ImageFolder does; with the
+    naming `imagenet` it is the class of ImageNet-1k that the name stands for, by WordNet id or index.
     A flat folder of images has no labels. Names that begin with a dot are no part of it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path: Path = path
-        self.files: list[Path] = []
+    def __init__(self, path: Path, naming: str | None = None) -> None:
+        super().__init__(path, path)
+        self.naming = naming
+        if naming not in (None, IMAGENET):
+            raise UserError(f"{path}: classes {naming!r} are unknown; {nearest(naming, [IMAGENET])}")
         if not path.is_dir():
             raise UserError(f"{path}: {'is not a folder' if path.exists() else 'not found'}")
 
@@ -151,7 +171,8 @@ class FolderSource:
     def keys(self) -> list[str]:
         found = sorted(self._walk())
         if not found:
-            raise UserError(f"{self.path}: no images ({', '.join(sorted(SUFFIXES))})")
+            kinds = ", ".join(sorted(SUFFIXES))
+            raise UserError(f"{self.path}: no images ({kinds}); put there one folder of them a class")
         loose = [key for key in found if "/" not in key]
         if loose and len(loose) < len(found):
             raise UserError(f"{self.path}: {len(loose)} images beside the class folders, such as {loose[0]}")
@@ -179,29 +200,38 @@ class FolderSource:
             return []
         return sorted(p.name for p in self.path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        if self.naming == IMAGENET:
+            return imagenet_labels(self._names, self.path)
+        return {name: i for i, name in enumerate(self._names)}
+
     @property
     def classes(self) -> int | None:
+        if self._names and self.naming == IMAGENET:
+            return IMAGENET_CLASSES
         return len(self._names) or None
 
     @cached_property
     def labels(self) -> np.ndarray:
-        index = {name: i for i, name in enumerate(self._names)}
-        return np.array(
-            [index.get(key.partition("/")[0], -1) if index else -1 for key in self.keys], dtype=np.int64
-        )
+        # Of a flat folder, which has no names, the keys are no class either.
+        return np.array([self._indices.get(key.partition("/")[0], -1) for key in self.keys], dtype=np.int64)
+
+    def check_order(self) -> None:
+        """Refuse class folders of numbers whose places are not their numbers' order: 10 sorts before 2."""
+        names = self._names
+        if self.naming is not None or not all(name.isdecimal() for name in names):
+            return
+        for one, other in pairwise(names):
+            if int(one) > int(other):
+                raise UserError(
+                    f"{self.path}: class folder {one} sorts before {other}, so labels would not follow the "
+                    "numbers; pad the names with zeros, or list images and labels in a CSV (kind: csv)"
+                )
+
+    def identity(self) -> dict[str, str]:
+        return {"listing_sha256": self.listing_sha256()}
 
     def listing_sha256(self) -> str:
         """Identity of the list of images (not of their bytes)."""
         return hashlib.sha256("\n".join(self.keys).encode("utf-8", "surrogateescape")).hexdigest()
-
-    def _file(self, key: str) -> Path:
-        inside = PurePosixPath(key)
-        if inside.is_absolute() or ".." in inside.parts:
-            raise UserError(f"{key}: outside of {self.path}")
-        return self.path / inside
-
-    def pixels(self, key: str, preprocessing: Preprocessing) -> Tensor:
-        return preprocessing.crop(read_image(self._file(key), key, preprocessing.input_size[0]))
-
-    def check(self, key: str) -> None:
-        check_image(self._file(key), key)

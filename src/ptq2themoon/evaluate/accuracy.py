@@ -1,9 +1,10 @@
-"""Accuracy of a model over an evaluation set, and its agreement with floating point."""
+"""Accuracy of a model over an evaluation set, and how its output differs from floating point's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -16,29 +17,57 @@ from ptq2themoon.evaluate.errors import ErrorMeter, sqnr_db
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.simulation import SimulatedModel
 
+COMPARISONS = ("logits_nsr", "logits_sqnr_db", "output_cosine", "attention_cosine", "attention_kl")
+Metrics = dict[str, float | int | None]
+
+
+def are_labelled(labels: Sequence[int], manifest: Path) -> bool:
+    """Whether the images of a manifest have labels (-1: unknown), so that accuracy can be measured.
+
+    Raises:
+        UserError: some have one and some have none.
+    """
+    unknown = sum(label < 0 for label in labels)
+    if 0 < unknown < len(labels):
+        raise UserError(
+            f"{manifest}: {unknown} of {len(labels)} images have no label; give all of them one, or none"
+        )
+    return not unknown
+
 
 @dataclass
 class _Counter:
-    """Sums over the images seen."""
+    """Sums over the images seen; `accuracy`: outputs are logits [B, classes], and labels are known."""
 
+    accuracy: bool
     images: int = 0
     top1: int = 0
     top5: int = 0
     agreement: int = 0
     loss: float = 0.0
 
-    def add(self, logits: Tensor, reference: Tensor, labels: Tensor) -> None:
-        if not bool((torch.isfinite(logits) & torch.isfinite(reference)).all()):
-            raise UserError("the model gives logits that are not finite")
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = ranked == labels[:, None]
+    def add(self, output: Tensor, reference: Tensor, labels: Tensor) -> None:
+        if not bool((torch.isfinite(output) & torch.isfinite(reference)).all()):
+            what = "logits" if self.accuracy else "outputs"
+            raise UserError(f"the model gives {what} that are not finite")
         self.images += len(labels)
+        if not self.accuracy:
+            return
+        if output.ndim != 2:
+            raise UserError(
+                f"the model gives {list(output.shape[1:])} an image, not one logit a class; "
+                "say `classifier: false` in params.yaml"
+            )
+        ranked = output.topk(min(5, output.shape[1]), dim=1).indices
+        hits = ranked == labels[:, None]
         self.top1 += int(hits[:, 0].sum())
         self.top5 += int(hits.any(1).sum())
         self.agreement += int((ranked[:, 0] == reference.argmax(1)).sum())
-        self.loss += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+        self.loss += float(F.cross_entropy(output.double(), labels, reduction="sum"))
 
-    def metrics(self) -> dict[str, float | int | None]:
+    def metrics(self) -> Metrics:
+        if not self.accuracy:
+            return {"images": self.images, **dict.fromkeys(("top1", "top5", "loss", "agreement"))}
         n = self.images
         return {
             "images": n,
@@ -51,71 +80,67 @@ class _Counter:
 
 @dataclass
 class Evaluation:
-    """Metrics over all images, and one row an image of attention fidelity (empty without class token)."""
+    """Metrics over all images; of a quantized model also one row an image of attention fidelity."""
 
-    metrics: dict[str, float | int | None]
+    metrics: Metrics
     attention: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
-def evaluate_float(model: SimulatedModel, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
-    """Accuracy in floating point; the last partial batch counts.
+def evaluate_float(
+    model: SimulatedModel, batches: Iterable[tuple[Tensor, Tensor]], accuracy: bool = True
+) -> Evaluation:
+    """Accuracy in floating point, where there is any; the last partial batch counts.
 
     Args:
         batches: images [B, C, H, W], normalised, and labels [B].
+        accuracy: False for outputs that are no logits, and for images without labels.
     """
-    counter = _Counter()
+    counter = _Counter(accuracy)
     with model.only(()):
         for images, labels in progress(batches, desc="evaluate fp32"):
-            logits = model(images).cpu()
-            counter.add(logits, logits, labels)
-    nothing = dict.fromkeys(("logits_nsr", "logits_sqnr_db", "attention_cosine", "attention_kl"))
-    return Evaluation({**counter.metrics(), **nothing})
+            output = model(images).cpu()
+            counter.add(output, output, labels)
+    return Evaluation({**counter.metrics(), **dict.fromkeys(COMPARISONS)})
 
 
 def evaluate_quantized(
-    model: SimulatedModel, batches: Iterable[tuple[Tensor, Tensor]], spec: AttentionSpec | None
+    model: SimulatedModel,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    spec: AttentionSpec,
+    accuracy: bool = True,
 ) -> Evaluation:
-    """Accuracy; agreement, error of the logits and attention, against floating point on the same images."""
-    counter, meter = _Counter(), ErrorMeter()
-    cosines, divergences, seen = [], [], []
+    """Accuracy, where there is any; output and attention against floating point's on the same images."""
+    counter, meter = _Counter(accuracy), ErrorMeter()
+    rows: list[pd.DataFrame] = []
     for images, labels in progress(batches, desc="evaluate quantized"):
         with model.only(()):
-            reference, expected = _run(model, images, spec)
-        logits, attention = _run(model, images, spec)
-        counter.add(logits, reference, labels)
-        meter.add(logits, reference)
-        seen.append(labels)
-        if attention is not None and expected is not None:
-            cosine, kl = fidelity(attention, expected)
-            cosines.append(cosine)
-            divergences.append(kl)
-    nsr = meter.summary()["nsr"]
-    table = _attention_table(torch.cat(seen), cosines, divergences)
-    return Evaluation(
-        {
-            **counter.metrics(),
-            "logits_nsr": nsr,
-            "logits_sqnr_db": sqnr_db(nsr) if nsr > 0 else None,
-            "attention_cosine": float(table["cosine"].mean()) if len(table) else None,
-            "attention_kl": float(table["kl"].mean()) if len(table) else None,
-        },
-        table,
+            reference, expected = run_with_attention(model, images, spec)
+        output, attention = run_with_attention(model, images, spec)
+        counter.add(output, reference, labels)
+        meter.add(output, reference, len(images))
+        rows.append(_attention_rows(labels, spec, attention, expected))
+    table = pd.concat(rows, ignore_index=True)
+    table.insert(0, "image", range(len(table)))
+    error = meter.summary()
+    compared = (
+        error["nsr"],
+        sqnr_db(error["nsr"]) if error["nsr"] > 0 else None,
+        error["cosine"],
+        float(table["cosine"].mean()),
+        float(table["kl"].mean()),
     )
+    return Evaluation({**counter.metrics(), **dict(zip(COMPARISONS, compared, strict=True))}, table)
 
 
-def _run(model: SimulatedModel, images: Tensor, spec: AttentionSpec | None) -> tuple[Tensor, Tensor | None]:
-    """Logits, and class-token attention [B, heads, patches] where the model has a class token."""
-    return (model(images).cpu(), None) if spec is None else run_with_attention(model, images, spec)
-
-
-def _attention_table(labels: Tensor, cosines: list[Tensor], divergences: list[Tensor]) -> pd.DataFrame:
-    if not cosines:
-        return pd.DataFrame(columns=["image", "label", "cosine", "kl"])
+def _attention_rows(
+    labels: Tensor, spec: AttentionSpec, quantized: Tensor, reference: Tensor
+) -> pd.DataFrame:
+    cosine, kl = fidelity(quantized, reference)
     return pd.DataFrame(
         {
-            "image": range(len(labels)),
             "label": labels.tolist(),
-            "cosine": torch.cat(cosines).double().tolist(),
-            "kl": torch.cat(divergences).double().tolist(),
+            "query": spec.query,
+            "cosine": cosine.double().tolist(),
+            "kl": kl.double().tolist(),
         }
     )

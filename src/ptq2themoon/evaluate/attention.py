@@ -1,17 +1,19 @@
-"""Attention of the class token to the patches, and how far quantization moves it."""
+"""Attention of the class token, or of all tokens where there is none, and how far quantization moves it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.evaluate.query import CLASS_TOKEN, MEAN_OF_TOKENS, NO_GRID
 from ptq2themoon.quantize.simulation import SimulatedModel
 
 FLOOR = 1e-6  # quantized attention can be exactly zero, where KL has no value
@@ -19,67 +21,106 @@ FLOOR = 1e-6  # quantized attention can be exactly zero, where KL has no value
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """Where a model's attention is read.
+    """Where a model's attention is read, and whose.
 
     Attributes:
         operator: the Softmax of the block.
         block: counted from 0.
-        prefix_tokens: tokens before the patches; the first of them is the class token.
-        grid: rows and columns of patches.
+        groups: sets of tokens of an image that attend apart, such as Swin's windows.
+        prefix_tokens: tokens before the patches; the first of them is the class token, if there is one.
+        grid: rows and columns of patches; None where the tokens make no single grid.
+        note: what is treated as class token, or that there is none and why.
     """
 
     operator: str
     block: int
+    groups: int
     prefix_tokens: int
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None
+    class_token: bool
+    note: str
 
-    def class_token(self, attention: Tensor) -> Tensor:
-        """[B, heads, patches] of a Softmax output [B, heads, tokens, tokens]."""
-        return attention[:, :, 0, self.prefix_tokens :]
+    @property
+    def query(self) -> str:
+        """Whose attention: the class token's, or the mean of all tokens'."""
+        return CLASS_TOKEN if self.class_token and self.prefix_tokens else MEAN_OF_TOKENS
+
+    def of_query(self, attention: Tensor, images: int) -> Tensor:
+        """[B, groups, heads, patches] of a Softmax output [B*groups, heads, tokens, tokens] of `images` (B).
+
+        [B, groups, heads, tokens, tokens] and [B*groups*heads, tokens, tokens] are read alike.
+        """
+        tokens = attention.shape[-1]
+        apart, rest = divmod(attention.shape[:-2].numel(), images * self.groups)
+        if rest or (self.grid and self.grid[0] * self.grid[1] != tokens - self.prefix_tokens):
+            raise UserError(
+                f"operator {self.operator!r}: attention of {images} images is {list(attention.shape)}, but "
+                f"fusion.json says {self.groups} groups, {self.prefix_tokens} tokens before the patches, "
+                f"grid {self.grid}; run the fuse stage again"
+            )
+        of_each = attention.reshape(images, self.groups, apart, -1, tokens)
+        query = of_each[:, :, :, 0] if self.query == CLASS_TOKEN else of_each.mean(3)
+        return query[..., self.prefix_tokens :]
+
+    def maps(self, attention: Tensor) -> Tensor:
+        """[B, heads, patches], mean over groups, of what `of_query` gives.
+
+        Without a grid nothing lies in the same place in two groups: [B, heads, groups * patches].
+        """
+        return attention.transpose(1, 2).flatten(2) if self.grid is None else attention.mean(1)
 
 
-def attention_spec(fusion: Path, block: int) -> AttentionSpec | None:
+def attention_spec(fusion: Path, block: int) -> AttentionSpec:
     """Read from fusion.json; a negative block counts from the end.
 
-    None where there is no class token among the tokens of the block.
-
     Raises:
-        UserError: a block that the model does not have.
+        UserError: a block that the model does not have, or a file of another form.
     """
     try:
         facts = json.loads(fusion.read_text(encoding="utf-8"))["attention"]
-        names, prefix, grid = facts["softmax"], facts["prefix_tokens"], facts["grid"]
+        count = len(facts["blocks"])
+        index = block + count if block < 0 else block
+        spec = _spec(facts, index) if 0 <= index < count else None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{fusion}: no fusion report of ptq2themoon ({error}); run the fuse stage") from None
-    index = block + len(names) if block < 0 else block
-    if not 0 <= index < len(names):
-        valid = range(-len(names), len(names))
-        raise UserError(
-            f"attention.block: {block}: the model has {len(names)} blocks; {nearest(block, valid)}"
-        )
-    if not prefix or grid is None:
-        return None
-    rows, columns = grid
-    return AttentionSpec(names[index], index, prefix, (rows, columns))
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{fusion}: no fusion report of ptq2themoon ({reason}); run the fuse stage") from None
+    if not count:
+        raise UserError(f"{fusion}: lists no block with attention; ptq2themoon quantizes Vision Transformers")
+    if spec is None:
+        valid = range(-count, count)
+        raise UserError(f"attention.block: {block}: the model has {count} blocks; {nearest(block, valid)}")
+    return spec
 
 
-def class_token_attention(model: SimulatedModel, images: Tensor, spec: AttentionSpec) -> Tensor:
-    """Attention [B, heads, patches] of images [B, C, H, W], as the model computes it (quantized or not)."""
-    return run_with_attention(model, images, spec)[1]
+def _spec(facts: Mapping[str, Any], block: int) -> AttentionSpec:
+    found = facts["blocks"][block]
+    grid = found["grid"]
+    return AttentionSpec(
+        operator=str(found["softmax"]),
+        block=block,
+        groups=int(found["groups"] or 1),  # unknown: all that attends apart counts as heads
+        prefix_tokens=int(found["prefix_tokens"]),
+        grid=None if grid is None else (int(grid[0]), int(grid[1])),
+        class_token=bool(facts["class_token"]),
+        note=str(facts["note"]),
+    )
 
 
 def run_with_attention(model: SimulatedModel, images: Tensor, spec: AttentionSpec) -> tuple[Tensor, Tensor]:
-    """Logits [B, classes] and class-token attention [B, heads, patches] of one run."""
+    """Output [B, ...] and the query's attention [B, groups, heads, patches] of one run (quantized or not)."""
     caught: list[Tensor] = []
-    watch = {spec.operator: lambda _name, _inputs, outputs: caught.append(spec.class_token(outputs[0]).cpu())}
-    logits = model(images, watch).cpu()
-    return logits, caught[0]
+
+    def keep(_name: str, _inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        caught.append(spec.of_query(outputs[0], len(images)).cpu())
+
+    output = model(images, {spec.operator: keep}).cpu()
+    return output, caught[0]
 
 
 def save_maps(
     path: Path, images: Tensor, attention: Tensor, spec: AttentionSpec, recipe: str, labels: Sequence[int]
 ) -> None:
-    """Write uint8 `images` [N, C, H, W] and `attention` [N, heads, patches] with what they show.
+    """Write uint8 `images` [N, C, H, W] and the maps of `attention`, as `of_query` gives it.
 
     safetensors orders metadata at random; it is put in sorted here, so that equal maps are equal bytes.
 
@@ -89,12 +130,16 @@ def save_maps(
     if not bool(torch.isfinite(attention).all()):
         raise UserError("the model gives attention that is not finite")
     metadata = {
-        "grid": "x".join(map(str, spec.grid)),
+        "grid": "x".join(map(str, spec.grid)) if spec.grid else NO_GRID,
+        "groups": str(spec.groups),
         "block": str(spec.block),
+        "query": spec.query,
+        "note": spec.note,
         "recipe": recipe,
         "labels": ",".join(map(str, labels)),
     }
-    plain = save({"images": images.contiguous(), "attention": attention.float().contiguous()})
+    maps = spec.maps(attention).float().contiguous()
+    plain = save({"images": images.contiguous(), "attention": maps})
     length = int.from_bytes(plain[:8], "little")
     header = json.loads(plain[8 : 8 + length])
     text = json.dumps(
@@ -105,17 +150,17 @@ def save_maps(
 
 
 def fidelity(quantized: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine similarity and KL divergence of class-token attention, both [B], means over heads.
+    """Cosine similarity and KL divergence of a query's attention, both [B], means over groups and heads.
 
     Args:
-        quantized, reference: [B, heads, patches], as `AttentionSpec.class_token` gives.
+        quantized, reference: [B, groups, heads, patches], as `AttentionSpec.of_query` gives.
 
     KL(reference || quantized) in nats, of the attention to the patches normalised to sum to one,
     each value at least 1e-6. Lower is better; cosine: higher is better.
     """
-    cosine = torch.nn.functional.cosine_similarity(quantized, reference, dim=-1).mean(1)
+    cosine = torch.nn.functional.cosine_similarity(quantized, reference, dim=-1).flatten(1).mean(1)
     q, p = (_distribution(a) for a in (quantized, reference))
-    kl = (p * (p / q).log()).sum(-1).mean(1)
+    kl = (p * (p / q).log()).sum(-1).flatten(1).mean(1)
     return cosine, kl
 
 

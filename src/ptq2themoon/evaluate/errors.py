@@ -15,24 +15,30 @@ EPSILON = 1e-7  # keeps a ratio to zero signal finite, as PPQ does
 FIGURES = ("nsr", "relative_error", "mse", "mae", "cosine")
 
 
-def per_image(quantized: Tensor, reference: Tensor) -> dict[str, Tensor]:
-    """Figures of each image, shape [B] and float64, of two tensors [B, ...].
+def per_image(quantized: Tensor, reference: Tensor, images: int | None = None) -> dict[str, Tensor]:
+    """Figures of each image, shape [B] and float64, of two tensors of one shape.
+
+    Args:
+        images: B, when the tensors need not be [B, ...]: windows of an image may come one after another
+            ([B*k, ...]); a tensor in which images cannot be told apart counts as a whole for each of them.
 
     nsr: noise power over signal power, sum (q-f)^2 / sum f^2; lower is better. This is what PPQ calls SNR.
     relative_error: mean of (q-f)^2 / (f^2 + epsilon), the study's own formula; lower is better.
     mse, mae: mean over the elements; lower is better.
     cosine: similarity of the flattened tensors; higher is better.
     """
-    q = quantized.detach().flatten(1).double()
-    f = reference.detach().flatten(1).double()
+    count = len(reference) if images is None else images
+    whole = not reference.ndim or len(reference) % count
+    q, f = (x.detach().reshape(1 if whole else count, -1).double() for x in (quantized, reference))
     noise, signal = (q - f).square(), f.square()
-    return {
+    figures = {
         "nsr": noise.sum(1) / (signal.sum(1) + EPSILON),
         "relative_error": (noise / (signal + EPSILON)).mean(1),
         "mse": noise.mean(1),
         "mae": (q - f).abs().mean(1),
         "cosine": torch.nn.functional.cosine_similarity(q, f, dim=1),
     }
+    return {name: values.expand(count) for name, values in figures.items()}
 
 
 def sqnr_db(nsr: float) -> float:
@@ -47,8 +53,8 @@ class ErrorMeter:
     # Floats, not tensors: small tensors that live long keep the freed large ones between them unusable.
     values: dict[str, list[float]] = field(default_factory=lambda: {figure: [] for figure in FIGURES})
 
-    def add(self, quantized: Tensor, reference: Tensor) -> None:
-        for figure, values in per_image(quantized, reference).items():
+    def add(self, quantized: Tensor, reference: Tensor, images: int | None = None) -> None:
+        for figure, values in per_image(quantized, reference, images).items():
             self.values[figure] += values.tolist()
 
     def images(self, figure: str) -> Tensor:

@@ -2,13 +2,14 @@
 
 accumulated: its output in the quantized graph against its output in floating point.
 local: its output when it alone is quantized and its inputs are those of floating point.
-logits: what quantizing it alone does to the logits.
+logits: what quantizing it alone does to the model's output.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -26,34 +27,40 @@ def output_errors(model: SimulatedModel, batches: Iterable[Tensor]) -> tuple[Met
     names = model.quantized_operators
     accumulated, local = _meters(names), _meters(names)
     for images in progress(batches, desc="errors of outputs"):
-        reference: dict[str, Tensor] = {}
-
-        def locally(
-            name: str, inputs: list[Tensor], outputs: list[Tensor], kept: dict[str, Tensor] = reference
-        ) -> None:
-            kept[name] = outputs[0]
-            local[name].add(model.quantized_output(name, inputs), outputs[0])
-
-        def accumulating(
-            name: str, _: list[Tensor], outputs: list[Tensor], kept: dict[str, Tensor] = reference
-        ) -> None:
-            accumulated[name].add(outputs[0], kept.pop(name))
-
+        reference = _Reference(model, len(images), accumulated, local)
         with model.only(()):
-            model(images, dict.fromkeys(names, locally))
-        model(images, dict.fromkeys(names, accumulating))
+            model(images, dict.fromkeys(names, reference.keep))
+        model(images, dict.fromkeys(names, reference.compare))
     return accumulated, local
 
 
+@dataclass
+class _Reference:
+    """Outputs of a batch in floating point, and the meters that it feeds."""
+
+    model: SimulatedModel
+    images: int
+    accumulated: Meters
+    local: Meters
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def keep(self, name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        self.outputs[name] = outputs[0]
+        self.local[name].add(self.model.quantized_output(name, inputs), outputs[0], self.images)
+
+    def compare(self, name: str, _: list[Tensor], outputs: list[Tensor]) -> None:
+        self.accumulated[name].add(outputs[0], self.outputs.pop(name), self.images)
+
+
 def logits_errors(model: SimulatedModel, batches: Iterable[Tensor]) -> Meters:
-    """Error of the logits with one operator quantized at a time, over batches of images [B, C, H, W]."""
+    """Error of the model's output with one operator quantized at a time, over images [B, C, H, W]."""
     meters = _meters(model.quantized_operators)
     for number, images in enumerate(batches, 1):
         with model.only(()):
             reference = model(images)
         runs = model.one_at_a_time(images)
         for name, logits in progress(runs, desc=f"effect on the logits, batch {number}", total=len(meters)):
-            meters[name].add(logits, reference)
+            meters[name].add(logits, reference, len(images))
     return meters
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ LIGHT = 1024  # elements; no constant that decides a shape has more
 class Graph:
     """The main graph of an ONNX model to ask and edit; `model` itself stays as it is.
 
-    Tensors are named by strings, as in ONNX. Subgraphs (If, Loop) are not entered.
+    Tensors are named by strings, as in ONNX. Of subgraphs (If, Loop) only the tensors that they take
+    from outside are seen.
 
     Raises:
         UserError: a constant whose values are in another file.
@@ -93,10 +94,13 @@ class Graph:
 
     def rename_uses(self, old: str, new: str) -> None:
         """Let every reader of `old` read `new`."""
-        for node in self.consumers(old):
+        for node in [inner for outer in self.nodes for inner in (outer, *subgraph_nodes(outer))]:
             for i, name in enumerate(node.input):
                 if name == old:
                     node.input[i] = new
+        for graph in [graph for node in self.nodes for graph in subgraphs(node)]:
+            for output in graph.output:
+                output.name = new if output.name == old else output.name
         self._index()
 
     def drop_dead(self) -> None:
@@ -106,6 +110,8 @@ class Graph:
             if needed.intersection(node.output):
                 kept.append(node)
                 needed.update(node.input)
+                needed.update(name for inner in subgraph_nodes(node) for name in inner.input)
+                needed.update(output.name for graph in subgraphs(node) for output in graph.output)
         self.nodes = kept[::-1]
         self.constants = {name: value for name, value in self.constants.items() if name in needed}
         self._index()
@@ -141,6 +147,21 @@ def _copied(node: NodeProto) -> NodeProto:
     return copy
 
 
+def subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
+    """The branches and bodies of a node, and theirs."""
+    for item in node.attribute:
+        for graph in (*([item.g] if item.HasField("g") else []), *item.graphs):
+            yield graph
+            for inner in graph.node:
+                yield from subgraphs(inner)
+
+
+def subgraph_nodes(node: NodeProto) -> Iterator[NodeProto]:
+    """The nodes in the branches and bodies of a node."""
+    for graph in subgraphs(node):
+        yield from graph.node
+
+
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """The value of a node's attribute, or `default`."""
     for item in node.attribute:
@@ -149,9 +170,16 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
-def tensor_shapes(model: onnx.ModelProto) -> Shapes:
-    """Shape of every tensor that shape inference can tell."""
-    inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
+def tensor_shapes(model: onnx.ModelProto, batch: int | None = None) -> Shapes:
+    """Shape of every tensor that shape inference can tell; of so many images where `batch` is given."""
+    light = _without_weights(model)
+    if batch is not None:
+        constants = {tensor.name for tensor in model.graph.initializer}
+        for value in (*light.graph.input, *light.graph.output):
+            if value.name not in constants and value.type.tensor_type.shape.dim:
+                value.type.tensor_type.shape.dim[0].dim_value = batch
+        light.graph.ClearField("value_info")
+    inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
     shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
     for value in [*inferred.input, *inferred.value_info, *inferred.output]:
         if not value.type.tensor_type.HasField("shape"):

@@ -1,146 +1,176 @@
-"""A timm model, by name or from local files, as an ONNX file whose logits are PyTorch's."""
+"""A model as model.onnx and model.json: what the file gives is what its source gives."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import timm
 import torch
-from safetensors.torch import load_file
-from timm.data import resolve_data_config
-from timm.layers import set_fused_attn
 from torch import Tensor, nn
 
 from ptq2themoon.errors import UserError
+from ptq2themoon.graph.hub import fetched_weights
+from ptq2themoon.graph.onnx_source import onnx_facts, read_foreign
 from ptq2themoon.graph.runtime import run_onnx
+from ptq2themoon.graph.source import LOCAL, Exporter, Source, opset_problem
+from ptq2themoon.graph.timm_model import load_model, preprocessing_of
+from ptq2themoon.graph.weights import first_line
 
-TOLERANCE = 1e-4  # largest difference of a logit between PyTorch and the exported graph
+TOLERANCE = 1e-4  # largest difference of a logit between the source and the exported graph
 CHECK_IMAGES = 4
-WRAPPERS = ("model", "state_dict", "state_dict_ema")  # where training scripts put the weights
+SEED = 0
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a model comes from: `source` as in params.yaml, weights of its own or not, timm arguments."""
-
-    source: str
-    checkpoint: Path | None
-    arguments: Mapping[str, Any]
-
-
-def load_model(spec: Source) -> nn.Module:
-    """A timm model in evaluation mode, float32, with attention as plain operators.
+def export(spec: Source, exporter: Exporter, opset: int, path: Path) -> dict[str, Any]:
+    """Write the ONNX file, its batch dimension free if it can be; return what model.json records.
 
     Raises:
-        UserError: weights that are missing, of another architecture, not finite or not readable.
+        UserError: a source that cannot be used, or an exported graph that differs from it by more than 1e-4.
     """
-    # PyTorch's fused attention is one operator that hides the scores and the softmax.
-    set_fused_attn(False)
-    try:
-        model = timm.create_model(spec.source, pretrained=spec.checkpoint is None, **spec.arguments)
-    except Exception as error:  # whatever a model's own code, a hub or a broken file raises
-        reason = _reason(error)
-        hint = "; without a network give `checkpoint: FILE.safetensors`" if isinstance(error, OSError) else ""
-        raise UserError(f"model {spec.source!r}: timm cannot make it ({reason}){hint}") from None
-    if spec.checkpoint is not None:
-        _load_weights(model, spec.checkpoint)
-    model = model.float().eval()
-    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
-    if broken:
-        raise UserError(f"model {spec.source!r}: weights that are not finite: {', '.join(broken[:3])}")
-    return model
+    if spec.onnx_file:
+        return _export_file(spec, spec.onnx_file, path)
+    problem = opset_problem(exporter, opset)
+    if problem:
+        raise UserError(f"opset {opset}: {problem}")
+    return _export_timm(load_model(spec), spec, exporter, opset, path)
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
-    state = _read_state(path)
-    found, wanted = set(state), set(model.state_dict())
-    if found != wanted:
-        missing, unexpected = sorted(wanted - found), sorted(found - wanted)
-        raise UserError(
-            f"{path}: weights of another architecture: {len(missing)} keys missing (as {missing[:2]}), "
-            f"{len(unexpected)} unexpected (as {unexpected[:2]})"
-        )
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:  # equal keys, other shapes
-        raise UserError(f"{path}: {str(error).splitlines()[-1].strip()}") from None
-
-
-def _read_state(path: Path) -> Mapping[str, Tensor]:
-    """Weights from safetensors or a state dict; never any code from the file."""
-    if not path.is_file():
-        raise UserError(f"{path}: not found; `checkpoint` names a .safetensors or .pth file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path}: not readable as weights ({_reason(error)})") from None
-    for key in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: holds no state dict, bare or under {', '.join(WRAPPERS)}")
-    return state
-
-
-def export(model: nn.Module, spec: Source, opset: int, path: Path) -> dict[str, Any]:
-    """Write the ONNX file, its batch dimension free; return what model.json records.
-
-    Raises:
-        UserError: the exporter fails, or ONNX Runtime's logits differ from PyTorch's by more than 1e-4.
-    """
-    config = resolve_data_config({}, model=model)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(CHECK_IMAGES, *config["input_size"], generator=generator)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tracing, of the exporter's age
-            torch.onnx.export(
-                model, (images[:1],), path, opset_version=opset, dynamo=False,
-                input_names=["images"], output_names=["logits"],
-                dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
-            )  # fmt: skip
-    except Exception as error:
-        raise UserError(f"model {spec.source!r}: torch.onnx.export failed ({_reason(error)})") from error
-    onnx.checker.check_model(path, full_check=True)
-    with torch.inference_mode():
-        expected = model(images).numpy()
-    difference = float(np.abs(run_onnx(path, images.numpy()) - expected).max())
-    if not difference <= TOLERANCE:
-        raise UserError(f"model {spec.source!r}: exported logits differ by {difference:.2g} (> {TOLERANCE})")
-    return _facts(model, spec, config, opset, expected, difference)
-
-
-def _facts(
-    model: nn.Module, spec: Source, config: dict[str, Any], opset: int, logits: np.ndarray, difference: float
+def _export_timm(
+    model: nn.Module, spec: Source, exporter: Exporter, opset: int, path: Path
 ) -> dict[str, Any]:
+    preprocessing = preprocessing_of(model, spec)
+    generator = torch.Generator().manual_seed(SEED)
+    images = torch.randn(CHECK_IMAGES, *preprocessing["input_size"], generator=generator)
+    expected = _outputs(model, images, spec)
+    kind = output_kind(expected, spec.classifier and getattr(model, "num_classes", 1) != 0)
+    try:
+        with _quiet():
+            (_torchscript if exporter == "torchscript" else _dynamo)(model, images[:2], kind, opset, path)
+    except Exception as error:
+        reason = first_line(error)
+        raise UserError(
+            f"model {spec.source!r}: torch.onnx.export ({exporter}, opset {opset}) failed ({reason})"
+        ) from error
+    onnx.checker.check_model(path, full_check=True)
     pretrained = getattr(model, "pretrained_cfg", {})
-    keys = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+    facts = {
+        "architecture": pretrained.get("architecture"),
+        "weights": _weights(model, spec),
+        "exporter": exporter,
+        "opset": opset,
+        "input_size": preprocessing["input_size"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "preprocessing": preprocessing,
+        "label_names": pretrained.get("label_names"),
+    }
+    return _described(spec, kind, facts, expected, run_onnx(path, images.numpy()))
+
+
+def _outputs(model: nn.Module, images: Tensor, spec: Source) -> np.ndarray:
+    size = "x".join(map(str, images.shape[1:]))
+    try:
+        with torch.inference_mode():
+            outputs = model(images)
+    except Exception as error:  # whatever the model's own code raises
+        raise UserError(
+            f"model {spec.source!r}: takes no images of {size} ({first_line(error)}); "
+            "give the size that it is made for as `preprocessing: {input_size: [C, H, W]}`"
+        ) from None
+    if not isinstance(outputs, Tensor):
+        raise UserError(f"model {spec.source!r}: gives a {type(outputs).__name__}; one tensor is needed")
+    return outputs.numpy()
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without warnings of tracing and of the exporter's age, and without its reports on stdout."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _torchscript(model: nn.Module, images: Tensor, output: str, opset: int, path: Path) -> None:
+    torch.onnx.export(
+        model, (images[:1],), path, opset_version=opset, dynamo=False,
+        input_names=["images"], output_names=[output],
+        dynamic_axes={"images": {0: "batch"}, output: {0: "batch"}},
+    )  # fmt: skip
+
+
+def _dynamo(model: nn.Module, images: Tensor, output: str, opset: int, path: Path) -> None:
+    torch.onnx.export(
+        model, (images,), path, opset_version=opset, dynamo=True, verbose=False, external_data=False,
+        input_names=["images"], output_names=[output],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),  # a batch of one would be taken for a constant
+    )  # fmt: skip
+
+
+def _export_file(spec: Source, source: Path, path: Path) -> dict[str, Any]:
+    foreign = read_foreign(source, spec)
+    rng = np.random.default_rng(SEED)
+    images = rng.standard_normal((CHECK_IMAGES, *foreign.input_size)).astype(np.float32)
+    # One by one in the original: it may have a fixed batch of one.
+    expected = np.concatenate([run_onnx(foreign.original, image[None]) for image in images])
+    if not np.isfinite(expected).all():
+        raise UserError(f"{source}: gives values that are not finite on random images")
+    onnx.save(foreign.model, path)
+    onnx.checker.check_model(path, full_check=True)
+    step = 1 if foreign.fixed_batch else CHECK_IMAGES
+    found = np.concatenate([run_onnx(path, images[i : i + step]) for i in range(0, CHECK_IMAGES, step)])
+    facts = onnx_facts(foreign, source, spec)
+    return _described(spec, output_kind(expected, spec.classifier), facts, expected, found)
+
+
+def output_kind(outputs: np.ndarray, classifier: bool) -> str:
+    """`logits` [images, classes] of a model with a classifier; all else is `features`."""
+    return "logits" if classifier and outputs.ndim == 2 else "features"
+
+
+def _described(
+    spec: Source, kind: str, facts: dict[str, Any], expected: np.ndarray, found: np.ndarray
+) -> dict[str, Any]:
+    """model.json: `facts`, and what the outputs say.
+
+    Raises:
+        UserError: outputs of another shape, or that differ by more than 1e-4.
+    """
+    if expected.shape != found.shape or len(expected) != CHECK_IMAGES:
+        raise UserError(
+            f"model {spec.source!r}: {CHECK_IMAGES} images give an output of {list(found.shape)}, "
+            f"expected {list(expected.shape)}; its first dimension must be the images"
+        )
+    difference = float(np.abs(found - expected).max())
+    logits = expected.tolist() if kind == "logits" else None  # features can be millions of numbers
+    if not difference <= TOLERANCE:
+        raise UserError(f"model {spec.source!r}: exported {kind} differ by {difference:.2g} (> {TOLERANCE})")
     return {
         "source": spec.source,
-        "architecture": pretrained.get("architecture"),
-        "input_size": list(config["input_size"]),
-        "num_classes": int(logits.shape[-1]),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "opset": opset,
-        "preprocessing": {key: _plain(config[key]) for key in keys},
-        "label_names": _plain(pretrained.get("label_names")),
+        "output": kind,
+        "num_classes": int(expected.shape[-1]) if kind == "logits" else None,
+        **facts,
         "max_abs_logit_difference": difference,
-        "check": {"images": CHECK_IMAGES, "seed": 0, "logits": logits.tolist()},
+        "check": {"images": CHECK_IMAGES, "seed": SEED, "logits": logits},
     }
 
 
-def _reason(error: Exception) -> str:
-    """First line of a message that may have none."""
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].removesuffix(": ")
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _weights(model: nn.Module, spec: Source) -> dict[str, Any]:
+    """What was loaded; the bytes of local files are in the sidecar."""
+    if spec.checkpoint is not None:
+        return {"file": spec.checkpoint.as_posix()}
+    if spec.source.startswith(LOCAL):
+        return {"folder": spec.source.removeprefix(LOCAL)}
+    return fetched_weights(model, spec.arguments.get("cache_dir"))

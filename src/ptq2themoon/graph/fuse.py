@@ -7,18 +7,20 @@ that ONNX Runtime runs the file as it is and PPQ loads it.
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from dataclasses import dataclass
 
 import onnx
 from onnx import NodeProto, helper
 
 from ptq2themoon.graph.editing import Graph, attribute, unique_name
+from ptq2themoon.graph.gelu import is_value, match_erf, match_tanh, scalar_operand
 from ptq2themoon.graph.normalise import FUSED_OPSET
 
 DOMAIN = "ptq2themoon"
 FUSED_MATMUL = "PPQBiasFusedMatMul"
 LINEAR_TYPES = (FUSED_MATMUL, "Gemm", "MatMul")
+KINDS = {"LayerNormalization": "LayerNorm", FUSED_MATMUL: "MatMul+Add", "Gelu": "GELU"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ def fuse(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Fusion]]:
     return fused, fusions
 
 
+def count_fused(fused: onnx.ModelProto) -> dict[str, int]:
+    """Number of fused operators of each kind, whether an exporter wrote them whole or a fusion made them."""
+    found = Counter(KINDS[node.op_type] for node in fused.graph.node if node.op_type in KINDS)
+    return {kind: found[kind] for kind in KINDS.values()}
+
+
 def _is_closed(graph: Graph, consumed: list[NodeProto], new: NodeProto) -> bool:
     """Whether nothing outside reads what lies between the consumed operators."""
     inner = {name for node in consumed for name in node.output} - set(new.output)
@@ -76,22 +84,6 @@ def _matmul_add_function() -> onnx.FunctionProto:
 Match = tuple[str, list[NodeProto], NodeProto]
 
 
-def _scalar(graph: Graph, node: NodeProto | None, op_type: str) -> tuple[str, float] | None:
-    """(other operand, value) of a node of `op_type` with a scalar constant, second unless it commutes."""
-    if node is None or node.op_type != op_type:
-        return None
-    operands = graph.split_operands(node)
-    if operands is None or operands[1].size != 1:
-        return None
-    if op_type in ("Div", "Pow") and node.input[0] != operands[0]:  # constant / x, constant ** x
-        return None
-    return operands[0], float(operands[1].reshape(()))
-
-
-def _is(value: tuple[str, float] | None, expected: float) -> bool:
-    return value is not None and math.isclose(value[1], expected, rel_tol=1e-6)
-
-
 def _mean_over_channels(graph: Graph, tensor: str) -> NodeProto | None:
     """The ReduceMean over the last axis that makes `tensor`."""
     node = graph.producer(tensor)
@@ -107,7 +99,7 @@ def _square_of(graph: Graph, node: NodeProto | None) -> str | None:
     """The tensor that `node` squares, as Pow(x, 2) or Mul(x, x)."""
     if node is None:
         return None
-    if node.op_type == "Pow" and _is(_scalar(graph, node, "Pow"), 2.0):
+    if node.op_type == "Pow" and is_value(scalar_operand(graph, node, "Pow"), 2.0):
         return node.input[0]
     if node.op_type == "Mul" and node.input[0] == node.input[1]:
         return node.input[0]
@@ -143,10 +135,12 @@ def _match_standardisation(graph: Graph, div: NodeProto) -> tuple[str, float, li
     if div.op_type != "Div":
         return None
     sub, sqrt = graph.producer(div.input[0]), graph.producer(div.input[1])
-    if sub is None or sub.op_type != "Sub" or sqrt is None or sqrt.op_type != "Sqrt":
+    if sub is None or sub.op_type != "Sub" or sqrt is None:
+        return None
+    if sqrt.op_type != "Sqrt" and not is_value(scalar_operand(graph, sqrt, "Pow"), 0.5):
         return None
     mean, add_epsilon = _mean_over_channels(graph, sub.input[1]), graph.producer(sqrt.input[0])
-    epsilon = _scalar(graph, add_epsilon, "Add")
+    epsilon = scalar_operand(graph, add_epsilon, "Add")
     variance = _mean_over_channels(graph, epsilon[0]) if epsilon else None
     if mean is None or add_epsilon is None or epsilon is None or variance is None:
         return None
@@ -156,32 +150,10 @@ def _match_standardisation(graph: Graph, div: NodeProto) -> tuple[str, float, li
     return sub.input[0], epsilon[1], [mean, sub, square, variance, add_epsilon, sqrt, div]
 
 
-def _match_gelu(graph: Graph, erf: NodeProto) -> Match | None:
-    """x/sqrt(2), Erf, +1, times x, times 1/2 (the half also before the product); anchored at the Erf."""
-    scale = graph.producer(erf.input[0]) if erf.op_type == "Erf" else None
-    divided, multiplied = _scalar(graph, scale, "Div"), _scalar(graph, scale, "Mul")
-    scaled = divided or multiplied
-    if scale is None or scaled is None:
-        return None
-    if not _is(divided, math.sqrt(2)) and not _is(multiplied, 1 / math.sqrt(2)):
-        return None
-    x = scaled[0]
-    plus_one = graph.only_consumer(erf, "Add")
-    if plus_one is None or not _is(_scalar(graph, plus_one, "Add"), 1.0):
-        return None
-    product = graph.only_consumer(plus_one, "Mul")
-    if product is None:
-        return None
-    other = next(name for name in product.input if name != plus_one.output[0])
-    half = graph.only_consumer(product, "Mul") if other == x else graph.producer(other)
-    halved = _scalar(graph, half, "Mul")
-    if half is None or halved is None or not _is(halved, 0.5):
-        return None
-    if halved[0] != (product.output[0] if other == x else x):
-        return None
-    last = half if other == x else product
-    new = helper.make_node("Gelu", [x], list(last.output), approximate="none")
-    return "GELU", [scale, erf, plus_one, product, half], _named(graph, new, erf)
+def _match_gelu(graph: Graph, node: NodeProto) -> Match | None:
+    """The error function's form or tanh's; anchored at the Erf or Tanh."""
+    found = match_erf(graph, node) or match_tanh(graph, node)
+    return ("GELU", found[0], _named(graph, found[1], node)) if found else None
 
 
 def _match_matmul_add(graph: Graph, matmul: NodeProto) -> Match | None:

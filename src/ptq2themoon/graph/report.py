@@ -11,8 +11,8 @@ from typing import Any
 import onnx
 
 from ptq2themoon.errors import UserError
-from ptq2themoon.graph.editing import tensor_shapes
-from ptq2themoon.graph.fuse import Fusion
+from ptq2themoon.graph.attention import attention_facts
+from ptq2themoon.graph.fuse import Fusion, count_fused
 from ptq2themoon.graph.operators import Operator
 
 
@@ -32,7 +32,7 @@ def fusion_report(
     fusions = list(fusions)
     return {
         "counts": {"before": count_types(original), "after": count_types(fused)},
-        "fused": dict(Counter(fusion.kind for fusion in fusions)),
+        "fused": count_fused(fused),
         "attention": attention_facts(fused, operators),
         "unassigned": [operator.name for operator in operators if operator.role is None],
         "operators": [operator._asdict() for operator in operators],
@@ -45,24 +45,6 @@ def fusion_report(
             for fusion in fusions
         ],
     }
-
-
-def attention_facts(fused: onnx.ModelProto, operators: list[Operator]) -> dict[str, Any]:
-    """Softmax of every block, heads, grid of patches, and tokens that are no patches.
-
-    `grid` is null, and `prefix_tokens` 0, where patches and tokens cannot be told from the shapes.
-    """
-    shapes = tensor_shapes(fused)
-    by_name = {node.name: node for node in fused.graph.node}
-    softmax = [operator.name for operator in operators if operator.role == "softmax"]
-    embed = [operator.name for operator in operators if operator.role == "patch_embed"]
-    grid, heads, prefix = None, None, 0
-    if softmax and embed and by_name[embed[0]].op_type == "Conv":
-        rows, columns = shapes[by_name[embed[0]].output[0]][2:]
-        _, heads, tokens, _ = shapes[by_name[softmax[-1]].output[0]]
-        if isinstance(tokens, int) and tokens >= int(rows) * int(columns):
-            grid, prefix = [int(rows), int(columns)], tokens - int(rows) * int(columns)
-    return {"softmax": softmax, "heads": heads, "grid": grid, "prefix_tokens": prefix}
 
 
 def read_operators(path: Path) -> list[Operator]:

@@ -7,21 +7,14 @@ move data (Reshape, Transpose, Split, ...) to the linear layers and LayerNorms a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx
 from onnx import NodeProto
 
 from ptq2themoon.graph.editing import Graph, unique_name
-from ptq2themoon.graph.fuse import LINEAR_TYPES
 from ptq2themoon.graph.operators import Operator, Role
-
-# fmt: off
-MOVING_TYPES = frozenset({  # no arithmetic: values pass unchanged
-    "Reshape", "Transpose", "Split", "Squeeze", "Unsqueeze", "Slice", "Gather", "Flatten", "Expand", "Concat",
-    "Identity",
-})
-# fmt: on
+from ptq2themoon.graph.walk import MOVING_TYPES, POOLING_TYPES, Walk
 
 
 def find_roles(model: onnx.ModelProto) -> list[Operator]:
@@ -33,6 +26,7 @@ def find_roles(model: onnx.ModelProto) -> list[Operator]:
 class _Finder:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.walk = Walk(graph)
         self.places: dict[str, tuple[Role, int | None]] = {}  # role and block, by name
 
     def find(self) -> list[Operator]:
@@ -41,7 +35,10 @@ class _Finder:
         for block, attention in enumerate(attentions):
             self._label_attention(*attention, block)
             self._label_mlp(block)
-        self._label_stem_and_head()
+        self._label_stem()
+        self._label_head()
+        for block in range(len(attentions)):
+            self._label_last_norm(block)
         self._label_others(len(attentions))
         nowhere = (None, None)
         return [Operator(n.name, n.op_type, *self.places.get(n.name, nowhere)) for n in self.graph.nodes]
@@ -67,51 +64,16 @@ class _Finder:
     def _with_role(self, role: Role, block: int | None) -> NodeProto | None:
         return next((n for n in self.graph.nodes if self.places.get(n.name) == (role, block)), None)
 
-    def _is_linear(self, node: NodeProto) -> bool:
-        return node.op_type in LINEAR_TYPES and node.input[1] in self.graph.constants
-
-    def _is_product(self, node: NodeProto) -> bool:
-        """A MatMul of two activations."""
-        return node.op_type == "MatMul" and not any(name in self.graph.constants for name in node.input)
-
-    def _is_scaling(self, node: NodeProto) -> bool:
-        return node.op_type in ("Mul", "Div") and self.graph.split_operands(node) is not None
-
-    def _back(self, tensor: str, through: Callable[[NodeProto], bool]) -> NodeProto | None:
-        """The first node upstream of `tensor` that is not passed `through`, along first activations."""
-        node = self.graph.producer(tensor)
-        while node is not None and through(node):
-            node = self.graph.producer(self._data(node))
-        return node
-
-    def _data(self, node: NodeProto) -> str:
-        """The first input that is an activation; empty where there is none."""
-        return next((name for name in node.input if name not in self.graph.constants), "")
-
-    def _forward(self, node: NodeProto, through: Callable[[NodeProto], bool]) -> NodeProto | None:
-        """The first node downstream that is not passed `through`; None where the way forks or ends."""
-        readers = self._readers(node.output[0])
-        while len(readers) == 1 and through(readers[0]):
-            readers = self._readers(readers[0].output[0])
-        return readers[0] if len(readers) == 1 else None
-
-    def _readers(self, tensor: str) -> list[NodeProto]:
-        """The nodes that read the values of `tensor`, not only its shape."""
-        return [node for node in self.graph.consumers(tensor) if node.op_type != "Shape"]
-
-    def _moves(self, node: NodeProto) -> bool:
-        return node.op_type in MOVING_TYPES
-
     def _scores_of(self, softmax: NodeProto) -> NodeProto | None:
         def through(node: NodeProto) -> bool:  # scale, mask, relative position bias
-            return self._moves(node) or self._is_scaling(node) or node.op_type in ("Add", "Where")
+            return self.walk.moves(node) or self.walk.is_scaling(node) or node.op_type in ("Add", "Where")
 
-        scores = self._back(softmax.input[0], through)
-        return scores if scores is not None and self._is_product(scores) else None
+        scores = self.walk.back(softmax.input[0], through)
+        return scores if scores is not None and self.walk.is_product(scores) else None
 
     def _context_of(self, softmax: NodeProto) -> NodeProto | None:
-        context = self._forward(softmax, self._moves)
-        return context if context is not None and self._is_product(context) else None
+        context = self.walk.forward(softmax, self.walk.moves)
+        return context if context is not None and self.walk.is_product(context) else None
 
     def _attention_at(self, softmax: NodeProto) -> tuple[NodeProto, NodeProto, NodeProto] | None:
         """(scores, softmax, context), the products around a softmax that belongs to attention."""
@@ -124,10 +86,11 @@ class _Finder:
         self._set(context, "attn_context", block)
         for node in self._between(scores, softmax):
             self._set(node, "attn_scale", block)
-        value = next(name for name in context.input if self._back(name, self._moves) is not softmax)
+        moves = self.walk.moves
+        value = next(name for name in context.input if self.walk.back(name, moves) is not softmax)
         self._label_projections((*scores.input, value), block)
-        proj = self._forward(context, self._moves)
-        if proj is not None and self._is_linear(proj):
+        proj = self.walk.forward(context, moves)
+        if proj is not None and self.walk.is_linear(proj):
             self._set(proj, "proj", block)
             self._label_residual(proj, "residual1", block)
 
@@ -140,7 +103,7 @@ class _Finder:
         roles: tuple[Role, ...] = ("qkv",) if len(linear) == 1 else ("q", "k", "v")
         for node, role in zip(linear, roles, strict=True):
             self._set(node, role, block)
-        norm = self._back(linear[0].input[0], self._moves)
+        norm = self.walk.back(linear[0].input[0], self.walk.moves)
         if norm is not None and norm.op_type == "LayerNormalization":
             self._set(norm, "norm1", block)
 
@@ -148,68 +111,103 @@ class _Finder:
         """Scaling operators after the scores."""
         node = self.graph.producer(softmax.input[0])
         while node is not None and node is not scores:
-            if self._is_scaling(node):
+            if self.walk.is_scaling(node):
                 yield node
-            node = self.graph.producer(self._data(node))
+            node = self.graph.producer(self.walk.data(node))
 
     def _projection(self, tensor: str, block: int) -> NodeProto | None:
         """The linear layer that makes query, key or value; scaling on the way gets its role.
 
         Some models normalise queries and keys after the layer.
         """
-        node = self._back(tensor, self._moves)
-        while node is not None and (self._is_scaling(node) or node.op_type == "LayerNormalization"):
-            if self._is_scaling(node):
+        walk = self.walk
+        node = walk.back(tensor, walk.moves)
+        while node is not None and (walk.is_scaling(node) or node.op_type == "LayerNormalization"):
+            if walk.is_scaling(node):
                 self._set(node, "attn_scale", block)
-            node = self._back(self._data(node), self._moves)
-        return node if node is not None and self._is_linear(node) else None
+            node = walk.back(walk.data(node), walk.moves)
+        return node if node is not None and walk.is_linear(node) else None
 
     def _label_residual(self, linear: NodeProto, role: Role, block: int) -> None:
         """The Add that joins a branch to the residual stream, past LayerScale or a bias on the way."""
-
-        def through(node: NodeProto) -> bool:
-            is_bias = node.op_type == "Add" and self.graph.split_operands(node) is not None
-            return self._moves(node) or self._is_scaling(node) or is_bias
-
-        add = self._forward(linear, through)
+        walk = self.walk
+        add = walk.forward(linear, lambda n: walk.moves(n) or walk.is_scaling(n) or walk.is_bias(n))
         if add is not None and add.op_type == "Add":
             self._set(add, role, block)
 
     def _label_mlp(self, block: int) -> None:
-        residual = self._with_role("residual1", block)
+        """norm2, fc1 (of a gated MLP perhaps two layers), gelu if it is one, fc2 and residual2."""
+        residual, walk = self._with_role("residual1", block), self.walk
         if residual is None:
             return
-        norms = [n for n in self.graph.consumers(residual.output[0]) if n.op_type == "LayerNormalization"]
-        fc1 = self._forward(norms[0], self._moves) if len(norms) == 1 else None
-        if fc1 is None or not self._is_linear(fc1):
+        stream = walk.ahead(residual.output[0], walk.moves)
+        norms = [node for node in stream if node.op_type == "LayerNormalization"]
+        first = walk.ahead(norms[0].output[0], walk.moves) if len(norms) == 1 else []
+        second = {node.name: node for fc1 in first for node in walk.ahead(fc1.output[0], walk.activates)}
+        fc2 = next(iter(second.values())) if len(second) == 1 else None
+        fc2 = fc2 if fc2 is not None and walk.is_linear(fc2) else None
+        if not all(map(walk.is_linear, first)) or len(first) not in ((1, 2) if fc2 is not None else (1,)):
             return
         self._set(norms[0], "norm2", block)
-        self._set(fc1, "fc1", block)
-        activation = self._forward(fc1, self._moves)
-        if activation is None or activation.op_type != "Gelu":
-            return
-        self._set(activation, "gelu", block)
-        fc2 = self._forward(activation, self._moves)
-        if fc2 is not None and self._is_linear(fc2):
+        for fc1 in first:
+            self._set(fc1, "fc1", block)
+            for node in walk.ahead(fc1.output[0], walk.moves):
+                if node.op_type == "Gelu":
+                    self._set(node, "gelu", block)
+        if fc2 is not None:
             self._set(fc2, "fc2", block)
             self._label_residual(fc2, "residual2", block)
 
-    def _label_stem_and_head(self) -> None:
-        readers = self._readers(self.graph.inputs[0])
+    def _label_stem(self) -> None:
+        """The layer that reads the image and makes tokens, and the position embedding after it."""
+        readers, walk = self.walk.readers(self.graph.inputs[0]), self.walk
         node = readers[0] if len(readers) == 1 else None
-        if node is not None and self._moves(node):
-            node = self._forward(node, self._moves)
-        if node is not None and (node.op_type == "Conv" or self._is_linear(node)):
-            self._set(node, "patch_embed")
-            embed = self._forward(node, self._moves)
-            if embed is not None and embed.op_type == "Add" and self.graph.split_operands(embed):
-                self._set(embed, "pos_add")
-        last = self._back(self.graph.outputs[0], self._moves)
-        if last is not None and self._is_linear(last):
-            self._set(last, "head")
-            last = self._back(last.input[0], lambda n: self._moves(n) or n.op_type == "ReduceMean")
+        if node is not None and walk.moves(node):
+            node = walk.forward(node, walk.moves)
+        if node is None or not (self._makes_tokens(node) or walk.is_linear(node)):
+            return
+        self._set(node, "patch_embed")
+        embed = walk.forward(node, walk.moves)
+        if embed is not None and walk.is_bias(embed):
+            self._set(embed, "pos_add")
+
+    def _makes_tokens(self, node: NodeProto) -> bool:
+        """A convolution whose output becomes tokens at once, unlike the first of a convolutional stem."""
+        return node.op_type == "Conv" and all(map(self.walk.moves, self.walk.readers(node.output[0])))
+
+    def _label_head(self) -> None:
+        """The classifier, or several that are averaged, and the LayerNorm before, across a pool."""
+        ends = self.walk.sources(self.graph.outputs[0], self._averages)
+        heads = [node for node in ends if node is not None and self._is_free_linear(node)]
+        if heads and len(heads) == len(ends):
+            for node in heads:
+                self._set(node, "head")
+            tensors = [node.input[0] for node in heads]
+        else:
+            tensors = [self.graph.outputs[0]]
+        before = {id(node): node for t in tensors for node in self.walk.sources(t, self._pools)}
+        last = next(iter(before.values())) if len(before) == 1 else None
         if last is not None and last.op_type == "LayerNormalization":
             self._set(last, "norm")
+
+    def _is_free_linear(self, node: NodeProto) -> bool:
+        return self.walk.is_linear(node) and node.name not in self.places
+
+    def _averages(self, node: NodeProto) -> bool:
+        """It moves data, or is a part of a mean of several tensors outside the blocks."""
+        if node.name in self.places:
+            return False
+        return self.walk.moves(node) or self.walk.is_scaling(node) or node.op_type == "Add"
+
+    def _pools(self, node: NodeProto) -> bool:
+        return self._averages(node) or node.op_type in POOLING_TYPES
+
+    def _label_last_norm(self, block: int) -> None:
+        """The LayerNorm that alone reads a block's output ends a run of blocks; MobileViT has several."""
+        residual = self._with_role("residual2", block)
+        readers = self.walk.readers(residual.output[0]) if residual is not None else []
+        if len(readers) == 1 and readers[0].op_type == "LayerNormalization":
+            self._set(readers[0], "norm")
 
 
 def rename_operators(

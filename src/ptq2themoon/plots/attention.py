@@ -1,22 +1,33 @@
-"""Where the class token looks: full precision beside each recipe."""
+"""Where the class token looks, or all tokens on average: full precision beside each recipe."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from ptq2themoon.errors import UserError
+from ptq2themoon.plots.attention_numbers import head_numbers, overview_numbers
+from ptq2themoon.plots.attention_text import (
+    LINE,
+    aspect,
+    check_image_index,
+    cosine_similarity,
+    key,
+    remarks,
+    short,
+    show_original,
+    show_row_image,
+    title,
+    wrapped,
+    write_lines,
+)
 from ptq2themoon.plots.canvas import Canvas
 from ptq2themoon.plots.heatmap import (
     Array,
     Extend,
     colour_bar,
     common_scale,
-    show_image,
     show_map,
     show_overlay,
 )
@@ -30,6 +41,11 @@ GAP = 0.06
 GROUP_GAP = 0.22
 NOTE = 0.2
 MARGIN = 0.12
+TITLE = 0.2
+FIRST_LINE = 0.42
+BELOW_BAND = 0.58  # the scales of one row of heads, and the names of the next
+
+HEADS_A_ROW = 12
 
 
 @styled
@@ -43,32 +59,31 @@ def attention_overview(
 
     Every row has one colour scale, from 0 to the first graph's largest weight; an arrow on its
     bar says that some recipe goes beyond. Under each head mean but the first graph's stands its
-    cosine similarity with the first graph's.
+    cosine similarity with the first graph's. Attention that makes no map is shown in numbers.
     """
     check_same_images(maps)
     reference = next(iter(maps.values()))
+    if not reference.is_map:
+        return overview_numbers(maps, label_names, rows)
     count = min(rows, len(reference.images))
-    height = CELL * _aspect(reference)
-    left, top = MARGIN + 0.38, 0.78
+    height, left = CELL * aspect(reference), MARGIN + 0.38
     groups = [left + CELL + GROUP_GAP + i * (2 * CELL + GAP + GROUP_GAP) for i in range(len(maps))]
     right = groups[-1] + 2 * CELL + GAP
-    canvas = Canvas.of(right + 0.66, top + count * (height + NOTE) + 0.34)
-    canvas.text(MARGIN, 0.2, _title(reference), fontsize=10.5, va="center")
-    canvas.text(left, canvas.height - 0.16, _key(maps, "row"), fontsize=7.5, color=GREY, va="center")
+    width = right + 0.66
+    said = remarks(reference, width - 2 * MARGIN)
+    meaning = wrapped(key(maps, "row"), width - left - MARGIN)
+    top = 0.88 + LINE * len(said)
+    below = top + count * (height + NOTE)
+    canvas = Canvas.of(width, below + 0.2 + LINE * len(meaning))
+    canvas.text(MARGIN, TITLE, title(reference), fontsize=10.5, va="center")
+    write_lines(canvas, MARGIN, FIRST_LINE, said)
+    write_lines(canvas, left, below + 0.17, meaning)
     canvas.text(left + CELL / 2, top - 0.1, "original", ha="center", va="baseline")
     for x, name in zip(groups, maps, strict=True):
         _group_title(canvas, x, top, display_name(name))
     for row in range(count):
         y = top + row * (height + NOTE)
-        canvas.text(
-            MARGIN + 0.14,
-            y + height / 2,
-            _short(_class_name(reference, row, label_names), 18),
-            rotation=90,
-            ha="center",
-            va="center",
-        )
-        show_image(canvas.axes(left, y, CELL, height, f"original:{row}"), reference.images[row])
+        show_row_image(canvas, reference, row, label_names, (MARGIN + 0.14, left, y, CELL))
         scale, extend = _overview_row(canvas, maps, row, y, groups, colormap)
         bar = canvas.axes(right + 0.1, y, 0.09, height, f"scale:{row}")
         colour_bar(bar, scale, extend, colormap, "vertical")
@@ -113,33 +128,38 @@ def attention_heads(
     label_names: Sequence[str] | None = None,
     colormap: str = "viridis",
 ) -> Figure:
-    """Every head (columns) of each graph in `maps` (rows) for the image at `index`.
+    """Every head (columns, twelve beside each other) of each graph in `maps` (rows) for the image at `index`.
 
-    Every head has one colour scale, as every row of the overview has.
+    Every head has one colour scale, as every row of the overview has. Attention that makes no map is
+    shown in numbers.
     """
     check_same_images(maps)
     first = next(iter(maps.values()))
     check_image_index(index, first)
+    if not first.is_map:
+        return head_numbers(maps, index, label_names)
     cell = CELL if first.heads <= 6 else SMALL_CELL
-    height = cell * _aspect(first)
-    left, top = MARGIN + CELL + 0.5, 0.72
-    bottom = top + len(maps) * (height + NOTE)
-    canvas = Canvas.of(max(left + first.heads * (cell + GAP) + MARGIN, 4.9), bottom + 0.36)
-    canvas.text(MARGIN, 0.2, _title(first), fontsize=10.5, va="center")
-    canvas.text(MARGIN + CELL / 2, top - 0.1, "original", ha="center", va="baseline")
-    original = canvas.axes(MARGIN, top, CELL, CELL * _aspect(first), "original")
-    show_image(original, first.images[index])
-    name, below = _class_name(first, index, label_names), top + CELL * _aspect(first)
-    canvas.text(MARGIN + CELL / 2, below + 0.06, _short(name, 18), ha="center", va="top")
-    key = textwrap.fill(_key(maps, "head"), 21)
-    canvas.text(MARGIN, bottom + 0.24, key, va="bottom", fontsize=7.5, color=GREY)
-    for row, graph in enumerate(maps):
-        y = top + row * (height + NOTE) + height / 2
-        name = _short(display_name(graph), 12)
-        canvas.text(left - 0.08, y, name, rotation=90, ha="right", va="center", weight="bold")
+    height, left = cell * aspect(first), MARGIN + CELL + 0.5
+    width = max(left + min(first.heads, HEADS_A_ROW) * (cell + GAP) + MARGIN, 5.2)
+    said = remarks(first, width - 2 * MARGIN)
+    meaning = wrapped(key(maps, "head"), width - 2 * MARGIN)
+    top, band = 0.72 + LINE * len(said), len(maps) * (height + NOTE) + BELOW_BAND
+    bands = -(-first.heads // HEADS_A_ROW)
+    # Under the original stand up to two lines of its class's name.
+    below = top + max(bands * band - 0.26, CELL * aspect(first) + 0.36)
+    canvas = Canvas.of(width, below + 0.16 + LINE * len(meaning))
+    canvas.text(MARGIN, TITLE, title(first), fontsize=10.5, va="center")
+    write_lines(canvas, MARGIN, FIRST_LINE, said)
+    write_lines(canvas, MARGIN, below + 0.12, meaning)
+    show_original(canvas, first, index, label_names, (MARGIN, top, CELL))
+    for band_top in (top + number * band for number in range(bands)):
+        for row, graph in enumerate(maps):
+            y, name = band_top + row * (height + NOTE) + height / 2, short(display_name(graph), 12)
+            canvas.text(left - 0.08, y, name, rotation=90, ha="right", va="center", weight="bold")
     for head in range(first.heads):
         weights = {graph: each.attention[index, head] for graph, each in maps.items()}
-        _head_column(canvas, weights, head, (left + head * (cell + GAP), top, cell, height), colormap)
+        x, y = left + head % HEADS_A_ROW * (cell + GAP), top + head // HEADS_A_ROW * band
+        _head_column(canvas, weights, head, (x, y, cell, height), colormap)
     return canvas.figure
 
 
@@ -165,47 +185,6 @@ def _head_column(
     colour_bar(bar, scale, extend, colormap, "horizontal")
 
 
-def check_image_index(index: int, maps: AttentionMaps) -> None:
-    count = len(maps.images)
-    if not 0 <= index < count:
-        raise UserError(f"--image-index {index}: the maps hold {count} images; valid: 0 to {count - 1}")
-
-
-def cosine_similarity(a: Array, b: Array) -> float:
-    """Of two maps taken as vectors; 0 when one of them is all zero."""
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(np.vdot(a, b) / norm) if norm else 0.0
-
-
-def _aspect(maps: AttentionMaps) -> float:
-    height, width = maps.images.shape[2:]
-    return float(height / width)
-
-
-def _title(maps: AttentionMaps) -> str:
-    return f"Attention of the class token to the patches, block {maps.block}"
-
-
-def _key(maps: Mapping[str, AttentionMaps], scaled: str) -> str:
-    """What colours and notes mean; `scaled` is what has a colour scale of its own."""
-    reference = display_name(next(iter(maps)))
-    colour = f"Colour: attention weight; each {scaled}'s scale ends at {reference}'s largest"
-    return f"{colour} (arrow: exceeded). cos: cosine similarity with {reference}'s map."
-
-
 def _similarity_note(canvas: Canvas, x: float, y: float, reference: Array, attention: Array) -> None:
     text = f"cos {cosine_similarity(reference, attention):.3f}"
     canvas.text(x, y + 0.1, text, ha="center", va="center", fontsize=7, color=GREY)
-
-
-def _class_name(maps: AttentionMaps, index: int, names: Sequence[str] | None) -> str:
-    label = maps.labels[index]
-    if label < 0:
-        return f"image {index}"
-    return names[label] if names is not None and label < len(names) else f"class {label}"
-
-
-def _short(name: str, width: int) -> str:
-    """The first of a class's synonyms, on at most two lines of about `width` characters."""
-    first, *rest = textwrap.wrap(name.split(",")[0], width) or [""]
-    return "\n".join([first, textwrap.shorten(" ".join(rest), width, placeholder=" …")] if rest else [first])

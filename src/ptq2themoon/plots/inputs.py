@@ -13,23 +13,33 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.evaluate.query import CLASS_TOKEN, NO_GRID, QUERIES
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """The class token's attention to the patches for a few images, from one graph.
+    """The class token's attention to the patches, or that of all tokens, for a few images, from one graph.
 
     Attributes:
         images: uint8 [N, C, H, W].
-        attention: float32 [N, heads, rows, columns], softmax weights (the class token's own left out).
+        attention: float32 [N, heads, rows, columns], softmax weights (those to the class token left out);
+            [N, heads, groups, patches] where they make no map.
         labels: class index of each image, -1 when unknown.
         block: index of the transformer block.
+        query: whose attention, one of `QUERIES`.
+        note: what is treated as class token, or that there is none and why.
+        groups: sets of tokens that attend apart; a map is the mean over them.
+        is_map: whether the patches have a place in the image.
     """
 
     images: npt.NDArray[np.uint8]
     attention: npt.NDArray[np.float32]
     labels: tuple[int, ...]
     block: str
+    query: str = CLASS_TOKEN
+    note: str = ""
+    groups: int = 1
+    is_map: bool = True
 
     @property
     def heads(self) -> int:
@@ -102,12 +112,23 @@ def _checked_maps(
         )
     if not np.isfinite(attention).all():
         raise UserError(f"{path}: 'attention' holds values that are not finite")
-    rows, columns = _grid(path, metadata, attention.shape[2])
+    query = metadata.get("query", "")
+    if query not in QUERIES:
+        raise UserError(f"{path}: metadata 'query' is {query!r}; {nearest(query, QUERIES)}")
+    groups = _groups(path, metadata)
+    is_map = metadata.get("grid") != NO_GRID
+    size = _grid(path, metadata, attention.shape[2]) if is_map else (groups, -1)
+    if not is_map and attention.shape[2] % groups:
+        raise UserError(f"{path}: {attention.shape[2]} patches in 'attention' make no {groups} groups")
     return AttentionMaps(
         images=images,
-        attention=attention.reshape(*attention.shape[:2], rows, columns),
+        attention=attention.reshape(*attention.shape[:2], *size),
         labels=_labels(path, metadata, len(images)),
         block=metadata.get("block", "?"),
+        query=query,
+        note=metadata.get("note", ""),
+        groups=groups,
+        is_map=is_map,
     )
 
 
@@ -120,6 +141,13 @@ def _grid(path: Path, metadata: Mapping[str, str], patches: int) -> tuple[int, i
     if rows * columns != patches:
         raise UserError(f"{path}: metadata 'grid' is {text!r}, but 'attention' has {patches} patches")
     return rows, columns
+
+
+def _groups(path: Path, metadata: Mapping[str, str]) -> int:
+    text = metadata.get("groups", "")
+    if not text.isdecimal() or not int(text):
+        raise UserError(f"{path}: metadata 'groups' is {text!r}; expected a whole number from 1 on")
+    return int(text)
 
 
 def _labels(path: Path, metadata: Mapping[str, str], images: int) -> tuple[int, ...]:
@@ -147,12 +175,11 @@ def check_same_images(maps: Mapping[str, AttentionMaps]) -> None:
             raise UserError(
                 f"--maps {name}: image {different[0]} is not {first}'s; draw all maps from the same images"
             )
-        if (other.block, other.attention.shape) != (reference.block, reference.attention.shape):
-            raise UserError(
-                f"--maps {name}: block {other.block}, {other.heads} heads, grid {_size(other)}; {first} has "
-                f"block {reference.block}, {reference.heads} heads, grid {_size(reference)}"
-            )
+        if _place(other) != _place(reference):
+            raise UserError(f"--maps {name}: {_place(other)}; {first} has {_place(reference)}")
 
 
-def _size(maps: AttentionMaps) -> str:
-    return "x".join(map(str, maps.attention.shape[2:]))
+def _place(maps: AttentionMaps) -> str:
+    size = "x".join(map(str, maps.attention.shape[2:]))
+    what = "grid" if maps.is_map else "groups and tokens"
+    return f"block {maps.block}, {maps.heads} heads, {what} {size}, attention of {maps.query}"

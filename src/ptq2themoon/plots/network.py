@@ -11,6 +11,8 @@ import pandas as pd
 from ptq2themoon.errors import UserError, nearest
 
 COLUMNS = ("operator", "type", "role", "block", "mode", "nsr")
+NAME = 24  # characters of an operator's name, at most
+MOST_OUTSIDE = 12  # operators outside the blocks that can be listed
 MODES = {
     "accumulated": "accumulated: output of the operator, whole graph quantized",
     "local": "local: output of the operator, only it quantized",
@@ -55,7 +57,9 @@ class Network:
                 )
         return cls(
             operators=tuple(rows["operator"]),
-            roles=tuple(np.where(rows["role"] == "other", rows["type"], rows["role"])),
+            roles=tuple(
+                np.where(rows["role"].isna() | (rows["role"] == "other"), rows["type"], rows["role"])
+            ),
             blocks=tuple(None if pd.isna(block) else int(block) for block in rows["block"]),
         )
 
@@ -65,17 +69,30 @@ class Network:
             inside = [i for i, each in enumerate(self.blocks) if each == block]
             yield block, inside[0], inside[-1]
 
+    def is_outside(self, position: int) -> bool:
+        """Whether an operator stands there, and in no block."""
+        return 0 <= position < len(self.blocks) and self.blocks[position] is None
+
     def label(self, position: int) -> str:
-        """`fc2 · 5`: role and block of an operator."""
-        block = self.blocks[position]
-        return self.roles[position] if block is None else f"{self.roles[position]} · {block}"
+        """`fc2 · 5`: role and block of an operator; its name where neither tells it from others."""
+        role, block = self.roles[position], self.blocks[position]
+        if block is not None:
+            return f"{role} · {block}"
+        if self.roles.count(role) == 1:
+            return role
+        name = self.operators[position]
+        return name if len(name) <= NAME else f"…{name[1 - NAME :]}"
 
     def summary(self) -> str:
         """The roles in graph order; those of a block once, where all blocks are alike."""
         spans = list(self.spans())
         patterns = {self.roles[first : last + 1] for _, first, last in spans}
-        if len(patterns) != 1:
-            return f"{len(self.roles)} operators"
+        total, outside = len(self.roles), self.blocks.count(None)
+        if not spans:
+            return f"{total} operators, none in a block"
+        if len(patterns) != 1 or outside > MOST_OUTSIDE:
+            blocks = "block" if len(spans) == 1 else "blocks"
+            return f"{total} operators, {total - outside} in {len(spans)} {blocks}, {outside} outside"
         before, after = self.roles[: spans[0][1]], self.roles[spans[-1][2] + 1 :]
         parts = [", ".join(before), f"in every block: {', '.join(patterns.pop())}", ", ".join(after)]
         return "; ".join(part for part in parts if part)

@@ -25,6 +25,7 @@ MARGINS = 0.8
 PITCH = 0.056  # from operator to operator, where the width allows
 CHARACTER = 0.066  # of LABEL_SIZE, measured generously
 LABEL_SIZE = 7.5
+EDGE = "#C4C4C4"
 ZERO_MARKER: Final = 7  # matplotlib's CARETDOWN
 
 
@@ -75,6 +76,10 @@ def _draw_panel(axes: Axes, network: Network, values: Mapping[str, Floats]) -> N
     for block, first, last in network.spans():
         if block % 2 == 0:
             axes.axvspan(first - 0.5, last + 0.5, color=PALE, linewidth=0, zorder=0)
+            continue
+        for edge, beside in ((first - 0.5, first - 1), (last + 0.5, last + 1)):
+            if network.is_outside(beside):  # white beside white
+                axes.axvline(edge, color=EDGE, linewidth=0.7, zorder=0)
     axes.set_yscale("log")
     axes.set_xlim(-1, len(network.operators))
     axes.grid(axis="y")

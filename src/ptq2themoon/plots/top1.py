@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ptq2themoon.errors import UserError, nearest
-from ptq2themoon.plots.style import FULL_PRECISION, GREY, LIGHT_GREY, Series, display_name, series, styled
+from ptq2themoon.errors import UserError
+from ptq2themoon.plots.style import GREY, Series, styled
+from ptq2themoon.plots.summary_rows import count, labels, looks, rows_of
 
-COLUMNS = ("model", "recipe", "bits", "calibration_images", "seed", "images", "top1")
 LARGEST_DROP = 10.0  # percentage points that the enlarged panel shows
 NORMAL_QUANTILE_95 = 1.959963984540054
 
@@ -33,15 +33,14 @@ def top1(summary: pd.DataFrame, model: str) -> Figure:
     Whiskers are 95 % Wilson intervals for the number of images; the band is FP32's own interval.
     """
     rows = _rows(summary, model)
-    labels = _labels(rows)
-    looks = _looks(rows)
-    width = 7.4 + 0.065 * max(map(len, labels))
+    names, series = labels(rows), looks(rows)
+    width = 7.4 + 0.065 * max(map(len, names))
     figure = Figure(figsize=(width, 1.5 + 0.42 * len(rows)), layout="constrained")
     figure.suptitle(f"Top-1 accuracy of {model}", x=0.01, ha="left", fontsize=10.5)
     bars, differences = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
-    _draw_bars(bars, rows, looks)
-    _draw_differences(differences, rows, looks)
-    bars.set_yticks(range(len(rows)), labels)
+    _draw_bars(bars, rows, series)
+    _draw_differences(differences, rows, series)
+    bars.set_yticks(range(len(rows)), names)
     bars.set_ylim(len(rows) - 0.4, -0.6)
     for axes in (bars, differences):
         axes.tick_params(axis="y", length=0)
@@ -50,15 +49,14 @@ def top1(summary: pd.DataFrame, model: str) -> Figure:
     return figure
 
 
+def has_accuracy(summary: pd.DataFrame, model: str) -> bool:
+    """Whether the summary holds any top-1 of `model`; features and images without labels have none."""
+    return bool(rows_of(summary, model)["top1"].notna().any())
+
+
 def _rows(summary: pd.DataFrame, model: str) -> pd.DataFrame:
-    """The rows of `model`, FP32 first, the others in the table's order."""
-    rows = summary[summary["model"] == model]
-    if rows.empty:
-        raise UserError(f"--model {model}: not in the summary; {nearest(model, summary['model'].unique())}")
-    full = rows["recipe"] == FULL_PRECISION
-    if full.sum() != 1:
-        raise UserError(f"--model {model}: the summary holds {full.sum()} rows of recipe 'fp32', not one")
-    rows = pd.concat([rows[full], rows[~full]], ignore_index=True)
+    """The rows of `model` with possible accuracies."""
+    rows = rows_of(summary, model)
     for row in rows.itertuples():
         if not (0 <= row.top1 <= 100 and row.images > 0):
             raise UserError(
@@ -68,55 +66,32 @@ def _rows(summary: pd.DataFrame, model: str) -> pd.DataFrame:
     return rows
 
 
-def _labels(rows: pd.DataFrame) -> list[str]:
-    """Recipe and bits; calibration size and seed only where they tell rows apart."""
-    quantized = rows[rows["recipe"] != FULL_PRECISION]
-    sizes, seeds = quantized["calibration_images"].nunique() > 1, quantized["seed"].nunique() > 1
-    labels = []
-    for row in rows.itertuples():
-        parts = [display_name(row.recipe)]
-        if row.recipe != FULL_PRECISION:
-            parts.append(str(row.bits).upper())
-            parts += [f"n {row.calibration_images:.0f}"] if sizes else []
-            parts += [f"seed {row.seed:.0f}"] if seeds else []
-        labels.append("  ".join(parts))
-    return labels
-
-
-def _looks(rows: pd.DataFrame) -> list[Series]:
-    recipes = [name for name in rows["recipe"].unique() if name != FULL_PRECISION]
-    full = Series(LIGHT_GREY, "o", "")
-    return [full if name == FULL_PRECISION else series(recipes.index(name)) for name in rows["recipe"]]
-
-
 def _whiskers(top1: float, images: int) -> list[list[float]]:
     low, high = wilson_interval(top1, images)
     return [[max(top1 - low, 0.0)], [max(high - top1, 0.0)]]
 
 
-def _draw_bars(axes: Axes, rows: pd.DataFrame, looks: list[Series]) -> None:
-    for y, (row, look) in enumerate(zip(rows.itertuples(), looks, strict=True)):
+def _draw_bars(axes: Axes, rows: pd.DataFrame, series: list[Series]) -> None:
+    for y, (row, look) in enumerate(zip(rows.itertuples(), series, strict=True)):
         bar = axes.barh(y, row.top1, height=0.66, color=look.colour, edgecolor="white", linewidth=0)[0]
         bar.set_hatch(look.hatch)
         errors = _whiskers(row.top1, row.images)
         axes.errorbar(row.top1, y, xerr=errors, color="black", linewidth=1, capsize=2.5)
         _, high = wilson_interval(row.top1, row.images)
         axes.text(high + 1.5, y, f"{row.top1:.2f}", va="center")
-    low, high = rows["images"].min(), rows["images"].max()
-    count = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     axes.set_xlim(0, 116)
     axes.set_xticks(range(0, 101, 20))
     axes.spines["bottom"].set_bounds(0, 100)
-    axes.set_xlabel(f"top-1 (%), n = {count} images\nwhiskers: 95 % interval (Wilson)")
+    axes.set_xlabel(f"top-1 (%), n = {count(rows)} images\nwhiskers: 95 % interval (Wilson)")
 
 
-def _draw_differences(axes: Axes, rows: pd.DataFrame, looks: list[Series]) -> None:
+def _draw_differences(axes: Axes, rows: pd.DataFrame, series: list[Series]) -> None:
     """Top-1 less FP32's; what lies beyond `LARGEST_DROP` becomes a triangle at the edge."""
     full = rows.iloc[0]
     low, high = wilson_interval(full.top1, full.images)
     axes.axvspan(low - full.top1, high - full.top1, color="#E4E4E4", linewidth=0)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    for y, (row, look) in enumerate(zip(rows.itertuples(), looks, strict=True)):
+    for y, (row, look) in enumerate(zip(rows.itertuples(), series, strict=True)):
         difference = row.top1 - full.top1
         style: dict[str, Any] = {"color": look.colour, "markersize": 5.5}
         if difference < -LARGEST_DROP:

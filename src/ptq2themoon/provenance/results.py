@@ -8,9 +8,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ptq2themoon.config import LOCAL, Dataset, Model, Params
-from ptq2themoon.data import FolderSource
+from ptq2themoon.config import Dataset, Model, Params
+from ptq2themoon.data import open_source
 from ptq2themoon.data.draw import EVALUATION_SEED
+from ptq2themoon.graph.source import Source
 from ptq2themoon.quantize.recipe import Recipe, load_recipe
 
 ANY = object()
@@ -177,19 +178,24 @@ class ModelResults:
     def _listed_images(self, part: str) -> tuple[list[Path], dict[str, str]]:
         """The files of images to hash, and what is recorded with where they are: of a folder its listing."""
         where = self._images(part)
-        path = Path(where["source"])
-        if self.dataset.kind == "folder":
-            return [], {**where, "listing_sha256": FolderSource(path).listing_sha256()}
-        return [path], where
+        path, classes = Path(where["source"]), self.dataset.classes
+        named = {"classes": classes} if classes else {}
+        if self.dataset.kind in ("arrays", "csv"):
+            return [path], where
+        return [], {**where, **named, **open_source(self.dataset.kind, path, classes).identity()}
 
     def export(self) -> Result:
         model = self.model
-        inputs = [Path(model.checkpoint)] if model.checkpoint else []
-        if model.source.startswith(LOCAL) and not inputs:
-            folder = Path(model.source.removeprefix(LOCAL))
-            inputs = [path for path in folder.iterdir() if path.is_file()]
-        parameters = {"source": model.source, "arguments": model.arguments, "opset": model.opset}
-        return Result("export", [self.heavy / "model.onnx", self.info], inputs, parameters)
+        source = Source(model.source, Path(model.checkpoint) if model.checkpoint else None)
+        parameters = {
+            "source": model.source,
+            "arguments": model.arguments,
+            "exporter": None if source.onnx_file else model.exporter,
+            "opset": None if source.onnx_file else model.opset,
+            "preprocessing": model.preprocessing.given() if model.preprocessing else {},
+            "classifier": model.classifier,
+        }
+        return Result("export", [self.heavy / "model.onnx", self.info], source.files(), parameters)
 
     def draw_calibration(self, images: int, seed: int) -> Result:
         files, listed = self._listed_images("calibration")

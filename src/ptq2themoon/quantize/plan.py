@@ -10,12 +10,23 @@ from ptq2themoon.quantize.recipe import Recipe, TensorSpec
 from ptq2themoon.quantize.recipe_file import Operand
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 
-# Operators that compute on floats. The others only move data (Reshape, Transpose, Split, ...) or work
-# on shapes: what passes through them was quantized where it was made.
+# Operators that compute on floats. The others only move data (Reshape, Transpose, Split, Concat, ...),
+# choose (Where) or work on shapes: what passes through them was quantized where it was made.
 # fmt: off
-QUANTIZABLE_TYPES = frozenset((
-    "Conv", "Gemm", "MatMul", "PPQBiasFusedMatMul", "LayerNormalization", "Gelu", "Softmax", "Add", "Sub",
-    "Mul", "Div", "Pow", "Sqrt", "ReduceMean", "Relu", "Sigmoid", "Tanh", "Erf", "Clip", "GlobalAveragePool",
+LINEAR_TYPES = ("Conv", "Gemm", "MatMul", "PPQBiasFusedMatMul")
+IMAGE_TYPES = frozenset((  # of images, whose channels follow the batch
+    "Conv", "BatchNormalization", "InstanceNormalization", "AveragePool", "MaxPool", "GlobalAveragePool",
+    "GlobalMaxPool", "Resize",
+))
+QUANTIZABLE_TYPES = IMAGE_TYPES | frozenset((
+    *LINEAR_TYPES, "Einsum", "LayerNormalization", "Softmax", "Add", "Sub", "Mul", "Div", "Pow", "Sqrt",
+    "Reciprocal", "Exp", "Log", "Neg", "Abs", "Min", "Max", "Sum", "Gelu", "Relu", "LeakyRelu", "PRelu",
+    "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Mish", "Softplus", "Tanh", "Erf", "Clip", "ReduceMean",
+    "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2",
+))
+# Their other inputs are axes, sizes or bounds.
+ONE_FLOAT_INPUT = frozenset((
+    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "Clip", "Resize",
 ))
 # fmt: on
 
@@ -52,9 +63,11 @@ def plan(
 def _operands(node: Node) -> Iterable[tuple[Operand, int]]:
     """(operand, position) of every input that holds floats, then of every output."""
     for position, is_parameter in enumerate(node.parameter_inputs):
+        if position > 0 and node.type in ONE_FLOAT_INPUT:
+            break
         if not is_parameter:
             yield "input", position
-        elif node.type != "ReduceMean":  # its parameter is whole numbers, the axes
+        else:
             yield ("bias" if position == 2 else "weight"), position
     for position in range(len(node.output_ranks)):
         yield "output", position
@@ -78,7 +91,7 @@ def _tensor(node: Node, operand: Operand, position: int, spec: TensorSpec) -> Qu
 
 def _channel_axis(node: Node, operand: Operand, rank: int, spec: TensorSpec) -> int:
     """Non-negative axis of the channels; last for activations of tokens, first after the batch for images."""
-    if operand == "weight" and node.type in ("Conv", "Gemm", "MatMul", "PPQBiasFusedMatMul"):
+    if operand == "weight" and node.type in LINEAR_TYPES:
         output_axis = 0 if node.type == "Conv" or node.transposed_weight else 1
         return output_axis if spec.weight_axis == "output" else 1 - output_axis
-    return 1 if operand in ("input", "output") and node.type == "Conv" else rank - 1
+    return 1 if operand in ("input", "output") and node.type in IMAGE_TYPES else rank - 1

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.ppq_compat import core, executor, ir, parser
+from ptq2themoon.ppq_operators import missing
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, load
 
 # Called with an operator's name, its inputs and its outputs, as computed.
@@ -171,6 +172,11 @@ def _load(path: Path) -> ir.BaseGraph:
         raise UserError(f"{path}: PPQ cannot load this graph ({error})") from error
     for operation in graph.operations.values():
         operation.platform = core.TargetPlatform.FP32
+    if unknown := missing(graph):
+        kinds = ", ".join(sorted({operation.type for operation in unknown}))
+        raise UserError(
+            f"{path}: PPQ has no operator {kinds} (first at {unknown[0].name!r}); export the model without it"
+        )
     return graph
 
 

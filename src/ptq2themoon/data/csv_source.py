@@ -1,0 +1,86 @@
+"""Images listed in a CSV file: columns path and, where known, label."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ptq2themoon.data.sources import ImageFiles
+from ptq2themoon.errors import UserError, nearest
+
+COLUMNS = ("path", "label")
+
+
+class CsvSource(ImageFiles):
+    """Rows of path and label; paths count from the CSV's own folder and may not leave it.
+
+    Without the column `label` no image has one; with it, every image has: a whole number from 0 on.
+    Keys are the paths, in the order of the file.
+    """
+
+    classes = None
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, path.parent)
+        self.files = [path]
+        self._lines: dict[str, int] = {}
+        columns, rows = self._read()
+        self._check_columns(columns)
+        where = {name: columns.index(name) for name in columns}
+        labels = []
+        for line, row in rows:
+            if len(row) != len(columns):
+                raise self._error(line, f"{len(row)} fields, but {len(columns)} columns")
+            self._add(row[where["path"]], line)
+            labels.append(self._label(row[where["label"]], line) if "label" in where else -1)
+        if not labels:
+            raise UserError(f"{path}: lists no images; give a line of {','.join(columns)} for each")
+        self.keys = list(self._lines)
+        self.labels = np.array(labels, dtype=np.int64)
+
+    def _error(self, line: int, what: str) -> UserError:
+        return UserError(f"{self.path}:{line}: {what}")
+
+    def _read(self) -> tuple[list[str], list[tuple[int, list[str]]]]:
+        """The header, and each row that is not empty with the number of its line."""
+        try:
+            with open(self.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                reader = csv.reader(file, strict=True)
+                rows = [(reader.line_num, row) for row in reader if row]
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: not found; give a CSV file of path,label") from None
+        except (OSError, csv.Error) as error:
+            raise UserError(f"{self.path}: can't be read as CSV: {error}") from error
+        if not rows:
+            raise UserError(f"{self.path}: is empty; a first line path,label expected")
+        return [name.strip() for name in rows[0][1]], rows[1:]
+
+    def _check_columns(self, columns: Sequence[str]) -> None:
+        for name in columns:
+            if name not in COLUMNS:
+                raise self._error(1, f"unknown column {name!r}; {nearest(name, COLUMNS)}")
+            if columns.count(name) > 1:
+                raise self._error(1, f"column {name!r} is there twice")
+        if "path" not in columns:
+            raise self._error(1, "no column 'path'; columns path,label expected, label where known")
+
+    def _add(self, path: str, line: int) -> None:
+        inside = PurePosixPath(path)
+        if not inside.parts:
+            raise self._error(line, "no path")
+        if inside.is_absolute() or ".." in inside.parts:
+            raise self._error(line, f"{path!r} lies outside of {self.root}; paths count from there")
+        key = inside.as_posix()
+        if key in self._lines:
+            raise self._error(line, f"{path!r} is listed twice, first in line {self._lines[key]}")
+        if not (self.root / inside).is_file():
+            raise self._error(line, f"{path!r}: no such file in {self.root}")
+        self._lines[key] = line
+
+    def _label(self, text: str, line: int) -> int:
+        if not (text.isascii() and text.isdecimal()):
+            raise self._error(line, f"label {text!r} is no whole number from 0 on")
+        return int(text)

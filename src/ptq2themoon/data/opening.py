@@ -1,0 +1,56 @@
+"""From a data set's kind and place in the parameters to a source, and whether its labels are the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ptq2themoon.data.csv_source import CsvSource
+from ptq2themoon.data.sources import ArraySource, FolderSource, Source
+from ptq2themoon.data.torchvision_source import TorchvisionSource
+from ptq2themoon.errors import UserError, nearest
+
+KINDS: dict[str, Callable[[Path], Source]] = {
+    "arrays": ArraySource,
+    "folder": FolderSource,
+    "csv": CsvSource,
+    "torchvision": TorchvisionSource,
+}
+
+
+def open_source(kind: str, path: Path, classes: str | None = None) -> Source:
+    """Open a source; `classes` is how a folder's names become labels, None for their sorted places.
+
+    Only labels depend on `classes`: what merely reads the images of a manifest need not know it.
+    """
+    if kind not in KINDS:
+        raise UserError(f"kind {kind!r} of {path} is unknown; {nearest(kind, KINDS)}")
+    if classes is None:
+        return KINDS[kind](path)
+    if kind != "folder":
+        raise UserError(f"{path}: classes {classes!r} is for kind folder, not {kind}; leave it out")
+    return FolderSource(path, classes)
+
+
+def check_classes(source: Source, num_classes: int | None) -> None:
+    """Refuse to measure accuracy with labels that can't be the model's; without classes all will do."""
+    if num_classes is None:
+        return
+    if source.labels.min() < 0:
+        raise UserError(
+            f"{source.path}: images without a label; evaluation needs one class folder or label each"
+        )
+    if isinstance(source, FolderSource):
+        source.check_order()
+    found = max(source.classes or 0, int(source.labels.max()) + 1)
+    if found > num_classes or (source.classes and source.classes != num_classes):
+        raise UserError(
+            f"{source.path}: {found} classes, but the model tells {num_classes} apart (num_classes); "
+            f"{_advice(source, num_classes)}"
+        )
+
+
+def _advice(source: Source, num_classes: int) -> str:
+    if isinstance(source, FolderSource) and source.naming is None and num_classes == 1000:
+        return "for class folders named as in ImageNet say `classes: imagenet`"
+    return "give images of the classes that the model was trained on"

@@ -1,0 +1,113 @@
+"""What the attention figures say: whose attention, what colours and notes mean, classes by name."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ptq2themoon.errors import UserError
+from ptq2themoon.evaluate.query import CLASS_TOKEN
+from ptq2themoon.plots.canvas import Canvas
+from ptq2themoon.plots.heatmap import Array, show_image
+from ptq2themoon.plots.inputs import AttentionMaps
+from ptq2themoon.plots.style import GREY, display_name
+
+# Inches.
+LINE = 0.135
+CHARACTER = 0.0625  # of NOTE_SIZE, measured generously
+NOTE_SIZE = 7.5
+
+
+def title(maps: AttentionMaps) -> str:
+    whose = "Attention of the class token" if maps.query == CLASS_TOKEN else "Mean attention of all tokens"
+    return f"{whose} to the patches, block {maps.block}"
+
+
+def remarks(maps: AttentionMaps, width: float) -> list[str]:
+    """What is treated as class token and what is averaged, in lines for `width` inches."""
+    note = maps.note.strip()
+    parts = [f"{note[0].upper()}{note[1:].removesuffix('.')}."] if note else []
+    if maps.groups > 1 and maps.is_map:
+        parts.append(f"Mean over {maps.groups} groups of tokens that attend apart.")
+    return wrapped(" ".join(parts), width)
+
+
+def key(maps: Mapping[str, AttentionMaps], scaled: str) -> str:
+    """What colours and notes mean; `scaled` is what has a colour scale of its own."""
+    reference = display_name(next(iter(maps)))
+    colour = f"Colour: attention weight; each {scaled}'s scale ends at {reference}'s largest"
+    return f"{colour} (arrow: exceeded). cos: cosine similarity with {reference}'s map."
+
+
+def wrapped(text: str, width: float) -> list[str]:
+    """Lines of NOTE_SIZE for `width` inches."""
+    return textwrap.wrap(text, max(int(width / CHARACTER), 20))
+
+
+def write_lines(canvas: Canvas, x: float, y: float, lines: Sequence[str]) -> None:
+    """Small grey lines, the first centred on `y`."""
+    for number, line in enumerate(lines):
+        canvas.text(x, y + number * LINE, line, fontsize=NOTE_SIZE, color=GREY, va="center")
+
+
+def show_original(
+    canvas: Canvas,
+    maps: AttentionMaps,
+    index: int,
+    names: Sequence[str] | None,
+    position: tuple[float, float, float],
+) -> None:
+    """An image at `position` (x, y, width), headed "original", its class below."""
+    x, y, width = position
+    height = width * aspect(maps)
+    canvas.text(x + width / 2, y - 0.1, "original", ha="center", va="baseline")
+    show_image(canvas.axes(x, y, width, height, "original"), maps.images[index])
+    name = short(class_name(maps, index, names), 18)
+    canvas.text(x + width / 2, y + height + 0.06, name, ha="center", va="top")
+
+
+def show_row_image(
+    canvas: Canvas,
+    maps: AttentionMaps,
+    row: int,
+    names: Sequence[str] | None,
+    position: tuple[float, float, float, float],
+) -> None:
+    """An image at `position` (x of its class's name, x, y, width), the name upright beside it."""
+    beside, x, y, width = position
+    height = width * aspect(maps)
+    name = short(class_name(maps, row, names), 18)
+    canvas.text(beside, y + height / 2, name, rotation=90, ha="center", va="center")
+    show_image(canvas.axes(x, y, width, height, f"original:{row}"), maps.images[row])
+
+
+def class_name(maps: AttentionMaps, index: int, names: Sequence[str] | None) -> str:
+    label = maps.labels[index]
+    if label < 0:
+        return f"image {index}"
+    return names[label] if names is not None and label < len(names) else f"class {label}"
+
+
+def short(name: str, width: int) -> str:
+    """The first of a class's synonyms, on at most two lines of about `width` characters."""
+    first, *rest = textwrap.wrap(name.split(",")[0], width) or [""]
+    return "\n".join([first, textwrap.shorten(" ".join(rest), width, placeholder=" …")] if rest else [first])
+
+
+def aspect(maps: AttentionMaps) -> float:
+    height, width = maps.images.shape[2:]
+    return float(height / width)
+
+
+def check_image_index(index: int, maps: AttentionMaps) -> None:
+    count = len(maps.images)
+    if not 0 <= index < count:
+        raise UserError(f"--image-index {index}: the maps hold {count} images; valid: 0 to {count - 1}")
+
+
+def cosine_similarity(a: Array, b: Array) -> float:
+    """Of two maps taken as vectors; 0 when one of them is all zero."""
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(np.vdot(a, b) / norm) if norm else 0.0

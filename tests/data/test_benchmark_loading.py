@@ -1,0 +1,45 @@
+"""The benchmark runs, and what it last found is what the project promises."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from tiny_images import run_script
+
+RESULT = Path(__file__).parents[2] / "results/benchmarks/loading.csv"
+LOADING, RUNTIME, TORCH, BOTH = (
+    "read, resize, crop",
+    "FP32 model, ONNX Runtime",
+    "FP32 model, torch",
+    "read and FP32 model, ONNX Runtime",
+)
+
+
+def read(path: Path) -> dict[str, dict[str, str]]:
+    with open(path, newline="") as file:
+        return {row["measure"]: row for row in csv.DictReader(file)}
+
+
+@pytest.mark.slow
+def test_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "loading.csv"
+    options = ["--images", "6", "--model-images", "4", "--batch-size", "2", "--repeats", "1", "--cores", "1"]
+    options += ["--model", "test_vit", "--out", str(out)]
+    assert not run_script("benchmark_loading.py", options, monkeypatch)
+    table = read(out)
+    assert list(table) == [LOADING, RUNTIME, TORCH, BOTH]
+    for row in table.values():
+        assert float(row["lowest"]) <= float(row["images_per_second"]) <= float(row["highest"])
+    recorded = json.loads((tmp_path / "loading.sidecar.json").read_text())["parameters"]
+    assert (recorded["images"], recorded["width"], recorded["height"]) == (6, 500, 375)
+    assert 20 < recorded["kilobytes"] < 200
+
+
+def test_images_are_read_faster_than_deit_tiny_evaluates() -> None:
+    table = read(RESULT)
+    assert (table[LOADING]["images"], table[LOADING]["cores"]) == ("2000", "2")
+    assert float(table[RUNTIME]["loading_ratio"]) >= 1
+    assert float(table[TORCH]["loading_ratio"]) >= 1

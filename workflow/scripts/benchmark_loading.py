@@ -1,0 +1,147 @@
+"""Is reading images as fast as the smallest usual model? JPEGs of 500x375 against FP32 DeiT-Tiny.
+
+Both in one run and on the same cores, by turns: rates of one machine at another time can't be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import timm
+import torch
+from PIL import Image
+
+from ptq2themoon.data import Batches, FolderSource, Preprocessing, Row, batches
+from ptq2themoon.data.loading import thread_count
+from ptq2themoon.errors import at_least
+from ptq2themoon.stage import Stage, run
+
+WIDTH, HEIGHT, QUALITY = 500, 375, 90
+COLUMNS = ("measure", "images", "repeats", "cores", "images_per_second", "lowest", "highest", "loading_ratio")
+LOADING = "read, resize, crop"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=2000, help="JPEGs to read")
+    parser.add_argument("--model-images", type=int, default=256, help="images that the model runs on")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cores", type=int, help="threads of each; as many as there are cores by default")
+    parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model, weights random")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/loading.csv"))
+    args = parser.parse_args()
+    for option in ("images", "model_images", "batch_size", "repeats"):
+        at_least(1, getattr(args, option), f"--{option.replace('_', '-')}")
+    args.cores = thread_count(args.cores)
+    return args
+
+
+def write_jpegs(folder: Path, count: int, seed: int = 0) -> float:
+    """Blurred noise with grain, about as large as photographs are; returns kilobytes an image."""
+    generator, size = np.random.default_rng(seed), 0
+    for number in range(count):
+        rough = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(rough).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+        grain = generator.normal(0, 12, (HEIGHT, WIDTH, 1))
+        path = folder / f"{number:05}.jpg"
+        Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(path, quality=QUALITY)
+        size += path.stat().st_size
+    return round(size / count / 1000, 1)
+
+
+def make_model(name: str) -> tuple[torch.nn.Module, Preprocessing]:
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    config = timm.data.resolve_data_config({}, model=model)
+    fields = {key: config[key] for key in Preprocessing.__dataclass_fields__}
+    return model, Preprocessing(**fields)
+
+
+def session(model: torch.nn.Module, inputs: torch.Tensor, cores: int, folder: Path) -> ort.InferenceSession:
+    path, axes = folder / "model.onnx", {"images": {0: "batch"}, "output": {0: "batch"}}
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["output"], "dynamic_axes": axes}
+    torch.onnx.export(model, (inputs,), str(path), opset_version=17, dynamo=False, **names)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = cores
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def consume(inputs: Iterable[torch.Tensor], forward: Callable[[torch.Tensor], object]) -> None:
+    with torch.inference_mode():
+        for batch in inputs:
+            forward(batch)
+
+
+def pixels(loader: Batches) -> Iterable[torch.Tensor]:
+    return (images for images, _ in loader)
+
+
+def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], float]:
+    """A row for each thing measured, and the mean size of a JPEG in kilobytes."""
+    torch.set_num_threads(args.cores)
+    kilobytes = write_jpegs(folder, args.images)
+    model, preprocessing = make_model(args.model)
+    source = FolderSource(folder)
+    rows = [Row(key, -1) for key in source.keys]
+    loader = batches(rows, source, preprocessing, args.batch_size, args.cores)
+    some = batches(rows[: args.model_images], source, preprocessing, args.batch_size, args.cores)
+    ready = list(pixels(some))
+    runtime = session(model, ready[0], args.cores, folder)
+
+    def run_runtime(batch: torch.Tensor) -> object:
+        return runtime.run(None, {"images": batch.numpy()})
+
+    work: dict[str, tuple[int, Callable[[], None]]] = {
+        LOADING: (args.images, lambda: consume(pixels(loader), len)),
+        "FP32 model, ONNX Runtime": (len(some.rows), lambda: consume(ready, run_runtime)),
+        "FP32 model, torch": (len(some.rows), lambda: consume(ready, model)),
+        "read and FP32 model, ONNX Runtime": (len(some.rows), lambda: consume(pixels(some), run_runtime)),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(args.repeats + 1):
+        for name, (count, do) in work.items():
+            start = time.perf_counter()
+            do()
+            if repeat:  # the first warms up
+                rates[name].append(count / (time.perf_counter() - start))
+    loading = statistics.median(rates[LOADING])
+    table = []
+    for name, found in rates.items():
+        rate = statistics.median(found)
+        shown = [f"{value:.1f}" for value in (rate, min(found), max(found))]
+        values = [name, work[name][0], args.repeats, args.cores, *shown, f"{loading / rate:.2f}"]
+        table.append(dict(zip(COLUMNS, values, strict=True)))
+    return table, kilobytes
+
+
+def main() -> None:
+    args = parse_args()
+    parameters = {key: value for key, value in vars(args).items() if key != "out"}
+    with Stage(
+        "benchmark_loading", inputs=[], outputs=[args.out], parameters=parameters, seed=0, device="cpu"
+    ) as stage:
+        load = os.getloadavg()[0]
+        with tempfile.TemporaryDirectory() as folder:
+            table, kilobytes = measure(args, Path(folder))
+        stage.parameters |= {"width": WIDTH, "height": HEIGHT, "kilobytes": kilobytes, "load_before": load}
+        with open(stage.temporary(args.out), "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(table)
+    for row in table:
+        print("{measure}: {images_per_second} images/s; loading is {loading_ratio} times it".format_map(row))
+
+
+if __name__ == "__main__":
+    run(main)

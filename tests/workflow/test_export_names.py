@@ -113,3 +113,12 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sour
     assert line.startswith(f"error: model {source!r}: timm cannot make it (")
     assert line.endswith("; without a network give `checkpoint: FILE.safetensors`")
     assert {path for path in files(tmp_path) if not path.startswith("cache/")} == set(before)
+
+
+def test_an_image_size_of_the_users_own(tmp_path: Path) -> None:
+    """The size that a model is made for wins over the one that its tag was trained with."""
+    arguments = {"depth": 1, "img_size": 64, "num_classes": 3}
+    save_weights(tmp_path / "w.safetensors", "vit_tiny_patch16_224", **arguments)
+    info = export(tmp_path, "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "w.safetensors", **arguments)
+    assert info["input_size"] == [3, 64, 64]
+    assert info["preprocessing"]["input_size"] == [3, 64, 64]

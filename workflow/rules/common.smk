@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 from ptq2themoon.config import Params
 from ptq2themoon.errors import UserError
 from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.validation import read_yaml
 
 PACKAGE = Path(workflow.basedir, "src/ptq2themoon")
 FIGURES = ("top1", "errors_along_network", "attention_overview", "attention_heads")
@@ -23,7 +24,13 @@ def checked(make):
         raise WorkflowError(str(error)) from None
 
 
-PARAMS = checked(lambda: Params.from_mapping(config, ", ".join(map(str, workflow.configfiles)) or "--config"))
+# Read again: Snakemake's own reader takes the last of two equal keys.
+for path in workflow.configfiles:
+    checked(lambda: read_yaml(Path(path)))
+
+FROM = ", ".join(map(str, workflow.configfiles)) or "--config"
+PARAMS = checked(lambda: Params.from_mapping(config, FROM))
+checked(lambda: PARAMS.check_files(FROM))
 
 # What is quantized and how often: (recipe, bits, calibration images, seed).
 RUNS = list(product(PARAMS.recipes, PARAMS.bits, [PARAMS.calibration.images], PARAMS.calibration.seeds))
@@ -106,10 +113,10 @@ def model_of(wildcards):
 def weights(wildcards):
     """The local files that hold a model, if it has any."""
     model = model_of(wildcards)
-    if model.checkpoint:
-        return [model.checkpoint]
-    folder = Path(model.source.removeprefix("local-dir:"))
-    return sorted(map(str, folder.iterdir())) if model.source.startswith("local-dir:") else []
+    files = [model.checkpoint] if model.checkpoint else []
+    if model.source.startswith("local-dir:"):
+        files += sorted(map(str, Path(model.source.removeprefix("local-dir:")).iterdir()))
+    return files
 
 
 def dataset_of(wildcards):

@@ -39,12 +39,11 @@ def parse_args() -> argparse.Namespace:
 
 def weight_files(source: Source) -> list[Path]:
     """The local files that decide the model."""
-    if source.checkpoint is not None:
-        return [source.checkpoint]
-    if source.source.startswith("local-dir:"):
-        folder = Path(source.source.removeprefix("local-dir:"))
-        return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    return []
+    files = [source.checkpoint] if source.checkpoint is not None else []
+    folder = Path(source.source.removeprefix("local-dir:"))
+    if source.source.startswith("local-dir:") and folder.is_dir():
+        files += sorted(path for path in folder.iterdir() if path.is_file())
+    return files
 
 
 def main() -> None:

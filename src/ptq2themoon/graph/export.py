@@ -96,7 +96,7 @@ def export(model: nn.Module, spec: Source, opset: int, path: Path) -> dict[str, 
     Raises:
         UserError: the exporter fails, or ONNX Runtime's logits differ from PyTorch's by more than 1e-4.
     """
-    config = resolve_data_config({}, model=model)
+    config = _data_config(model, spec)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(CHECK_IMAGES, *config["input_size"], generator=generator)
     try:
@@ -116,6 +116,15 @@ def export(model: nn.Module, spec: Source, opset: int, path: Path) -> dict[str, 
     if not difference <= TOLERANCE:
         raise UserError(f"model {spec.source!r}: exported logits differ by {difference:.2g} (> {TOLERANCE})")
     return _facts(model, spec, config, opset, expected, difference)
+
+
+def _data_config(model: nn.Module, spec: Source) -> dict[str, Any]:
+    """timm's preprocessing for the model, at the image size that its arguments ask for."""
+    config: dict[str, Any] = resolve_data_config({}, model=model)
+    channels, *size = config["input_size"]
+    asked = spec.arguments.get("img_size", size)
+    size = [asked, asked] if isinstance(asked, int) else list(asked)
+    return {**config, "input_size": (spec.arguments.get("in_chans", channels), *size)}
 
 
 def _facts(

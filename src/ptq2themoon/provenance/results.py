@@ -185,9 +185,9 @@ class ModelResults:
     def export(self) -> Result:
         model = self.model
         inputs = [Path(model.checkpoint)] if model.checkpoint else []
-        if model.source.startswith(LOCAL) and not inputs:
+        if model.source.startswith(LOCAL):
             folder = Path(model.source.removeprefix(LOCAL))
-            inputs = [path for path in folder.iterdir() if path.is_file()]
+            inputs += [path for path in folder.iterdir() if path.is_file()]
         parameters = {"source": model.source, "arguments": model.arguments, "opset": model.opset}
         return Result("export", [self.heavy / "model.onnx", self.info], inputs, parameters)
 
@@ -244,6 +244,7 @@ class ModelResults:
     def _on_test_images(
         self, stage: str, run: Run | None, outputs: list[Path], parameters: dict[str, Any]
     ) -> Result:
-        inputs = [*self.fused, self.manifest, *self._qparams(run)]
+        files, _ = self._listed_images("evaluation")
+        inputs = [*self.fused, self.manifest, *files, *self._qparams(run)]
         recorded = {**self._images("evaluation"), **parameters}
         return Result(stage, outputs, inputs, recorded, device=self._device)

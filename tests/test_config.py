@@ -324,3 +324,35 @@ def test_a_sidecar_meets_its_schema(tmp_path: Path) -> None:
     for broken in ({**sidecar, "seeds": 1}, {**sidecar, "outputs": {"out.json": "abc"}}, {"stage": "try"}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(broken, schema("sidecar.schema.json"))
+
+
+# What it refers to ----------------------------------------------------------------------------------
+
+
+def test_missing_files_are_named() -> None:
+    found = params(changed("models.demo.checkpoint", "weights.safetensors"))
+    Path("resources/demo/calibration.safetensors").touch()
+    assert refusal(found.check_files).splitlines() == [
+        "params.yaml: models.demo.checkpoint: no file 'weights.safetensors'",
+        "params.yaml: datasets.demo.evaluation: no file or folder 'resources/demo/evaluation.safetensors'",
+    ]
+    for name in ("weights.safetensors", "resources/demo/evaluation.safetensors"):
+        Path(name).touch()
+    found.check_files()
+
+
+@pytest.mark.parametrize("key", ["errors.images", "errors.logits_images", "attention.images"])
+def test_no_more_images_than_are_evaluated(key: str) -> None:
+    message = f"params.yaml: {key}: 2001, but evaluation.images is 2000; at most that many"
+    assert refusal(lambda: params(changed(key, 2001))) == message
+
+
+def test_a_recipe_is_checked_with_the_bits_asked_for(tmp_path: Path) -> None:
+    text = (ROOT / "recipes/vanilla.yaml").read_text().replace("observer: percentile", "observer: kl")
+    (tmp_path / "kl.yaml").write_text(text)
+    mapping = {**DEFAULT, "recipes": ["kl"], "bits": ["w8a8"]}
+    Params.from_mapping(mapping, "params.yaml", tmp_path)
+    said = refusal(
+        lambda: Params.from_mapping({**mapping, "bits": ["w8a8", "w4a8"]}, "params.yaml", tmp_path)
+    )
+    assert said.startswith(f"{tmp_path}/kl.yaml: defaults.observer: observer kl works from 5 bits on, ")

@@ -19,7 +19,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
-CONDA_NAMES = {"torch": "pytorch"}
+CONDA_NAMES = {"huggingface-hub": "huggingface_hub", "torch": "pytorch"}
 PARTS = {"pydantic-core"}  # importable without being declared: the declared package pins it exactly
 # One fake interpreter that stands for both the user's Python and the one in .venv; it logs each pip call.
 FAKE_PYTHON = """#!/usr/bin/env bash

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_val
 
 from ptq2themoon.errors import UserError, nearest
 from ptq2themoon.graph.source import HUB, LOCAL, ONNX, Exporter, PreprocessingChanges, opset_problem
+from ptq2themoon.quantize.recipe import load_recipe
 from ptq2themoon.torchvision_names import parse_torchvision
 from ptq2themoon.validation import Key, Strict, failure, no_repeats, read_yaml, validate
 
@@ -191,12 +192,15 @@ class Params(Strict):
         """Check a mapping and all it refers to; paths count from the working directory.
 
         Raises:
-            UserError: one line for each thing wrong, with `source`, key, value and the nearest valid one.
+            UserError: one line for each thing wrong, here or in a recipe, with file, key, value and
+                the nearest valid one.
         """
         params = validate(cls, mapping, source)
         problems = list(params._broken_references(recipes_dir))
         if problems:
             raise failure(source, problems)
+        for recipe in params.recipes:
+            load_recipe(recipes_dir / f"{recipe}.yaml", [parse_bits(bits) for bits in params.bits])
         return params
 
     def _broken_references(self, recipes_dir: Path) -> Iterator[tuple[Key, str]]:
@@ -209,10 +213,33 @@ class Params(Strict):
                 yield ("models", name, "source"), problem
             else:
                 yield from ((("models", name, key), what) for key, what in model.problems())
+        yield from self._too_many_images()
         for index, recipe in enumerate(self.recipes):
             if not (recipes_dir / f"{recipe}.yaml").is_file():
                 hint = nearest(recipe, sorted(path.stem for path in recipes_dir.glob("*.yaml")))
                 yield ("recipes", index), f"unknown recipe {recipe!r} in {recipes_dir}; {hint}"
+
+    def check_files(self, source: str = "params.yaml") -> None:
+        """`UserError` naming each checkpoint and data set of a model that is not there."""
+        problems: list[tuple[Key, str]] = []
+        for name, model in self.models.items():
+            if model.checkpoint and not Path(model.checkpoint).is_file():
+                problems.append((("models", name, "checkpoint"), f"no file {model.checkpoint!r}"))
+        for name in sorted({model.dataset for model in self.models.values()}):
+            for part in ("calibration", "evaluation"):
+                path = getattr(self.datasets[name], part)
+                if self.datasets[name].kind != "torchvision" and not Path(path).exists():
+                    problems.append((("datasets", name, part), f"no file or folder {path!r}"))
+        if problems:
+            raise failure(source, problems)
+
+    def _too_many_images(self) -> Iterator[tuple[Key, str]]:
+        """What is asked of more images than are evaluated."""
+        evaluated = self.evaluation.images
+        for key in (("errors", "images"), ("errors", "logits_images"), ("attention", "images")):
+            asked = getattr(getattr(self, key[0]), key[1])
+            if evaluated is not None and asked > evaluated:
+                yield key, f"{asked}, but evaluation.images is {evaluated}; at most that many"
 
 
 def load_params(path: Path, recipes_dir: Path = Path("recipes")) -> Params:

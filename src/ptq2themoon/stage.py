@@ -91,15 +91,21 @@ class Stage:
         for path in self.outputs:
             path.parent.mkdir(parents=True, exist_ok=True)
         self._start = time.monotonic()
+        self._read = {path: (sha256(path), _identity(path)) for path in self.inputs}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            for path in self.outputs:
-                self.temporary(path).unlink(missing_ok=True)
+            self._discard()
             return
+        for path in self.inputs:
+            if _identity(path) != self._read[path][1]:
+                self._discard()
+                raise UserError(
+                    f"{path}: changed while stage {self.name} ran; nothing is written, run it again"
+                )
         # An old sidecar must never stand beside a new output.
         sidecar_path(self.outputs[0]).unlink(missing_ok=True)
         for path in self.outputs:
@@ -107,13 +113,17 @@ class Stage:
             os.replace(self.temporary(path), path)
         self._write_sidecar()
 
+    def _discard(self) -> None:
+        for path in self.outputs:
+            self.temporary(path).unlink(missing_ok=True)
+
     def _write_sidecar(self) -> None:
         path = sidecar_path(self.outputs[0])
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         record = {
             "stage": self.name,
             "parameters": self.parameters,
-            "inputs": {path.as_posix(): sha256(path) for path in self.inputs},
+            "inputs": {path.as_posix(): digest for path, (digest, _) in self._read.items()},
             "outputs": {path.as_posix(): sha256(path) for path in self.outputs},
             "seed": self.seed,
             "device": self.device,
@@ -122,6 +132,15 @@ class Stage:
         }
         write_json(temporary, record)
         os.replace(temporary, path)
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written to or replaced."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _as_others_are_made(path: Path) -> None:

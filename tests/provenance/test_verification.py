@@ -100,7 +100,7 @@ def make_run(recipe: str, text: str = "made") -> None:
         sources = [f"recipes/{name}.yaml" for name in RECIPES[: RECIPES.index(recipe) + 1]]
         inputs = [*fused, f"{HEAVY}/calibration-n8-s0.safetensors", *sources]
         made("calibrate", qparams, inputs, {**parameters, "bits": "w8a8", "batch_size": 4}, **more)
-    inputs = [*fused, f"{LIGHT}/evaluation.csv", *qparams]
+    inputs = [*fused, f"{LIGHT}/evaluation.csv", "test.safetensors", *qparams]
     outputs = [f"{LIGHT}/{folder}/metrics.json", *[f"{LIGHT}/{folder}/attention.csv"] * bool(qparams)]
     made("evaluate", outputs, inputs, {**test, "batch_size": 5, "block": block}, **more)
     outputs = [f"{HEAVY}/{folder}/attention_maps.safetensors"]
@@ -213,7 +213,7 @@ def test_the_script_fails_with_a_line_for_each_problem() -> None:
             {"img_size": 8},
             ["model: parameters.arguments.img_size: recorded nothing, "],
         ),
-        ("evaluation.images", 3, ["evaluation: parameters.images: recorded null, expected 3"]),
+        ("evaluation.images", 7, ["evaluation: parameters.images: recorded null, expected 7"]),
         ("evaluation.batch_size", 2, 3 * ["metrics: parameters.batch_size: recorded 5, expected 2"]),
         (
             "errors.logits_images",
@@ -341,7 +341,11 @@ def test_a_changed_byte_of_a_result_is_one_problem(path: str) -> None:
 )
 def test_a_changed_input_is_caught(path: str, result: str) -> None:
     Path(path).write_text("other")
-    assert only_problem().startswith(f"{result}.sidecar.json: input {path}: recorded sha256 ")
+    found = problems()
+    assert found[0].startswith(f"{result}.sidecar.json: input {path}: recorded sha256 ")
+    # Test images are read by their list, and for each variant by evaluation, maps and all but once errors.
+    assert len(found) == (1 + 3 * 3 - 1 if path.startswith("test") else 1)
+    assert all(f"input {path}: recorded sha256 " in line for line in found)
 
 
 def test_a_missing_input_is_caught() -> None:

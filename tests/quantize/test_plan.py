@@ -176,8 +176,21 @@ def test_what_a_recipe_leaves_in_floating_point_is_not_planned(tiny: Tiny, tmp_p
     planned = tiny.plan(recipe)
     assert not any(item.operator.role == "softmax" for item in planned)
     assert {tensor.operand for item in planned for tensor in item.tensors} == {"input", "output"}
+
+
+def test_a_recipe_that_quantizes_nothing_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     everything = write_recipe(tmp_path, {"select": {}, "quantize": False})
-    assert tiny.plan(everything) == []
+    with pytest.raises(UserError, match=r"recipe0.yaml: quantizes nothing; "):
+        tiny.plan(everything)
+
+
+def test_a_rule_whose_operators_lack_the_operand_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, {"select": {"role": "softmax", "operand": "weight"}, "bits": 4})
+    message = (
+        r"rules\[0\].select.operand: selects nothing: no weight there; these operators have input, output"
+    )
+    with pytest.raises(UserError, match=message):
+        tiny.plan(recipe)
 
 
 def test_a_recipe_for_a_deeper_model_is_refused(tiny: Tiny) -> None:

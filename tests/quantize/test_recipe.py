@@ -75,7 +75,7 @@ def refused_on(path: Path, operators: Sequence[Operator]) -> str:
 def test_vanilla_quantizes_every_tensor_as_the_study_does() -> None:
     recipe = load_recipe(RECIPES / "vanilla.yaml")
     assert set(specs(recipe).values()) == {VANILLA}
-    assert (VANILLA.quant_min, VANILLA.quant_max, VANILLA.quantile) == (-128, 127, 0.9999)
+    assert (VANILLA.quant_min, VANILLA.quant_max, VANILLA.percentile) == (-128, 127, 99.99)
 
 
 @pytest.mark.parametrize("weight_bits", range(2, 9))

@@ -275,7 +275,7 @@ def test_images_of_floats(copy: Path) -> None:
         ([], "out/evaluation.csv: lists no images"),
         (["0,1", *["2000,3"] * 11], "evaluation.safetensors: no image '2000'; it holds 2000"),
         (["../secret.png,3"] * 12, "evaluation.safetensors: no image '../secret.png'; it holds 2000"),
-        (["0,1", "1,-1"], "out/evaluation.csv:3: '1,-1' is no source and label"),
+        (["0,1", "1,-2"], "out/evaluation.csv:3: '1,-2' is no source and label"),
         (["0,1", "1"], "out/evaluation.csv:3: '1' is no source and label"),
     ],
 )

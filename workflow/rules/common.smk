@@ -11,6 +11,7 @@ from ptq2themoon.config import Params
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.source import Source
 from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.validation import read_yaml
 
 PACKAGE = Path(workflow.basedir, "src/ptq2themoon")
 FIGURES = ("top1", "errors_along_network", "attention_overview", "attention_heads")
@@ -24,7 +25,13 @@ def checked(make):
         raise WorkflowError(str(error)) from None
 
 
-PARAMS = checked(lambda: Params.from_mapping(config, ", ".join(map(str, workflow.configfiles)) or "--config"))
+# Read again: Snakemake's own reader takes the last of two equal keys.
+for path in workflow.configfiles:
+    checked(lambda: read_yaml(Path(path)))
+
+FROM = ", ".join(map(str, workflow.configfiles)) or "--config"
+PARAMS = checked(lambda: Params.from_mapping(config, FROM))
+checked(lambda: PARAMS.check_files(FROM))
 
 # What is quantized and how often: (recipe, bits, calibration images, seed).
 RUNS = list(product(PARAMS.recipes, PARAMS.bits, [PARAMS.calibration.images], PARAMS.calibration.seeds))

@@ -51,9 +51,10 @@ def of_many_classes(manifest: list[Row], count: int, path: Path) -> list[Row]:
 def main() -> None:
     args = parse_args()
     device = resolve_device(args.device)
+    source = open_source(args.kind, args.source)
     with Stage(
         "attention_maps",
-        inputs=[args.graph, args.fusion, args.info, args.manifest, *(args.qparams or [])],
+        inputs=[args.graph, args.fusion, args.info, args.manifest, *source.files, *(args.qparams or [])],
         outputs=[args.out],
         parameters={
             "recipe": args.recipe,
@@ -68,7 +69,6 @@ def main() -> None:
         rows = of_many_classes(read_manifest(args.manifest), args.images, args.manifest)
         preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
         check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
-        source = open_source(args.kind, args.source)
         pixels = torch.stack([source.pixels(row.source, preprocessing) for row in rows])
         model = load_model(args.graph, device, args.qparams)
         _, attention = run_with_attention(model, preprocessing.normalise(pixels), spec)

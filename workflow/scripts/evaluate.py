@@ -40,9 +40,10 @@ def main() -> None:
         raise UserError("--qparams and --out-attention: give both or neither")
     device = resolve_device(args.device)
     qparams, attention = args.qparams or [], [args.out_attention] if args.qparams else []
+    source = open_source(args.kind, args.source)
     with Stage(
         "evaluate",
-        inputs=[args.graph, args.fusion, args.info, args.manifest, *qparams],
+        inputs=[args.graph, args.fusion, args.info, args.manifest, *source.files, *qparams],
         outputs=[args.out, *attention],
         parameters={
             "kind": args.kind,
@@ -59,7 +60,7 @@ def main() -> None:
         if accuracy:
             rows = read_manifest(args.manifest, classes)  # holds each label against the classes
         check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
-        data = batches(rows, open_source(args.kind, args.source), preprocessing, args.batch_size)
+        data = batches(rows, source, preprocessing, args.batch_size)
         model = load_model(args.graph, device, args.qparams)
         if args.qparams:
             spec = attention_spec(args.fusion, args.block)

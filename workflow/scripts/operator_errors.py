@@ -47,9 +47,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     device = resolve_device(args.device)
+    source = open_source(args.kind, args.source)
     with Stage(
         "operator_errors",
-        inputs=[args.graph, args.fusion, args.info, args.manifest, *args.qparams],
+        inputs=[args.graph, args.fusion, args.info, args.manifest, *source.files, *args.qparams],
         outputs=[args.out, args.out_ranking],
         parameters={
             "kind": args.kind,
@@ -67,7 +68,6 @@ def main() -> None:
         }
         preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
         check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
-        source = open_source(args.kind, args.source)
 
         def images(option: str) -> Iterator[Tensor]:
             return (x for x, _ in batches(rows[option], source, preprocessing, args.batch_size))

@@ -16,7 +16,7 @@ from ptq2themoon.errors import UserError, nearest
 from ptq2themoon.evaluate.query import CLASS_TOKEN, MEAN_OF_TOKENS, NO_GRID
 from ptq2themoon.quantize.simulation import SimulatedModel
 
-FLOOR = 1e-6  # quantized attention can be exactly zero, where KL has no value
+FLOOR = 1e-6  # so that attention that is zero everywhere still is a distribution, the uniform one
 
 
 @dataclass(frozen=True)
@@ -155,12 +155,13 @@ def fidelity(quantized: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         quantized, reference: [B, groups, heads, patches], as `AttentionSpec.of_query` gives.
 
-    KL(reference || quantized) in nats, of the attention to the patches normalised to sum to one,
-    each value at least 1e-6. Lower is better; cosine: higher is better.
+    KL(quantized || reference) in nats, of the attention to the patches normalised to sum to one.
+    Lower is better; cosine: higher is better. In this direction a weight that quantization sets to zero
+    counts nothing; in the other its share would be infinite, or be decided by a floor.
     """
     cosine = torch.nn.functional.cosine_similarity(quantized, reference, dim=-1).flatten(1).mean(1)
     q, p = (_distribution(a) for a in (quantized, reference))
-    kl = (p * (p / q).log()).sum(-1).flatten(1).mean(1)
+    kl = (q * (q / p).log()).sum(-1).flatten(1).mean(1)
     return cosine, kl
 
 

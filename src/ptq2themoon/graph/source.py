@@ -75,12 +75,11 @@ class Source:
         """The local files that decide the model."""
         if self.onnx_file:
             return [self.onnx_file]
-        if self.checkpoint is not None:
-            return [self.checkpoint]
-        if self.source.startswith(LOCAL):
-            folder = Path(self.source.removeprefix(LOCAL))
-            return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-        return []
+        files = [self.checkpoint] if self.checkpoint is not None else []
+        folder = Path(self.source.removeprefix(LOCAL))
+        if self.source.startswith(LOCAL) and folder.is_dir():
+            files += sorted(path for path in folder.iterdir() if path.is_file())
+        return files
 
 
 def check_channels(changes: Mapping[str, Any], channels: int, where: str) -> None:

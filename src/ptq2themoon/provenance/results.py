@@ -250,6 +250,7 @@ class ModelResults:
     def _on_test_images(
         self, stage: str, run: Run | None, outputs: list[Path], parameters: dict[str, Any]
     ) -> Result:
-        inputs = [*self.fused, self.manifest, *self._qparams(run)]
+        files, _ = self._listed_images("evaluation")
+        inputs = [*self.fused, self.manifest, *files, *self._qparams(run)]
         recorded = {**self._images("evaluation"), **parameters}
         return Result(stage, outputs, inputs, recorded, device=self._device)

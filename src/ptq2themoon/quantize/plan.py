@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from ptq2themoon.errors import UserError
 from ptq2themoon.graph.nodes import Node
 from ptq2themoon.graph.operators import Operator
 from ptq2themoon.quantize.recipe import Recipe, TensorSpec
@@ -48,6 +49,7 @@ def plan(
     """
     chosen = [operator for operator in operators if operator.type in QUANTIZABLE_TYPES]
     recipe.check(chosen)
+    recipe.check_tensors((o, operand) for o in chosen for operand, _ in _operands(nodes[o.name]))
     planned = []
     for operator in chosen:
         tensors = []
@@ -57,6 +59,10 @@ def plan(
                 tensors.append(_tensor(nodes[operator.name], operand, position, spec))
         if tensors:
             planned.append(QuantizedOperator(operator, tensors))
+    if not planned:
+        raise UserError(
+            f"{recipe.sources[-1]}: quantizes nothing; evaluate floating point instead, it is always there"
+        )
     return planned
 
 

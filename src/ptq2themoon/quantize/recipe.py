@@ -55,11 +55,6 @@ class TensorSpec:
     weight_axis: Axis
 
     @property
-    def quantile(self) -> float:
-        """`percentile` as a fraction: exactly 0.9999 for 99.99, which a bare division misses."""
-        return round(self.percentile / 100, 12)
-
-    @property
     def quant_min(self) -> int:
         return -(1 << (self.bits - 1))
 
@@ -114,6 +109,22 @@ class Recipe:
         if lines:
             raise UserError("\n".join(lines))
 
+    def check_tensors(self, tensors: Iterable[tuple[Operator, Operand]]) -> None:
+        """`UserError` where a rule selects operators, but none of their tensors."""
+        tensors = list(tensors)
+        lines = []
+        for located in self.rules:
+            select = located.rule.select
+            there = sorted({operand for operator, operand in tensors if select.finds(operator)})
+            if not any(select.matches(operator, operand) for operator, operand in tensors):
+                what = ", ".join(select.operand or ())
+                lines.append(
+                    f"{located.at('select', 'operand')}: selects nothing: no {what} there; "
+                    f"these operators have {', '.join(there)}"
+                )
+        if lines:
+            raise UserError("\n".join(lines))
+
     def spec(
         self, operator: Operator, operand: Operand, weight_bits: int, activation_bits: int
     ) -> TensorSpec:
@@ -147,8 +158,11 @@ class Recipe:
         return spec
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, bits: Iterable[tuple[int, int]] = ((8, 8),)) -> Recipe:
     """Read a recipe and all that it extends.
+
+    Args:
+        bits: of weights and activations; settings must not contradict each other with any of them.
 
     Raises:
         UserError: one line for each thing wrong, with file, key, value and the nearest valid one.
@@ -162,7 +176,8 @@ def load_recipe(path: Path) -> Recipe:
         methods=[method for file in chain.values() for method in file.methods],
         sources=list(chain),
     )
-    _refuse_contradictions(recipe)
+    for weight_bits, activation_bits in bits:
+        _refuse_contradictions(recipe, weight_bits, activation_bits)
     return recipe
 
 
@@ -197,10 +212,10 @@ def _read(path: Path) -> RecipeFile:
     return file
 
 
-def _refuse_contradictions(recipe: Recipe) -> None:
+def _refuse_contradictions(recipe: Recipe, weight_bits: int, activation_bits: int) -> None:
     """Try what each rule selects; without a block it stands for those that no rule names."""
     for select in (Select(), *(located.rule.select for located in recipe.rules)):
         for role in select.role or ROLES:
             for block in select.block or (None,):
                 for operand in select.operand or OPERANDS:
-                    recipe.spec(Operator("", "", role, block), operand, 8, 8)
+                    recipe.spec(Operator("", "", role, block), operand, weight_bits, activation_bits)

@@ -106,10 +106,12 @@ class Select(Sparse):
     """Which of the operator's tensors; `input` and `output` are its activations."""
 
     def matches(self, operator: Operator, operand: Operand) -> bool:
-        return (
-            (self.role is None or operator.role in self.role)
-            and (self.block is None or operator.block in self.block)
-            and (self.operand is None or operand in self.operand)
+        return self.finds(operator) and (self.operand is None or operand in self.operand)
+
+    def finds(self, operator: Operator) -> bool:
+        """Whether role and block fit; the operand may be another."""
+        return (self.role is None or operator.role in self.role) and (
+            self.block is None or operator.block in self.block
         )
 
     def misses(self, operators: Sequence[Operator]) -> Iterator[tuple[Key, str]]:

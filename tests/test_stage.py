@@ -1,0 +1,56 @@
+"""What every stage shares: outputs that appear whole or not at all, and a sidecar that tells the truth."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ptq2themoon.errors import UserError
+from ptq2themoon.stage import Stage, run, sha256
+
+
+def test_an_input_that_changes_while_a_stage_runs_is_refused(tmp_path: Path) -> None:
+    read, made = tmp_path / "in.txt", tmp_path / "out.txt"
+    read.write_text("old")
+
+    def copy() -> None:
+        with Stage("copy", inputs=[read], outputs=[made], parameters={}) as stage:
+            stage.temporary(made).write_text(read.read_text())
+            read.write_text("new!")
+
+    with pytest.raises(UserError, match=r"in.txt: changed while stage copy ran; nothing is written"):
+        copy()
+    assert list(tmp_path.iterdir()) == [read]
+
+
+def test_the_sidecar_has_the_hashes_of_what_was_read_and_written(tmp_path: Path) -> None:
+    read, made = tmp_path / "in.txt", tmp_path / "out.txt"
+    read.write_text("old")
+    with Stage("copy", inputs=[read], outputs=[made], parameters={"a": 1}, seed=3) as stage:
+        stage.temporary(made).write_text("made")
+    sidecar = json.loads((tmp_path / "out.sidecar.json").read_text())
+    assert sidecar["inputs"] == {str(read): sha256(read)}
+    assert sidecar["outputs"] == {str(made): sha256(made)}
+    assert (sidecar["parameters"], sidecar["seed"]) == ({"a": 1}, 3)
+
+
+def test_outputs_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    made, other = tmp_path / "out.bin", tmp_path / "other.bin"
+    with Stage("make", inputs=[], outputs=[made], parameters={}) as stage:
+        os.close(os.open(stage.temporary(made), os.O_CREAT | os.O_WRONLY, 0o600))
+    other.touch()
+    assert made.stat().st_mode == other.stat().st_mode
+
+
+@pytest.mark.parametrize("error", [UserError("a: wrong\nb: wrong"), OSError("a: wrong\nb: wrong")])
+def test_what_a_user_can_mend_is_a_line_each(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: a: wrong\nerror: b: wrong\n"

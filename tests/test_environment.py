@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
 def pins(requirements: list[str]) -> dict[str, str]:
     """`["a==1"]` -> `{"a": "1"}`; anything but an exact version is an error."""
-    found = [re.fullmatch(r"([a-z0-9-]+)==([0-9][\w.]*)", line) for line in requirements]
+    found = [re.fullmatch(r"([a-z0-9_-]+)==([0-9][\w.]*)", line) for line in requirements]
     return {match[1]: match[2] for match in found if match or pytest.fail(f"not exact: {requirements}")}
 
 

@@ -35,7 +35,7 @@ rule plot_top1:
         summary="results/summary.csv",
         code=code("plot_top1"),
     output:
-        png=shown("top1", "Top-1 accuracy"),
+        png=shown("top1", "Top-1, or output error"),
         svg="results/{model}/figures/top1.svg",
     log:
         "logs/{model}/plot_top1.log",
@@ -63,7 +63,7 @@ rule plot_attention:
         info="results/models/{model}/model.json",
         code=code("plot_attention"),
     output:
-        overview_png=shown("attention_overview", "Attention of the class token"),
+        overview_png=shown("attention_overview", "Attention over the image"),
         overview_svg="results/{model}/figures/attention_overview.svg",
         heads_png=shown("attention_heads", "Attention by head"),
         heads_svg="results/{model}/figures/attention_heads.svg",

@@ -110,19 +110,21 @@ def _why_no_map(maps: Mapping[str, AttentionMaps], width: float) -> list[str]:
     why = f"No map: block {reference.block} {apart if groups > 1 else alone}."
     over = "groups and heads" if groups > 1 else "heads"
     name = display_name(next(iter(maps)))
-    numbers = f"Numbers: this attention against {name}'s, cosine similarity (1 is equal) and KL divergence"
+    numbers = (
+        f"Numbers: this attention against {name}'s, cosine similarity (1 is equal) and KL(recipe || {name})"
+    )
     text = f"{why} {numbers} in nats (0 is equal), means over {over}."
     return [*wrapped(text, width - 2 * MARGIN), *remarks(reference, width - 2 * MARGIN)]
 
 
 def _of_heads(reference: AttentionMaps, other: AttentionMaps, index: int) -> tuple[Array, Array]:
-    """Cosine similarity and KL(reference || other) in nats of each head, means over groups."""
+    """Cosine similarity and KL(other || reference) in nats of each head, means over groups."""
     f, q = reference.attention[index].astype(np.float64), other.attention[index].astype(np.float64)
     cosines = [
         [cosine_similarity(*pair) for pair in zip(*head, strict=True)] for head in zip(f, q, strict=True)
     ]
     p, r = (_distribution(weights) for weights in (f, q))
-    return np.mean(cosines, axis=1), (p * np.log(p / r)).sum(axis=2).mean(axis=1)
+    return np.mean(cosines, axis=1), (r * np.log(r / p)).sum(axis=2).mean(axis=1)
 
 
 def _distribution(weights: Array) -> Array:

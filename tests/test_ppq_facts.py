@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
+from ppq_config import config
 
 from ptq2themoon.ppq_compat import TensorObserverFactory, core, fake_quantize, ir, parser, ppq
 from ptq2themoon.quantize.calibration import TWO_PASSES
@@ -18,27 +19,11 @@ NORMAL = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
 LARGEST = float(np.abs(NORMAL).max())
 
 
-def config(observer: str, bits: int = 8, axis: int | None = None) -> core.TensorQuantizationConfig:
-    """Linear and symmetric, waiting for its scale."""
-    properties = core.QuantizationProperty
-    granularity = properties.PER_TENSOR if axis is None else properties.PER_CHANNEL
-    return core.TensorQuantizationConfig(
-        policy=core.QuantizationPolicy(properties.SYMMETRICAL + properties.LINEAR + granularity),
-        rounding=core.RoundingPolicy.ROUND_HALF_EVEN,
-        num_of_bits=bits,
-        quant_min=-(2 ** (bits - 1)),
-        quant_max=2 ** (bits - 1) - 1,
-        observer_algorithm=observer,
-        channel_axis=axis,
-        state=core.QuantizationStates.INITIAL,
-    )
-
-
 def calibrated(
     batches: Sequence[np.ndarray], observer: str, bits: int = 8, axis: int | None = None
 ) -> core.TensorQuantizationConfig:
     """The configuration with the scale that an observer finds, in as many passes as it needs."""
-    found = config(observer, bits, axis)
+    found = config(axis=axis, bits=bits, observer=observer)
     watching = TensorObserverFactory.build_observer(ir.Variable("x"), found)
     for _ in range(2 if observer in TWO_PASSES else 1):
         for batch in batches:

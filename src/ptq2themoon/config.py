@@ -137,6 +137,11 @@ class Calibration(Strict):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], *_some]
     """One quantized model for each; a seed decides which images are drawn."""
 
+    @property
+    def check(self) -> tuple[int, int]:
+        """Number and seed of the images that the fused graph is checked on."""
+        return min(16, self.images), 0
+
 
 class Evaluation(Strict):
     images: Positive | None

@@ -38,7 +38,7 @@ RUNS = list(product(PARAMS.recipes, PARAMS.bits, [PARAMS.calibration.images], PA
 KEYS = {run: f"{run[1]}-n{run[2]}-s{run[3]}" for run in RUNS}
 
 # The draw of images that the fused graph is checked on.
-CHECK = f"n{min(16, PARAMS.calibration.images)}-s0"
+CHECK = "n{}-s{}".format(*PARAMS.calibration.check)
 
 # Cores of a job that runs a model: those of this machine shared by the runs; on a cluster, a few.
 SHARE = max(1, workflow.cores // len(RUNS)) if workflow.cores else 4
@@ -137,15 +137,15 @@ def image_file(part):
     return files
 
 
+def images_for(wildcards, part):
+    """Arguments that name the images for `calibration` or `evaluation`."""
+    dataset = dataset_of(wildcards)
+    return ["--kind", dataset.kind, "--source", getattr(dataset, part)]
+
+
 def drawn_from(part):
-    """Arguments that name the images for `calibration` or `evaluation` and how they get their labels."""
-
-    def arguments(wildcards):
-        dataset = dataset_of(wildcards)
-        place = ["--kind", dataset.kind, "--source", getattr(dataset, part)]
-        return place + option("--classes", dataset.classes)
-
-    return arguments
+    """The same, and how they get their labels."""
+    return lambda wildcards: images_for(wildcards, part) + option("--classes", dataset_of(wildcards).classes)
 
 
 def decoders(wildcards):
@@ -203,8 +203,7 @@ def shown(name, label):
 
 def test_images(wildcards):
     """Arguments that name the evaluation images of a model."""
-    dataset = dataset_of(wildcards)
-    return ["--kind", dataset.kind, "--source", dataset.evaluation]
+    return images_for(wildcards, "evaluation")
 
 
 QPARAMS = multiext("results/models/{model}/{recipe}/{key}/qparams", ".json", ".safetensors")

@@ -10,6 +10,7 @@ import torch
 
 from ptq2themoon.data import Preprocessing, Row, open_source, read_info, read_manifest, spread
 from ptq2themoon.device import resolve_device
+from ptq2themoon.evaluate.arguments import add_model_and_images
 from ptq2themoon.evaluate.attention import attention_spec, run_with_attention, save_maps
 from ptq2themoon.graph.files import check_same_model
 from ptq2themoon.quantize.simulation import load_model
@@ -19,18 +20,9 @@ from ptq2themoon.stage import Stage, run
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", required=True, help="name for the figure; fp32 for floating point")
-    parser.add_argument("--graph", type=Path, required=True, help="fused.onnx")
-    parser.add_argument("--fusion", type=Path, required=True, help="fusion.json")
-    parser.add_argument("--info", type=Path, required=True, help="model.json")
-    parser.add_argument(
-        "--qparams", type=Path, nargs=2, help="qparams.json and .safetensors; else floating point"
-    )
-    parser.add_argument("--kind", required=True, help="of the data set: arrays, folder, csv or torchvision")
-    parser.add_argument("--source", type=Path, required=True, help="the data set")
-    parser.add_argument("--manifest", type=Path, required=True, help="evaluation.csv")
+    add_model_and_images(parser, floating_point=True)
     parser.add_argument("--images", type=int, required=True)
     parser.add_argument("--block", type=int, default=-1)
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 

@@ -9,6 +9,7 @@ from ptq2themoon.data import Preprocessing, batches, class_count, open_source, r
 from ptq2themoon.device import resolve_device
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.accuracy import are_labelled, evaluate_float, evaluate_quantized
+from ptq2themoon.evaluate.arguments import add_model_and_images
 from ptq2themoon.evaluate.attention import attention_spec
 from ptq2themoon.graph.files import check_same_model
 from ptq2themoon.quantize.simulation import load_model
@@ -17,18 +18,9 @@ from ptq2themoon.stage import Stage, run, write_json
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--graph", type=Path, required=True, help="fused.onnx")
-    parser.add_argument("--fusion", type=Path, required=True, help="fusion.json")
-    parser.add_argument("--info", type=Path, required=True, help="model.json")
-    parser.add_argument(
-        "--qparams", type=Path, nargs=2, help="qparams.json and .safetensors; else floating point"
-    )
-    parser.add_argument("--kind", required=True, help="of the data set: arrays, folder, csv or torchvision")
-    parser.add_argument("--source", type=Path, required=True, help="the data set")
-    parser.add_argument("--manifest", type=Path, required=True, help="evaluation.csv")
+    add_model_and_images(parser, floating_point=True)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--block", type=int, default=-1, help="whose attention is compared")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--out-attention", type=Path, help="attention.csv, with --qparams")
     return parser.parse_args()

@@ -15,10 +15,8 @@ from ptq2themoon.graph.fuse import fuse
 from ptq2themoon.graph.normalise import normalise
 from ptq2themoon.graph.report import fusion_report
 from ptq2themoon.graph.roles import find_roles, rename_operators
-from ptq2themoon.graph.runtime import run_onnx
+from ptq2themoon.graph.runtime import TOLERANCE, run_onnx
 from ptq2themoon.stage import Stage, run, write_json
-
-TOLERANCE = 1e-4
 
 
 def parse_args() -> argparse.Namespace:

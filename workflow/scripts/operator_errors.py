@@ -13,6 +13,7 @@ from torch import Tensor
 from ptq2themoon.data import Preprocessing, batches, open_source, read_info, read_manifest, spread
 from ptq2themoon.device import resolve_device
 from ptq2themoon.errors import UserError
+from ptq2themoon.evaluate.arguments import add_model_and_images
 from ptq2themoon.evaluate.errors import FIGURES
 from ptq2themoon.evaluate.operators import (
     error_table,
@@ -28,17 +29,10 @@ from ptq2themoon.stage import Stage, run, write_json
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--graph", type=Path, required=True, help="fused.onnx")
-    parser.add_argument("--fusion", type=Path, required=True, help="fusion.json")
-    parser.add_argument("--info", type=Path, required=True, help="model.json")
-    parser.add_argument("--qparams", type=Path, nargs=2, required=True, help="qparams.json and .safetensors")
-    parser.add_argument("--kind", required=True, help="of the data set: arrays, folder, csv or torchvision")
-    parser.add_argument("--source", type=Path, required=True, help="the data set")
-    parser.add_argument("--manifest", type=Path, required=True, help="evaluation.csv")
+    add_model_and_images(parser, floating_point=False)
     parser.add_argument("--images", type=int, required=True, help="for the errors of the outputs")
     parser.add_argument("--logits-images", type=int, required=True, help="for the effect on the logits")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True, help="operators.csv")
     parser.add_argument("--out-ranking", type=Path, required=True, help="ranking.json")
     return parser.parse_args()

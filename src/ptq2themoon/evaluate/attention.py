@@ -13,10 +13,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ptq2themoon.errors import UserError, nearest
-from ptq2themoon.evaluate.query import CLASS_TOKEN, MEAN_OF_TOKENS, NO_GRID
+from ptq2themoon.evaluate.query import CLASS_TOKEN, FLOOR, MEAN_OF_TOKENS, NO_GRID
 from ptq2themoon.quantize.simulation import SimulatedModel
-
-FLOOR = 1e-6  # so that attention that is zero everywhere still is a distribution, the uniform one
 
 
 @dataclass(frozen=True)

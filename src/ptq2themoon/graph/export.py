@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.hub import fetched_weights
 from ptq2themoon.graph.onnx_source import onnx_facts, read_foreign
-from ptq2themoon.graph.runtime import run_onnx
+from ptq2themoon.graph.runtime import TOLERANCE, run_onnx
 from ptq2themoon.graph.source import LOCAL, Exporter, Source, opset_problem
 from ptq2themoon.graph.timm_model import load_model, preprocessing_of
 from ptq2themoon.graph.weights import first_line
 
-TOLERANCE = 1e-4  # largest difference of a logit between the source and the exported graph
 CHECK_IMAGES = 4
 SEED = 0
 

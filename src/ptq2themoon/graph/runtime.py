@@ -10,6 +10,8 @@ import onnxruntime
 
 from ptq2themoon.errors import UserError
 
+TOLERANCE = 1e-4  # largest difference of an output between two forms of one model
+
 
 def run_onnx(model: Path | onnx.ModelProto, images: np.ndarray) -> np.ndarray:
     """First output for images [B, C, H, W], float32, on the CPU.

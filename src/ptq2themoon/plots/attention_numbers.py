@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ptq2themoon.evaluate.query import FLOOR
 from ptq2themoon.plots.attention_text import (
     LINE,
     aspect,
@@ -33,7 +34,6 @@ COLUMN = 1.35
 NOTE = 0.2
 MEASURES = {"cosine": "cosine similarity", "kl": "KL (nats)"}
 NOTHING = "no recipe to compare with"
-LOWEST_WEIGHT = 1e-6  # a weight quantized to zero has no logarithm; as in attention.csv
 
 
 def overview_numbers(
@@ -128,7 +128,7 @@ def _of_heads(reference: AttentionMaps, other: AttentionMaps, index: int) -> tup
 
 
 def _distribution(weights: Array) -> Array:
-    floored = np.maximum(weights, LOWEST_WEIGHT)
+    floored = np.maximum(weights, FLOOR)
     return np.asarray(floored / floored.sum(axis=2, keepdims=True))
 
 

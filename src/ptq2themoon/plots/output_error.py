@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.plots.style import FULL_PRECISION, GREY, Series, styled
-from ptq2themoon.plots.summary_rows import count, labels, looks, rows_of
+from ptq2themoon.plots.summary_rows import count, labels, looks, name_rows, rows_of
 
 
 @styled
@@ -31,12 +31,7 @@ def output_error(summary: pd.DataFrame, model: str) -> Figure:
     bars, cosines = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
     _draw_sqnr(bars, rows, looks(rows))
     _draw_cosine(cosines, rows, looks(rows))
-    bars.set_yticks(range(len(rows)), names)
-    bars.set_ylim(len(rows) - 0.4, -0.6)
-    for axes in (bars, cosines):
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(axes is bars)
-        axes.grid(axis="x")
+    name_rows(bars, cosines, names)
     return figure
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
+from matplotlib.axes import Axes
 
 from ptq2themoon.errors import UserError, nearest
 from ptq2themoon.plots.style import FULL_PRECISION, LIGHT_GREY, Series, display_name, series
@@ -50,3 +53,13 @@ def count(rows: pd.DataFrame) -> str:
     """Number of images behind the rows."""
     low, high = rows["images"].min(), rows["images"].max()
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def name_rows(left: Axes, right: Axes, names: Sequence[str]) -> None:
+    """One line a row, the first on top, for two panels side by side that share their names."""
+    left.set_yticks(range(len(names)), names)
+    left.set_ylim(len(names) - 0.4, -0.6)
+    for axes in (left, right):
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(axes is left)
+        axes.grid(axis="x")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.plots.style import GREY, Series, styled
-from ptq2themoon.plots.summary_rows import count, labels, looks, rows_of
+from ptq2themoon.plots.summary_rows import count, labels, looks, name_rows, rows_of
 
 LARGEST_DROP = 10.0  # percentage points that the enlarged panel shows
 NORMAL_QUANTILE_95 = 1.959963984540054
@@ -40,12 +40,7 @@ def top1(summary: pd.DataFrame, model: str) -> Figure:
     bars, differences = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
     _draw_bars(bars, rows, series)
     _draw_differences(differences, rows, series)
-    bars.set_yticks(range(len(rows)), names)
-    bars.set_ylim(len(rows) - 0.4, -0.6)
-    for axes in (bars, differences):
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(axes is bars)
-        axes.grid(axis="x")
+    name_rows(bars, differences, names)
     return figure
 
 

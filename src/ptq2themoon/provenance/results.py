@@ -82,7 +82,9 @@ class ModelResults:
 
     def before_summary(self) -> Iterator[Result]:
         yield self.export()
-        for images, seed in dict.fromkeys([self._check, *((run.images, run.seed) for run in self.runs)]):
+        for images, seed in dict.fromkeys(
+            [self.params.calibration.check, *((run.images, run.seed) for run in self.runs)]
+        ):
             yield self.draw_calibration(images, seed)
         yield self.fuse()
         yield self.list_evaluation()
@@ -145,11 +147,6 @@ class ModelResults:
         return [self._folder(run) for run in (None, *self.runs)]
 
     @property
-    def _check(self) -> tuple[int, int]:
-        """Number and seed of the images that the fused graph is checked on."""
-        return min(16, self.params.calibration.images), 0
-
-    @property
     def _device(self) -> Any:
         return ANY if self.params.device == "auto" else self.params.device
 
@@ -204,7 +201,7 @@ class ModelResults:
         return Result("draw_calibration", outputs, inputs, parameters, seed=seed)
 
     def fuse(self) -> Result:
-        inputs = [self.heavy / "model.onnx", self.info, self._calibration(*self._check)]
+        inputs = [self.heavy / "model.onnx", self.info, self._calibration(*self.params.calibration.check)]
         return Result("fuse", self.fused[:2], inputs, {"check_images": ANY})
 
     def list_evaluation(self) -> Result:

@@ -12,13 +12,17 @@ import numpy as np
 import onnx
 import torch
 import yaml
+from families import FAMILIES, image_shape
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
-from tiny_models import tiny_vit
+from tiny_models import tiny_vit, to_onnx
 from torch import Tensor
 
+from ptq2themoon.graph.fuse import fuse
 from ptq2themoon.graph.nodes import Node, read_nodes
+from ptq2themoon.graph.normalise import normalise
 from ptq2themoon.graph.operators import Operator
+from ptq2themoon.graph.roles import find_roles, rename_operators
 from ptq2themoon.quantize.calibration import calibrate
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.recipe import Recipe, load_recipe
@@ -59,6 +63,14 @@ class Tiny:
     def make(cls, folder: Path, **overrides: Any) -> Tiny:
         path, operators = tiny_vit(folder, **overrides)
         return cls(path, operators, read_nodes(path))
+
+    @classmethod
+    def of_family(cls, name: str, folder: Path) -> Tiny:
+        """A fused member of a family of `families.FAMILIES`."""
+        fused, _ = fuse(normalise(to_onnx(FAMILIES[name](), (1, *image_shape(name)))))
+        operators, _ = rename_operators(fused, find_roles(fused))
+        onnx.save(fused, folder / "fused.onnx")
+        return cls(folder / "fused.onnx", operators, read_nodes(folder / "fused.onnx"))
 
     def plan(self, recipe: Recipe | str, bits: tuple[int, int] = (8, 8)) -> list[QuantizedOperator]:
         recipe = load_recipe(RECIPES / f"{recipe}.yaml") if isinstance(recipe, str) else recipe

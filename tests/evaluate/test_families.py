@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from families import FAMILIES, image_shape
-from tiny_models import random_images, to_onnx
+from tiny_models import random_images
 from tiny_quantized import Tiny
 from torch import Tensor
 
@@ -23,10 +23,6 @@ from ptq2themoon.evaluate.attention import attention_spec, run_with_attention, s
 from ptq2themoon.evaluate.errors import FIGURES
 from ptq2themoon.evaluate.operators import error_table, logits_errors, output_errors
 from ptq2themoon.graph.attention import attention_facts
-from ptq2themoon.graph.fuse import fuse
-from ptq2themoon.graph.nodes import read_nodes
-from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.roles import find_roles, rename_operators
 from ptq2themoon.plots.attention import attention_heads, attention_overview
 from ptq2themoon.plots.inputs import read_maps
 from ptq2themoon.plots.operator_errors import errors_along_network
@@ -51,12 +47,9 @@ class Family:
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     """Fused, and quantized by the recipe vanilla."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
-    fused, _ = fuse(normalise(to_onnx(FAMILIES[name](), (1, *image_shape(name)))))
-    operators, _ = rename_operators(fused, find_roles(fused))
-    onnx.save(fused, folder / "fused.onnx")
-    facts, fusion = attention_facts(fused, operators), folder / "fusion.json"
+    tiny = Tiny.of_family(name, folder)
+    facts, fusion = attention_facts(onnx.load(tiny.path), tiny.operators), folder / "fusion.json"
     fusion.write_text(json.dumps({"attention": facts}))
-    tiny = Tiny(folder / "fused.onnx", operators, read_nodes(folder / "fused.onnx"))
     images = torch.from_numpy(random_images(8, *image_shape(name)))
     return Family(name, tiny, tiny.calibrated("vanilla", batches=[images])[0], fusion, facts)
 

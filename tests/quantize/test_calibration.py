@@ -167,13 +167,13 @@ def test_what_two_operators_read_is_observed_once(tiny: Tiny, monkeypatch: pytes
     from ptq2themoon.quantize import calibration
 
     built = []
-    real = calibration.TensorObserverFactory.build_observer
+    real = calibration.build_observer
 
     def build(variable: Any, config: Any) -> Any:
         built.append(variable.name)
         return real(variable, config)
 
-    monkeypatch.setattr(calibration.TensorObserverFactory, "build_observer", build)
+    monkeypatch.setattr(calibration, "build_observer", build)
     _, planned = tiny.calibrated("vanilla", batches=[images(2)])
     assert len(built) == len(set(built)) < sum(len(item.tensors) for item in planned)
 

@@ -6,15 +6,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from families import FAMILIES, image_shape
-from tiny_models import random_images, to_onnx
+from families import FAMILIES
+from tiny_models import random_images
 from tiny_quantized import MOVING, Tiny
 from torch import Tensor, nn
 
-from ptq2themoon.graph.fuse import fuse
-from ptq2themoon.graph.nodes import read_nodes
-from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.roles import find_roles, rename_operators
 from ptq2themoon.quantize.simulation import SimulatedModel
 
 STILL = MOVING | {"Pad", "Flatten"}  # neither computes
@@ -24,12 +20,8 @@ STILL = MOVING | {"Pad", "Flatten"}  # neither computes
 def family(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[nn.Module, Tiny]:
-    module = FAMILIES[request.param]()
-    fused, _ = fuse(normalise(to_onnx(module, (1, *image_shape(request.param)))))
-    operators, _ = rename_operators(fused, find_roles(fused))
-    path = tmp_path_factory.mktemp(request.param) / "fused.onnx"
-    onnx.save(fused, path)
-    return module, Tiny(path, operators, read_nodes(path))
+    folder = tmp_path_factory.mktemp(request.param)
+    return FAMILIES[request.param](), Tiny.of_family(request.param, folder)
 
 
 def pictures(tiny: Tiny, count: int, seed: int = 0) -> Tensor:

@@ -108,11 +108,13 @@ def run_with_attention(model: SimulatedModel, images: Tensor, spec: AttentionSpe
     """Output [B, ...] and the query's attention [B, groups, heads, patches] of one run (quantized or not)."""
     caught: list[Tensor] = []
 
-    def keep(_name: str, _inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        caught.append(spec.of_query(outputs[0], len(images)).cpu())
+    def keep(_name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        caught.append(spec.of_query(outputs[0], len(part)).cpu())
 
-    output = model(images, {spec.operator: keep}).cpu()
-    return output, caught[0]
+    output = []
+    for part in model.parts(images):
+        output.append(model(part, {spec.operator: keep}).cpu())
+    return torch.cat(output), torch.cat(caught)
 
 
 def save_maps(

@@ -27,10 +27,11 @@ def output_errors(model: SimulatedModel, batches: Iterable[Tensor]) -> tuple[Met
     names = model.quantized_operators
     accumulated, local = _meters(names), _meters(names)
     for images in progress(batches, desc="errors of outputs"):
-        reference = _Reference(model, len(images), accumulated, local)
-        with model.only(()):
-            model(images, dict.fromkeys(names, reference.keep))
-        model(images, dict.fromkeys(names, reference.compare))
+        for part in model.parts(images):
+            reference = _Reference(model, len(part), accumulated, local)
+            with model.only(()):
+                model(part, dict.fromkeys(names, reference.keep))
+            model(part, dict.fromkeys(names, reference.compare))
     return accumulated, local
 
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from ptq2themoon.errors import UserError
-from ptq2themoon.ppq_compat import TensorObserverFactory, core, observer
+from ptq2themoon.ppq_compat import TensorObserverFactory, core, ir, observer
 from ptq2themoon.progress import progress
-from ptq2themoon.quantize.simulation import SimulatedModel, Watcher
+from ptq2themoon.quantize.lowered import Watcher
+from ptq2themoon.quantize.percentile import PercentileObserver
+from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 
 TWO_PASSES = ("kl", "mse")  # PPQ's histogram observers: the range first, then the histogram
@@ -48,15 +50,22 @@ def calibrate(model: SimulatedModel, planned: list[QuantizedOperator], batches: 
             tensor.scale = _checked(config.scale, item, tensor)
 
 
+def build_observer(
+    variable: ir.Variable, config: core.TensorQuantizationConfig
+) -> observer.base.BaseTensorObserver:
+    """PPQ's observer of a tensor, or ours that finds the same scale sooner."""
+    if config.observer_algorithm == "percentile":
+        return PercentileObserver(variable, config)
+    return TensorObserverFactory.build_observer(variable, config)
+
+
 def _calibrate_parameters(model: SimulatedModel, planned: list[QuantizedOperator]) -> None:
     for item in planned:
         name = item.operator.name
         for tensor, config in zip(item.tensors, model.configs(name), strict=True):
             if tensor.operand not in ("weight", "bias"):
                 continue
-            watching = TensorObserverFactory.build_observer(
-                model.variable(name, tensor.position, output=False), config
-            )
+            watching = build_observer(model.variable(name, tensor.position, output=False), config)
             value = _finite(model.parameter(name, tensor.position), name, tensor)
             for _ in range(2 if tensor.observer in TWO_PASSES else 1):
                 watching.observe(value)
@@ -81,7 +90,7 @@ def _activation_observers(
                 copies.append((config, first[key]))
             else:
                 first[key] = config
-                observers[name].append((tensor, TensorObserverFactory.build_observer(variable, config)))
+                observers[name].append((tensor, build_observer(variable, config)))
     return observers, copies
 
 

@@ -1,26 +1,34 @@
 """PPQ's graph of a fused model: run it in floating point, quantized, or any operators quantized.
 
-PPQ's executor is the engine: it walks the graph in Python and fake-quantizes the inputs and the
-outputs of each quantized operator (quantize, round half to even, clip, dequantize).
+The inputs and the outputs of each quantized operator are fake-quantized (quantize, round half to even,
+clip, dequantize), by one of two engines that give the same bits: `lowered`, or PPQ's own executor, the
+reference that it is held to.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
+import onnx
 import torch
 from torch import Tensor
 
 from ptq2themoon.errors import UserError
+from ptq2themoon.graph.editing import tensor_shapes
 from ptq2themoon.ppq_compat import core, executor, ir, parser
 from ptq2themoon.ppq_operators import missing
+from ptq2themoon.quantize.lowered import Lowered, Watcher
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, load
 
-# Called with an operator's name, its inputs and its outputs, as computed.
-Watcher = Callable[[str, list[Tensor], list[Tensor]], None]
+Engine = Literal["lowered", "ppq"]
+# The largest tensor of those images that go through the lowered graph together on a CPU: what caches hold.
+LARGEST_BYTES = 5_000_000
+PROGRAMS_KEPT = 2  # each has parameters of its own: in floating point, and quantized
 
 
 class SimulatedModel:
@@ -30,13 +38,23 @@ class SimulatedModel:
         path: the fused ONNX model.
         device: a torch device.
         quantized: the operators to quantize and how; without scales they are not yet in force.
+        engine: what runs the graph.
 
     Raises:
         UserError: a graph that PPQ can't load, or parameters of another graph.
     """
 
-    def __init__(self, path: Path, device: str, quantized: list[QuantizedOperator] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: str,
+        quantized: list[QuantizedOperator] | None = None,
+        engine: Engine = "lowered",
+    ) -> None:
         self._graph = _load(path)
+        self._engine = engine
+        self._at_once = _images_at_once(path) if engine == "lowered" and device == "cpu" else None
+        self._programs: dict[tuple[int | None, ...], tuple[Lowered, list[Tensor]]] = {}
         self._configs: dict[str, list[core.TensorQuantizationConfig]] = {}
         for item in quantized or []:
             self._attach(item, path)
@@ -91,11 +109,42 @@ class SimulatedModel:
             self.activate(self._configs)
 
     def __call__(self, images: Tensor, watch: Mapping[str, Watcher] | None = None) -> Tensor:
-        """Logits [B, classes] of images [B, C, H, W]; `watch` sees the operators that it names."""
+        """Logits [B, classes] of images [B, C, H, W]; `watch` sees the operators that it names.
+
+        What is watched runs with all images together: split them with `parts` where memory or time matter.
+        """
+        parts = [images] if watch else self.parts(images)
+        return torch.cat([self._whole(part.to(self.device), watch) for part in parts])
+
+    def parts(self, images: Tensor) -> Sequence[Tensor]:
+        """The images in parts that run fast."""
+        return images.split(self._at_once) if self._at_once else [images]
+
+    def _whole(self, images: Tensor, watch: Mapping[str, Watcher] | None) -> Tensor:
+        (graph_input,) = self._graph.inputs
+        if self._engine == "ppq":
+            return self._run_ppq(images, watch)
+        with _quiet(), torch.inference_mode():
+            (logits,) = self._program().run({graph_input: images}, watch)
+        return logits
+
+    def _program(self) -> Lowered:
+        """The graph, lowered with what is in force now; kept with its scales, whose ids are the key."""
+        on = core.QuantizationStates.ACTIVATED
+        scales = [c.scale if c.state == on else None for configs in self._configs.values() for c in configs]
+        key = tuple(None if scale is None else id(scale) for scale in scales)
+        if key not in self._programs:
+            if len(self._programs) == PROGRAMS_KEPT:
+                self._programs.clear()
+            whole = self._lower(self._executor._executing_order, list(self._graph.outputs))
+            self._programs[key] = whole, [scale for scale in scales if scale is not None]
+        return self._programs[key][0]
+
+    def _run_ppq(self, images: Tensor, watch: Mapping[str, Watcher] | None) -> Tensor:
         hooks = {name: _hook(self._graph.operations[name], w) for name, w in (watch or {}).items()}
         try:
             with _quiet():
-                (logits,) = self._executor.forward(images.to(self.device), hooks=hooks)
+                (logits,) = self._executor.forward(images, hooks=hooks)
         except RuntimeError as error:  # PPQ wraps what an operator, or its watcher, raises
             if isinstance(error.__cause__, UserError):
                 raise error.__cause__ from None
@@ -109,7 +158,7 @@ class SimulatedModel:
         """
         order = self._executor._executing_order
         alive = {name: images.to(self.device) for name in self._graph.inputs}
-        with self.only(()), _quiet():
+        with self.only(()):
             for index, operation in enumerate(order):
                 if operation.name in self._configs:
                     self.activate({operation.name})
@@ -121,28 +170,30 @@ class SimulatedModel:
                 used = {variable.name for later in order[index + 1 :] for variable in later.inputs}
                 alive = {name: value for name, value in alive.items() if name in used}
 
-    def _run_part(
-        self, operations: list[ir.Operation], values: dict[str, Tensor], outputs: list[str]
-    ) -> list[Tensor]:
-        return self._executor.partial_graph_forward(operations, values, outputs)
-
     def quantized_output(self, operator: str, inputs: list[Tensor]) -> Tensor:
         """First output of one operator, quantized, from the floating-point inputs given."""
         operation = self._graph.operations[operator]
-        quantize = self._executor.quantize_function
-        config = operation.config
-        states = [(c, c.state) for c in self._configs[operator]]
-        for c, _ in states:
-            c.state = core.QuantizationStates.ACTIVATED
+        values = {v.name: value for v, value in zip(operation.inputs, inputs, strict=True)}
+        configs = self._configs[operator]
+        states = [config.state for config in configs]
         try:
-            pairs = zip(inputs, config.input_quantization_config, strict=True)
-            values = [quantize(value, c) for value, c in pairs]
-            forward = executor.base.OPERATION_FORWARD_TABLE[operation.platform][operation.type]
-            output = forward(operation, values, self._executor._executing_context)
-            return quantize(output, config.output_quantization_config[0])
+            for config in configs:
+                config.state = core.QuantizationStates.ACTIVATED
+            return self._run_part([operation], values, [operation.outputs[0].name])[0]
         finally:
-            for c, state in states:
-                c.state = state
+            for config, state in zip(configs, states, strict=True):
+                config.state = state
+
+    def _run_part(
+        self, operations: list[ir.Operation], values: dict[str, Tensor], outputs: list[str]
+    ) -> list[Tensor]:
+        with _quiet(), torch.inference_mode():
+            if self._engine == "ppq":
+                return self._executor.partial_graph_forward(operations, values, outputs)
+            return self._lower(operations, outputs).run(values)
+
+    def _lower(self, operations: list[ir.Operation], outputs: list[str]) -> Lowered:
+        return Lowered(operations, outputs, self.device)
 
     def parameter(self, operator: str, position: int) -> Tensor:
         """The value of a parameter input."""
@@ -154,9 +205,11 @@ class SimulatedModel:
         return (operation.outputs if output else operation.inputs)[position]
 
 
-def load_model(path: Path, device: str, qparams: Sequence[Path] | None = None) -> SimulatedModel:
+def load_model(
+    path: Path, device: str, qparams: Sequence[Path] | None = None, engine: Engine = "lowered"
+) -> SimulatedModel:
     """A fused model; quantized when `qparams` names its parameters (JSON, then safetensors)."""
-    return SimulatedModel(path, device, load(*qparams) if qparams else None)
+    return SimulatedModel(path, device, load(*qparams) if qparams else None, engine)
 
 
 def _load(path: Path) -> ir.BaseGraph:
@@ -178,6 +231,15 @@ def _load(path: Path) -> ir.BaseGraph:
             f"{path}: PPQ has no operator {kinds} (first at {unknown[0].name!r}); export the model without it"
         )
     return graph
+
+
+def _images_at_once(path: Path) -> int:
+    """As many as keep the largest tensor small."""
+    model = onnx.load(path, load_external_data=False)  # no weights are read
+    constants = {tensor.name for tensor in model.graph.initializer}
+    shapes = [shape for name, shape in tensor_shapes(model, batch=1).items() if name not in constants]
+    largest = max((math.prod(s) for s in shapes if all(isinstance(n, int) for n in s)), default=1)
+    return max(1, LARGEST_BYTES // (4 * max(largest, 1)))
 
 
 def _axes_to_attribute(graph: ir.BaseGraph) -> None:

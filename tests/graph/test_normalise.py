@@ -207,3 +207,25 @@ def test_a_free_image_size_is_refused() -> None:
     model.graph.node[0].name = "flatten"
     with pytest.raises(UserError, match=r"operator 'flatten' \(Reshape\).*fix the input size"):
         normalise(model)
+
+
+@pytest.mark.parametrize(
+    ("axes", "keepdims", "found"),
+    [
+        ([2, 3], 1, "GlobalAveragePool"),
+        ([-1, -2], 1, "GlobalAveragePool"),
+        ([2, 3], 0, "ReduceMean"),
+        ([1, 2], 1, "ReduceMean"),
+        ([3], 1, "ReduceMean"),
+    ],
+)
+def test_the_mean_over_an_image_has_one_form(axes: list[int], keepdims: int, found: str) -> None:
+    out = "a, b" if not keepdims else "a, b, c, d"
+    model = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["": 20]> g (float[batch, 4, 6, 8] x) => (float[{out}] y)'
+        f"<int64[{len(axes)}] axes = {{{', '.join(map(str, axes))}}}>"
+        f"{{ y = ReduceMean <keepdims = {keepdims}> (x, axes) }}"
+    )
+    normalised = normalise(model)
+    assert types(normalised) == {found: 1}
+    assert_alike(model, normalised, 4, 6, 8)

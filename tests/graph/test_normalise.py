@@ -142,6 +142,15 @@ def test_a_constant_may_be_concatenated_twice() -> None:
     assert_alike(written(body, token), normalised, 4, 8, at_once=False)
 
 
+def test_activations_expanded_within_a_row() -> None:
+    """As Swin v2 divides by a norm: the shape that is asked for has the exported number of rows."""
+    body = "n = ReduceSum <keepdims = 1> (x, last)\ns = Shape (x)\ne = Expand (n, s)\ny = Sub (x, e)"
+    model = written(body, {"last": np.array([-1])})
+    normalised = normalise(model)
+    assert types(normalised) == {"ReduceSum": 1, "Expand": 1, "Sub": 1}
+    assert_alike(model, normalised, 4, 8)
+
+
 def test_a_constant_joined_to_shapes_or_along_the_batch_is_not_expanded() -> None:
     body = "a = Concat <axis = 0> (row, x)\ny = Neg (a)"
     assert types(normalise(written(body, {"row": random_images(1, 4, 8)}))) == {"Concat": 1, "Neg": 1}

@@ -183,11 +183,21 @@ def free_batch(model: onnx.ModelProto, batch: int = 1) -> onnx.ModelProto:
                 )
             free = np.array([-1, *target[1:]], dtype=np.int64)
             node.input[1] = graph.add_constant(f"{node.output[0]}/shape", free)
+        elif node.op_type == "Expand":
+            _free_expand(graph, node, shapes)
         elif node.op_type == "Concat":
             _expand_constants(graph, node, batch)
     freed = graph.finish()
     _set_batch(freed, BATCH)
     return untie_constants(freed, batch)
+
+
+def _free_expand(graph: Graph, expand: NodeProto, shapes: Shapes) -> None:
+    """Ask for one row where the tensor has all that are asked for: one row leaves them as they are."""
+    shape, source = graph.constants.get(expand.input[1]), shapes.get(expand.input[0], ())
+    if shape is not None and len(source) == len(shape) and source[0] == shape[0]:
+        free = np.array([1, *shape[1:]], dtype=np.int64)
+        expand.input[1] = graph.add_constant(f"{expand.output[0]}/shape", free)
 
 
 def _expand_constants(graph: Graph, concat: NodeProto, batch: int) -> None:

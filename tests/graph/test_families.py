@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from ptq2themoon.graph.fuse import fuse
 from ptq2themoon.graph.normalise import normalise
 from ptq2themoon.graph.operators import Operator
 from ptq2themoon.graph.roles import find_roles, rename_operators
+from ptq2themoon.quantize.simulation import SimulatedModel
 
 ATTENTION = ("norm1", "qkv", "attn_scale", "attn_scores", "softmax", "attn_context", "proj", "residual1")
 MLP = ("norm2", "fc1", "gelu", "fc2", "residual2")
@@ -238,6 +240,18 @@ def test_swin_whose_windows_need_padding() -> None:
     assert [entry[1:5] for entry in entries(facts_of(found))] == [(16, 4, 0, None)] * 2 + [
         (16, 1, 0, None)
     ] * 2
+
+
+def test_mobilevit_whose_patches_need_resizing(tmp_path: Path) -> None:
+    """A map of 3 x 3 is resized to 4 x 4, of patches of 2 x 2, and back."""
+    found = fused(FAMILIES["mobilevit"](), (3, 24, 24))
+    assert sum(o.type == "Resize" for o in found.operators) == 2
+    assert [entry[1:5] for entry in entries(facts_of(found))][-1] == (4, 4, 0, [2, 2])
+    assert_logits(found, 3, 3, 24, 24)
+    onnx.save(found.fused, tmp_path / "fused.onnx")
+    images = random_images(2, 3, 24, 24)
+    in_ppq = SimulatedModel(tmp_path / "fused.onnx", "cpu")(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(in_ppq, run_all(found.fused, images)[0], rtol=0, atol=1e-4)
 
 
 def test_gated_mlp_of_two_first_layers() -> None:

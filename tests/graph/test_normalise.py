@@ -151,6 +151,18 @@ def test_activations_expanded_within_a_row() -> None:
     assert_alike(model, normalised, 4, 8)
 
 
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (12, 3), (6, 8), (5, 41)])
+def test_sizes_to_resize_to_do_not_fix_the_batch(height: int, width: int) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 13]> g (float[1, 4, 6, 8] x) => (float[1, 4, h, w] y)'
+        '{ y = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (x, , , sizes) }'
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 4, height, width]), "sizes"))
+    normalised = normalise(model)
+    assert run_all(normalised, random_images(2, 4, 6, 8))[0].shape == (2, 4, height, width)
+    assert_alike(model, normalised, 4, 6, 8, at_once=False)
+
+
 def test_a_constant_joined_to_shapes_or_along_the_batch_is_not_expanded() -> None:
     body = "a = Concat <axis = 0> (row, x)\ny = Neg (a)"
     assert types(normalise(written(body, {"row": random_images(1, 4, 8)}))) == {"Concat": 1, "Neg": 1}

@@ -185,6 +185,8 @@ def free_batch(model: onnx.ModelProto, batch: int = 1) -> onnx.ModelProto:
             node.input[1] = graph.add_constant(f"{node.output[0]}/shape", free)
         elif node.op_type == "Expand":
             _free_expand(graph, node, shapes)
+        elif node.op_type == "Resize":
+            _free_resize(graph, node, shapes)
         elif node.op_type == "Concat":
             _expand_constants(graph, node, batch)
     freed = graph.finish()
@@ -198,6 +200,19 @@ def _free_expand(graph: Graph, expand: NodeProto, shapes: Shapes) -> None:
     if shape is not None and len(source) == len(shape) and source[0] == shape[0]:
         free = np.array([1, *shape[1:]], dtype=np.int64)
         expand.input[1] = graph.add_constant(f"{expand.output[0]}/shape", free)
+
+
+def _free_resize(graph: Graph, resize: NodeProto, shapes: Shapes) -> None:
+    """Tell scales instead of sizes, which count the images too."""
+    sizes = graph.constants.get(resize.input[3]) if len(resize.input) > 3 else None
+    known = [size for size in shapes.get(resize.input[0], ()) if isinstance(size, int)]
+    if sizes is None or len(sizes) != len(known):  # scales already, or sizes of some dimensions
+        return
+    scales = (sizes / known).astype(np.float32)
+    short = np.floor(scales.astype(np.float64) * known) < sizes  # by rounding
+    scales = np.where(short, np.nextafter(scales, np.float32(np.inf)), scales)
+    scales_name = graph.add_constant(f"{resize.output[0]}/scales", scales)
+    resize.input[:] = [*resize.input[:2], scales_name]
 
 
 def _expand_constants(graph: Graph, concat: NodeProto, batch: int) -> None:

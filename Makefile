@@ -6,7 +6,7 @@ ARGS ?=
 # Recipes, and the jobs that they start, see the environment as if it were activated.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help run test env lint format lock clean
+.PHONY: help run test env lint format lock matrix clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$2}' Makefile
@@ -36,6 +36,9 @@ lock:  ## resolve pyproject.toml into requirements.lock; needs uv; keeps pins th
 	uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 \
 	    --python-platform x86_64-unknown-linux-gnu --extra dev --custom-compile-command "make lock" \
 	    pyproject.toml --output-file requirements.lock $(ARGS)
+
+matrix: env  ## compute the tables of docs/models.md: every family of models by every exporter
+	python tests/matrix.py
 
 clean:  ## remove .venv and caches; results stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -223,12 +223,23 @@ def test_norm_before_the_blocks() -> None:
     assert all(roles_of(found.operators, block) == PLAIN for block in range(2))
 
 
-def test_swin_v2() -> None:
-    """Queries and keys divided by their norms, norms after the branches: known around the scores only."""
-    found = fused(made("swinv2_tiny_window8_256", **SWIN), (3, 32, 32))
-    around_scores = dict.fromkeys(("attn_scale", "attn_scores", "softmax", "attn_context", "proj"), 1)
-    assert [roles_of(found.operators, block) for block in range(5)] == [around_scores] * 4 + [{}]
-    assert_logits(found, 3, 3, 32, 32)
+SCORES = dict.fromkeys(("attn_scale", "attn_scores", "softmax", "attn_context"), 1)
+QKV_APART = dict.fromkeys(("norm1", "q", "k", "v", "proj"), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "size", "blocks"),
+    [
+        ("swinv2_tiny_window8_256", SWIN, 32, [{**SCORES, "proj": 1}] * 4),
+        ("levit_128s", {"img_size": 64}, 64, [SCORES] * 11),
+        ("cait_xxs24_224", VIT, 32, [{**SCORES, **QKV_APART}]),  # the first that gives a class to attend to
+    ],
+)
+def test_known_in_part(name: str, overrides: dict[str, Any], size: int, blocks: list[dict[str, int]]) -> None:
+    """As docs/models.md lists them."""
+    found = fused(made(name, **overrides), (3, size, size))
+    assert [roles_of(found.operators, block) for block in range(len(blocks))] == blocks
+    assert_logits(found, 3, 3, size, size)
 
 
 def test_swin_whose_windows_need_padding() -> None:

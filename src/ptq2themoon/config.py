@@ -100,8 +100,9 @@ class Dataset(Strict):
     """Images to calibrate with and images to test on."""
 
     kind: Literal["arrays", "folder", "csv", "torchvision"]
-    """`arrays`: safetensors files with images and labels; `folder`: one subfolder of images a class; `csv`: a
-    table of path and label beside the images; `torchvision`: a data set of torchvision's in local files."""
+    """`arrays`: safetensors files with images and labels; `folder`: one subfolder of images a class, or no
+    subfolders and no labels; `csv`: a table of path and label beside the images; `torchvision`: a data set of
+    torchvision's in local files."""
     calibration: str
     """The file or folder that calibration draws from, or NAME:SPLIT:ROOT of torchvision."""
     evaluation: str

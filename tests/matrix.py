@@ -92,6 +92,7 @@ def cell(family: str, exporter: str) -> Cell:
         "roles": (found.places, expected.places),
         "order": (found.order, expected.order),
         "counts": (found.counts, expected.counts),
+        "attention": (found.attention, expected.attention),
     }
     with torch.inference_mode():
         output = module(family)(torch.from_numpy(random_images(BATCH, *image_shape(family)))).numpy()

@@ -61,6 +61,7 @@ def test_every_exporter_gives_the_same(
     assert got.counts == plain.counts
     assert got.places == plain.places
     assert got.order == plain.order
+    assert got.attention == plain.attention
     with torch.no_grad():
         expected = module(torch.from_numpy(images)).numpy()
     assert np.abs(expected).max() > 0.1

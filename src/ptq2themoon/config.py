@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator
 
 from ptq2themoon.class_folders import class_folders
+from ptq2themoon.deploy.modes import MODES, Mode
 from ptq2themoon.errors import UserError, nearest
 from ptq2themoon.graph.source import ONNX, Exporter, PreprocessingChanges, opset_problem, source_problem
 from ptq2themoon.quantize.recipe import load_recipe
@@ -56,6 +57,7 @@ Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern":
 Bits = Annotated[str, AfterValidator(_bits), Field(json_schema_extra={"pattern": f"^{BITS.pattern}$"})]
 # A pattern for the keys alone would let others through.
 _named = Field(json_schema_extra={"additionalProperties": False})
+_set = (Field(json_schema_extra={"uniqueItems": True}), AfterValidator(no_repeats))
 _some = (Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(no_repeats))
 
 
@@ -165,6 +167,13 @@ class Attention(Strict):
     """Which block's attention; from the end when negative."""
 
 
+class Deployment(Strict):
+    """INT8 models for runtimes."""
+
+    modes: Annotated[list[Mode], *_set] = list(MODES)
+    """`faithful`: every quantization of the recipe; `fast`: only what integer kernels make faster; []: none."""
+
+
 class Plots(Strict):
     dpi: int = Field(default=150, ge=50, le=1200)
     """Resolution of the PNG files."""
@@ -187,6 +196,7 @@ class Params(Strict):
     evaluation: Evaluation
     errors: Errors = Errors()
     attention: Attention = Attention()
+    deploy: Deployment = Deployment()
     plots: Plots = Plots()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when torch sees one."""

@@ -10,7 +10,8 @@ from onnx import NodeProto
 
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.linear import Linear, as_linear, write_product
-from ptq2themoon.deploy.report import Place, Profile
+from ptq2themoon.deploy.modes import Profile
+from ptq2themoon.deploy.report import Place
 from ptq2themoon.deploy.writer import S8, U8, Writer
 from ptq2themoon.graph.editing import tensor_shapes
 from ptq2themoon.quantize.tensors import QuantizedOperator

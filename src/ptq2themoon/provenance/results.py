@@ -260,7 +260,7 @@ class ModelResults:
         return Result("deploy", self.int8(run, mode), [*self.fused, *self._qparams(run)], parameters)
 
     def verify_runtime(self, run: Run, mode: str) -> Result:
-        parameters = {"batch_size": self.params.evaluation.batch_size, "threads": ANY}
+        parameters = {"batch_size": self.params.evaluation.batch_size, "operator_images": ANY}
         return self._on_test_images(
             "verify_runtime", run, self.runtime(run, mode), parameters, self.int8(run, mode)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def openvino_runner(model: Path, *, threads: int = 1) -> Callable[[np.ndarray], 
         UserError: OpenVINO is not installed, or refuses the file.
     """
     try:
-        import openvino
+        openvino = importlib.import_module("openvino")
     except ImportError:
         raise UserError("OpenVINO is not installed; `pip install openvino` to run this") from None
     core = openvino.Core()

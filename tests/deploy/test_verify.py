@@ -113,9 +113,12 @@ def test_outputs_that_are_not_finite_are_refused(tiny: Tiny) -> None:
     made = Quantized.of(tiny, "vanilla", (8, 8), images(12))
     batch = [(made.images, torch.zeros(3, dtype=torch.int64))]
     run = runner(session(made.deployed("fast").model))
-    assert collect(run, made.simulated, batch).runtime.shape == (3, 10)
+    floating = runner(session(tiny.path))
+    found = collect(run, floating, made.simulated, batch)
+    assert found.runtime.shape == found.simulated.shape == (3, 10)
+    np.testing.assert_allclose(found.floating.numpy(), made.floating(), rtol=0, atol=1e-4)
     with pytest.raises(UserError, match="INT8 model gives outputs that are not finite"):
-        collect(lambda x: run(x) * np.nan, made.simulated, batch)
+        collect(lambda x: run(x) * np.nan, floating, made.simulated, batch)
 
 
 def test_a_graph_that_the_runtime_refuses(tmp_path: Path) -> None:

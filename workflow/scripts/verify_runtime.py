@@ -65,9 +65,9 @@ def main() -> None:
         if all(kind):
             rows = read_manifest(args.manifest, classes)  # holds each label against the classes
         simulated, mode = load_model(args.graph, device, args.qparams), report["mode"]
-        running = session(args.int8, threads=args.threads)
+        int8, floating = (runner(session(path, threads=args.threads)) for path in (args.int8, args.graph))
         data = batches(rows, source, preprocessing, args.batch_size)
-        metrics = measure(collect(runner(running), simulated, data), *kind)
+        metrics = measure(collect(int8, floating, simulated, data), *kind)
         few = batches(rows[: args.operator_images], source, preprocessing, args.operator_images)
         images = torch.cat([images for images, _ in few])
         quantized = load(*args.qparams)

@@ -171,7 +171,7 @@ class Deployment(Strict):
     """INT8 models for runtimes."""
 
     modes: Annotated[list[Mode], *_set] = list(MODES)
-    """`faithful`: every quantization of the recipe; `fast`: only what integer kernels make faster; []: none."""
+    """`faithful`: all that the recipe quantizes; `fast`: only what integer kernels make faster; []: none."""
 
 
 class Plots(Strict):

@@ -50,7 +50,7 @@ NOTHING = "–"
 class Entry(NamedTuple):
     """A result and its metrics.json; floating point has recipe and bits `fp32`, no images and no seed.
 
-    `runtime`: (mode, runtime.json) of its deployed models.
+    `runtime`: the runtime.json of its deployed models.
     """
 
     model: str
@@ -59,7 +59,7 @@ class Entry(NamedTuple):
     calibration_images: int | None
     seed: int | None
     metrics: Path
-    runtime: tuple[tuple[str, Path], ...] = ()
+    runtime: Path | None = None
 
     @property
     def key(self) -> tuple[str | int | None, ...]:
@@ -94,35 +94,39 @@ def summarize(entries: Sequence[Entry]) -> pd.DataFrame:
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     names = [name for name in ("images", *METRICS) if name != "top1_drop" and name not in RUNTIME]
-    found = _read(path, names)
+    found = _numbers(_read(path), names, path)
     if found["images"] is None:
         raise UserError(f"{path}: images: None is no number")
     return found
 
 
-def _read_runtime(files: Iterable[tuple[str, Path]]) -> dict[str, Any]:
-    metrics = {}
-    for mode, path in files:
-        columns = {column: name for column, (of, name) in RUNTIME.items() if of == mode}
-        found = _read(path, columns.values())
-        metrics |= {column: found[name] for column, name in columns.items()}
+def _read_runtime(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    found, metrics = _read(path), {}
+    for column, (mode, name) in RUNTIME.items():
+        if mode in found:
+            metrics[column] = _numbers(found[mode], [name], path)[name]
     return metrics
 
 
-def _read(path: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Numbers of a JSON file by name; None where it has none."""
+def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
-    metrics = {}
+    return found if isinstance(found, dict) else {}
+
+
+def _numbers(found: dict[str, Any], names: Iterable[str], path: Path) -> dict[str, Any]:
+    """By name; None where there is none."""
     for name in names:
-        if not isinstance(found, dict) or name not in found:
+        if name not in found:
             raise UserError(f"{path}: no metric {name!r}; {nearest(name, found)}")
-        value = metrics[name] = found[name]
+        value = found[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UserError(f"{path}: {name}: {value!r} is no number")
-    return metrics
+    return {name: found[name] for name in names}
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -170,16 +174,9 @@ def to_nested(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def parse_runtime(entries: Sequence[Entry], values: Iterable[Sequence[str]]) -> list[Entry]:
-    """The entries with their deployed models, each `MODEL RECIPE BITS N SEED MODE RUNTIME.json`."""
-    files: dict[tuple[str, ...], list[tuple[str, Path]]] = {}
-    modes = {mode for mode, _ in RUNTIME.values()}
-    for *key, mode, path in values:
-        if mode not in modes:
-            raise UserError(
-                f"--runtime {' '.join(key)}: unknown mode {mode!r}; {nearest(mode, sorted(modes))}"
-            )
-        files.setdefault(tuple(key), []).append((mode, Path(path)))
-    found = [entry._replace(runtime=tuple(files.pop(tuple(map(str, entry.key)), ()))) for entry in entries]
+    """The entries with their deployed models, each `MODEL RECIPE BITS N SEED RUNTIME.json`."""
+    files = {tuple(key): Path(path) for *key, path in values}
+    found = [entry._replace(runtime=files.pop(tuple(map(str, entry.key)), None)) for entry in entries]
     for key in files:
         raise UserError(f"--runtime {' '.join(key)}: no --entry of this model, recipe, bits, images and seed")
     return found

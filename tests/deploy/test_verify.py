@@ -20,7 +20,7 @@ from tiny_stages import DATA, GRAPH, QPARAMS, STAGES, run_stage
 
 from ptq2themoon.deploy.compare import Difference, compare
 from ptq2themoon.deploy.runtime import openvino_runner, runner, session
-from ptq2themoon.deploy.verify import Outputs, collect, departure, least_agreement, measure
+from ptq2themoon.deploy.verify import Comparison, compare_runs, departure, least_agreement
 from ptq2themoon.errors import UserError
 from ptq2themoon.stage import sha256
 
@@ -31,7 +31,7 @@ DEPLOY = {
 VERIFY = {
     **GRAPH, **DATA, **QPARAMS, "int8": "out/q/faithful/int8.onnx", "deployed": "out/q/faithful/deploy.json",
     "batch-size": 8, "operator-images": 2,
-    "out": "out/q/faithful/runtime.json", "out-operators": "out/q/faithful/runtime_operators.csv",
+    "out": "out/q/runtime.json", "out-operators": "out/q/runtime_operators.csv",
 }  # fmt: skip
 
 
@@ -78,35 +78,36 @@ def test_fast_operators_are_within_a_step_of_the_simulation(tiny: Tiny) -> None:
     assert np.median([d.rms for d in found]) == pytest.approx(1 / np.sqrt(12), rel=0.2)
 
 
-def outputs(**values: list[list[float]]) -> Outputs:
-    return Outputs(
-        *(torch.tensor(values[name]) for name in ("runtime", "simulated", "floating")),
-        torch.tensor([0, 1, 1]),
-    )
+def compared(classifier: bool = True, labelled: bool = True, **values: list[list[float]]) -> dict[str, Any]:
+    """Metrics of three images of classes 0, 1, 1, in two batches."""
+    found, labels = Comparison(classifier, labelled), torch.tensor([0, 1, 1])
+    outputs = [torch.tensor(values[name]) for name in ("runtime", "simulated", "floating")]
+    for part in (slice(0, 2), slice(2, 3)):
+        found.add(*(output[part] for output in outputs), labels[part])
+    return found.metrics()
 
 
 def test_metrics_by_hand() -> None:
     right, wrong = [4.0, 1.0, 0.0], [0.0, 1.0, 4.0]
-    found = outputs(
-        runtime=[right, right, wrong], simulated=[right, wrong, wrong], floating=[wrong, wrong, right]
-    )
-    metrics = measure(found, True, True)
+    values = {"runtime": [right, right, wrong], "simulated": [right, wrong, wrong]}
+    values["floating"] = [wrong, wrong, right]
+    metrics = compared(**values)
     assert metrics["top1"] == pytest.approx(100 / 3)
     assert metrics["simulated_top1"] == pytest.approx(100 / 3)
     assert metrics["agreement_simulation"] == pytest.approx(200 / 3)
     assert metrics["agreement"] == 0
     assert metrics["simulated_agreement"] == pytest.approx(100 / 3)
     assert metrics["images"] == 3
-    assert measure(found, True, False)["top1"] is None
-    assert measure(found, True, False)["agreement"] == 0
-    without = measure(found, False, False)
+    unlabelled = compared(labelled=False, **values)
+    assert (unlabelled["top1"], unlabelled["agreement"]) == (None, 0)
+    without = compared(classifier=False, **values)
     assert without["agreement_simulation"] is None
     assert without["logits_sqnr_db"] is not None
     assert least_agreement(without, "faithful") is None
     assert least_agreement({"simulated_agreement": 99.9}, "faithful") == 99
     assert least_agreement({"simulated_agreement": 97.5}, "fast") == 96.5
-    same = outputs(runtime=[right] * 3, simulated=[right] * 3, floating=[wrong] * 3)
-    assert measure(same, True, True)["logits_sqnr_db_simulation"] is None
+    same = compared(runtime=[right] * 3, simulated=[right] * 3, floating=[wrong] * 3)
+    assert same["logits_sqnr_db_simulation"] is None
 
 
 def test_outputs_that_are_not_finite_are_refused(tiny: Tiny) -> None:
@@ -114,11 +115,11 @@ def test_outputs_that_are_not_finite_are_refused(tiny: Tiny) -> None:
     batch = [(made.images, torch.zeros(3, dtype=torch.int64))]
     run = runner(session(made.deployed("fast").model))
     floating = runner(session(tiny.path))
-    found = collect(run, floating, made.simulated, batch)
-    assert found.runtime.shape == found.simulated.shape == (3, 10)
-    np.testing.assert_allclose(found.floating.numpy(), made.floating(), rtol=0, atol=1e-4)
+    found = compare_runs({"fast": run, "faithful": run}, floating, made.simulated, batch)
+    assert found["fast"] == found["faithful"]
+    assert found["fast"]["logits_sqnr_db_simulation"] > 20
     with pytest.raises(UserError, match="INT8 model gives outputs that are not finite"):
-        collect(lambda x: run(x) * np.nan, floating, made.simulated, batch)
+        compare_runs({"fast": lambda x: run(x) * np.nan}, floating, made.simulated, batch)
 
 
 def test_a_graph_that_the_runtime_refuses(tmp_path: Path) -> None:
@@ -177,17 +178,34 @@ def test_a_model_is_deployed_and_checked(folder: Path, mode: str) -> None:
     moved = {k: v.replace("faithful", mode) for k, v in VERIFY.items() if "faithful" in str(v)}
     ended = run_stage(folder, "verify_runtime", **moved)
     assert ended.status == 0, ended.err
-    found = read(out / "runtime.json")
+    found = read(folder / "out/q/runtime.json")[mode]
     assert found["images"] == 31
     assert found["operators"] == len(read(folder / "out/q/qparams.json")["operators"])
     assert (found["departing"], found["first_departing"]) == (0, None)
     assert found["agreement_simulation"] > 80
     assert found["kernels"]["MatMulIntegerToFloat"] + found["kernels"]["QLinearMatMul"] >= 12
-    table = pd.read_csv(out / "runtime_operators.csv")
+    table = pd.read_csv(folder / "out/q/runtime_operators.csv")
     assert len(table) == found["operators"]
+    assert set(table["mode"]) == {mode}
     assert not table["departs"].any()
     assert set(table["runs"]) == {"integer", "float"}
     assert table["from_tie"].isna().all() == (mode == "fast")
+
+
+def test_both_modes_are_checked_in_one_go(folder: Path) -> None:
+    models, reports = [], []
+    for mode in ("fast", "faithful"):
+        moved = {k: v.replace("faithful", mode) for k, v in DEPLOY.items() if k.startswith("out")}
+        assert run_stage(folder, "deploy", **moved, mode=mode).status == 0
+        models.append(moved["out"])
+        reports.append(moved["out-report"])
+    assert run_stage(folder, "verify_runtime", int8=models, deployed=reports).status == 0
+    assert list(read(folder / "out/q/runtime.json")) == ["runtime", "fast", "faithful"]
+    assert set(pd.read_csv(folder / "out/q/runtime_operators.csv")["mode"]) == {"fast", "faithful"}
+    ended = run_stage(folder, "verify_runtime", int8=models)
+    assert "--deployed: 1 files, --int8: 2; give one of each for a mode" in ended.err
+    ended = run_stage(folder, "verify_runtime", int8=models[:1] * 2, deployed=reports[:1] * 2)
+    assert "mode 'fast' is given twice" in ended.err
 
 
 def test_low_agreement_is_said_with_the_operator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +214,7 @@ def test_low_agreement_is_said_with_the_operator(folder: Path, monkeypatch: pyte
     ended = run_stage(folder, "verify_runtime")
     assert ended.status == 0
     assert "less than 100.10 %; first operator that departs: none" in ended.err.splitlines()[-1]
-    assert read(folder / "out/q/faithful/runtime.json")["agrees"] is False
+    assert read(folder / "out/q/runtime.json")["faithful"]["agrees"] is False
 
 
 def test_files_of_another_model_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -113,18 +113,18 @@ def make_run(recipe: str, text: str = "made") -> None:
         made("operator_errors", outputs, inputs, parameters, **more)
         int8 = [f"{HEAVY}/{folder}/fast/{name}" for name in ("int8.onnx", "deploy.json")]
         made("deploy", int8, [*fused, *qparams], {"mode": "fast", "profile": "onnxruntime"}, text=text)
-        outputs = [f"{LIGHT}/{folder}/fast/{name}" for name in ("runtime.json", "runtime_operators.csv")]
+        outputs = [f"{LIGHT}/{folder}/{name}" for name in ("runtime.json", "runtime_operators.csv")]
         parameters = {**test, "batch_size": 5, "operator_images": 4}
         made("verify_runtime", outputs, [*inputs, *int8], parameters, **more)
 
 
 def make_figures() -> None:
     folders = ["fp32", *(f"{recipe}/{KEY}" for recipe in RECIPES)]
-    quantized = [["tiny", name, "w8a8", 8, 0, ["fast"]] for name in RECIPES]
-    parameters = {"entries": [["tiny", "fp32", "fp32", None, None, []], *quantized]}
+    quantized = [["tiny", name, "w8a8", 8, 0] for name in RECIPES]
+    parameters = {"entries": [["tiny", "fp32", "fp32", None, None], *quantized]}
     outputs = [f"results/summary.{kind}" for kind in ("csv", "md", "json")]
     metrics = [f"{LIGHT}/{f}/metrics.json" for f in folders]
-    metrics += [f"{LIGHT}/{f}/fast/runtime.json" for f in folders[1:]]
+    metrics += [f"{LIGHT}/{f}/runtime.json" for f in folders[1:]]
     made("summarize", outputs, metrics, parameters)
 
     def files(*names: str) -> list[str]:

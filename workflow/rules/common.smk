@@ -62,8 +62,8 @@ def all_results():
         for mode in PARAMS.deploy.modes:
             for name in ("int8.onnx", "deploy.json"):
                 files += of_runs(model, f"results/models/{{model}}/{{recipe}}/{{key}}/{mode}/{name}")
-            for name in ("runtime.json", "runtime_operators.csv"):
-                files += of_runs(model, f"results/{{model}}/{{recipe}}/{{key}}/{mode}/{name}")
+        for name in ("runtime.json", "runtime_operators.csv") if PARAMS.deploy.modes else ():
+            files += of_runs(model, f"results/{{model}}/{{recipe}}/{{key}}/{name}")
     return files
 
 
@@ -188,14 +188,13 @@ def qparams(wildcards):
 
 
 def summary_entries():
-    """--entry MODEL RECIPE BITS IMAGES SEED METRICS for each row of the summary, and --runtime for its modes."""
+    """--entry MODEL RECIPE BITS IMAGES SEED METRICS for each row of the summary, and --runtime alike."""
     for model in PARAMS.models:
         yield from ("--entry", model, "fp32", "fp32", "-", "-", f"results/{model}/fp32/metrics.json")
         for run, metrics in zip(RUNS, of_runs(model, "results/{model}/{recipe}/{key}/metrics.json")):
             yield from ("--entry", model, *map(str, run), metrics)
-            for mode in PARAMS.deploy.modes:
-                runtime = metrics.replace("metrics.json", f"{mode}/runtime.json")
-                yield from ("--runtime", model, *map(str, run), mode, runtime)
+            if PARAMS.deploy.modes:
+                yield from ("--runtime", model, *map(str, run), metrics.replace("metrics", "runtime"))
 
 
 def shown(name, label):

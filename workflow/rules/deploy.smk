@@ -30,15 +30,19 @@ rule verify_runtime:
     input:
         **fused_model("verify_runtime"),
         qparams=QPARAMS,
-        model="results/models/{model}/{recipe}/{key}/{mode}/int8.onnx",
-        report="results/models/{model}/{recipe}/{key}/{mode}/deploy.json",
+        models=expand(
+            "results/models/{{model}}/{{recipe}}/{{key}}/{mode}/int8.onnx", mode=PARAMS.deploy.modes
+        ),
+        reports=expand(
+            "results/models/{{model}}/{{recipe}}/{{key}}/{mode}/deploy.json", mode=PARAMS.deploy.modes
+        ),
     output:
-        metrics="results/{model}/{recipe}/{key}/{mode}/runtime.json",
-        operators="results/{model}/{recipe}/{key}/{mode}/runtime_operators.csv",
+        metrics="results/{model}/{recipe}/{key}/runtime.json",
+        operators="results/{model}/{recipe}/{key}/runtime_operators.csv",
     log:
-        "logs/{model}/{recipe}/{key}/{mode}/verify_runtime.log",
+        "logs/{model}/{recipe}/{key}/verify_runtime.log",
     benchmark:
-        "benchmarks/{model}/{recipe}/{key}/{mode}/verify_runtime.tsv"
+        "benchmarks/{model}/{recipe}/{key}/verify_runtime.tsv"
     conda:
         "../../environment.yml"
     threads: SHARE
@@ -50,10 +54,10 @@ rule verify_runtime:
         device=PARAMS.device,
         batch_size=PARAMS.evaluation.batch_size,
     message:
-        "{wildcards.model}, {wildcards.recipe}: {wildcards.mode} INT8 model against the simulation"
+        "{wildcards.model}, {wildcards.recipe}: INT8 models in ONNX Runtime against the simulation"
     shell:
         "python workflow/scripts/verify_runtime.py --graph {input.graph} --fusion {input.fusion} "
         "--info {input.info} --manifest {input.manifest} {params.source:q} --device {params.device} "
-        "--qparams {input.qparams} --int8 {input.model} --deployed {input.report} "
+        "--qparams {input.qparams} --int8 {input.models} --deployed {input.reports} "
         "--batch-size {params.batch_size} --threads {threads} "
         "--out {output.metrics} --out-operators {output.operators} > {log} 2>&1"

@@ -73,8 +73,8 @@ rule summarize:
         runtime=[
             path
             for model in PARAMS.models
-            for mode in PARAMS.deploy.modes
-            for path in of_runs(model, f"results/{{model}}/{{recipe}}/{{key}}/{mode}/runtime.json")
+            for path in of_runs(model, "results/{model}/{recipe}/{key}/runtime.json")
+            if PARAMS.deploy.modes
         ],
         code=code("summarize"),
     output:

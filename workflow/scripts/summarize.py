@@ -21,11 +21,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--runtime",
-        nargs=7,
+        nargs=6,
         action="append",
         default=[],
-        metavar=("MODEL", "RECIPE", "BITS", "N", "SEED", "MODE", "RUNTIME"),
-        help="a runtime.json of an entry's deployed model; repeat",
+        metavar=("MODEL", "RECIPE", "BITS", "N", "SEED", "RUNTIME"),
+        help="the runtime.json of an entry's deployed models; repeat",
     )
     parser.add_argument("--out-csv", type=Path, required=True)
     parser.add_argument("--out-md", type=Path, required=True)
@@ -38,9 +38,9 @@ def main() -> None:
     entries = parse_runtime([parse_entry(values) for values in args.entry], args.runtime)
     with Stage(
         "summarize",
-        inputs=[path for e in entries for path in (e.metrics, *(path for _, path in e.runtime))],
+        inputs=[path for e in entries for path in (e.metrics, e.runtime) if path],
         outputs=[args.out_csv, args.out_md, args.out_json],
-        parameters={"entries": [[*e.key, [mode for mode, _ in e.runtime]] for e in entries]},
+        parameters={"entries": [list(e.key) for e in entries]},
     ) as stage:
         table = summarize(entries)
         table.to_csv(stage.temporary(args.out_csv), index=False, float_format="%.8g")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ptq2themoon.deploy.compare import Difference
 from ptq2themoon.deploy.modes import Mode
 from ptq2themoon.deploy.report import Place
 from ptq2themoon.errors import UserError
+from ptq2themoon.evaluate.accuracy import AccuracyCounter
 from ptq2themoon.evaluate.errors import ErrorMeter, sqnr_db
 from ptq2themoon.graph.operators import Operator
 from ptq2themoon.progress import progress
@@ -26,75 +25,67 @@ SLACK = 1.0  # points: by so much a fast model may agree less with it than it ag
 Run = Callable[[np.ndarray], np.ndarray]  # images [B, C, H, W] to output [B, ...], float32
 
 
-@dataclass
-class Outputs:
-    """Outputs [N, ...] of all images, and their labels [N]."""
-
-    runtime: Tensor
-    simulated: Tensor
-    floating: Tensor
-    labels: Tensor
-
-
-def collect(
-    run: Run, floating: Run, simulated: SimulatedModel, batches: Iterable[tuple[Tensor, Tensor]]
-) -> Outputs:
-    """Run all three on the same images, normalised [B, C, H, W].
+class Comparison:
+    """One INT8 model against simulation and floating point, over all images seen.
 
     Args:
-        run, floating: the INT8 model and the one in floating point, both in the runtime.
-
-    Raises:
-        UserError: outputs that are not finite.
-    """
-    kept: list[tuple[Tensor, ...]] = []
-    for images, labels in progress(batches, desc="runtime and simulation"):
-        ours = torch.from_numpy(run(images.numpy()))
-        if not bool(torch.isfinite(ours).all()):
-            raise UserError("the INT8 model gives outputs that are not finite")
-        reference = torch.from_numpy(floating(images.numpy()))
-        kept.append((ours, simulated(images).cpu(), reference, labels))
-    return Outputs(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
-
-
-def measure(found: Outputs, classifier: bool, labelled: bool) -> dict[str, Any]:
-    """Accuracy in percent where there is any, and agreement and distance between the three.
-
-    Args:
-        classifier: False for outputs that are no logits [N, classes].
+        classifier: False for outputs that are no logits [B, classes].
         labelled: whether all images have a label.
     """
-    n = len(found.labels)
-    ranked = {name: getattr(found, name) for name in ("runtime", "simulated", "floating")}
-    first = {name: output.argmax(1) for name, output in ranked.items() if classifier}
 
-    def agreement(a: str, b: str) -> float | None:
-        return 100 * float((first[a] == first[b]).sum()) / n if classifier else None
+    def __init__(self, classifier: bool, labelled: bool) -> None:
+        self._runtime, self._simulated = (AccuracyCounter(classifier, labelled) for _ in range(2))
+        self._both = AccuracyCounter(classifier, labelled=False)
+        self._errors = {name: ErrorMeter() for name in ("", "_simulation", "simulated_")}
 
-    metrics: dict[str, Any] = {"images": n, "top1": None, "top5": None, "loss": None, "simulated_top1": None}
-    if classifier and labelled:
-        top5 = found.runtime.topk(min(5, found.runtime.shape[1]), dim=1).indices
-        metrics |= {
-            "top1": 100 * float((first["runtime"] == found.labels).sum()) / n,
-            "top5": 100 * float((top5 == found.labels[:, None]).any(1).sum()) / n,
-            "loss": float(F.cross_entropy(found.runtime.double(), found.labels)),
-            "simulated_top1": 100 * float((first["simulated"] == found.labels).sum()) / n,
+    def add(self, runtime: Tensor, simulated: Tensor, floating: Tensor, labels: Tensor) -> None:
+        """Outputs [B, ...] of the same images.
+
+        Raises:
+            UserError: outputs of the INT8 model that are not finite.
+        """
+        if not bool(torch.isfinite(runtime).all()):
+            raise UserError("the INT8 model gives outputs that are not finite")
+        self._runtime.add(runtime, floating, labels)
+        self._simulated.add(simulated, floating, labels)
+        self._both.add(runtime, simulated, labels)
+        pairs = ((runtime, floating), (runtime, simulated), (simulated, floating))
+        for meter, (output, reference) in zip(self._errors.values(), pairs, strict=True):
+            meter.add(output, reference)
+
+    def metrics(self) -> dict[str, Any]:
+        """Accuracy and agreement in percent where there are any; SQNR in dB, None where outputs are equal."""
+        simulated = self._simulated.metrics()
+        runtime, both, simulation = (_sqnr(meter) for meter in self._errors.values())
+        return {
+            **self._runtime.metrics(),
+            "agreement_simulation": self._both.metrics()["agreement"],
+            "simulated_top1": simulated["top1"],
+            "simulated_agreement": simulated["agreement"],
+            "logits_sqnr_db": runtime,
+            "logits_sqnr_db_simulation": both,
+            "simulated_logits_sqnr_db": simulation,
         }
-    return {
-        **metrics,
-        "agreement": agreement("runtime", "floating"),
-        "agreement_simulation": agreement("runtime", "simulated"),
-        "simulated_agreement": agreement("simulated", "floating"),
-        "logits_sqnr_db": _sqnr(found.runtime, found.floating),
-        "logits_sqnr_db_simulation": _sqnr(found.runtime, found.simulated),
-        "simulated_logits_sqnr_db": _sqnr(found.simulated, found.floating),
-    }
 
 
-def _sqnr(output: Tensor, reference: Tensor) -> float | None:
-    """None: equal."""
-    meter = ErrorMeter()
-    meter.add(output, reference)
+def compare_runs(
+    runs: Mapping[Mode, Run],
+    floating: Run,
+    simulated: SimulatedModel,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    classifier: bool = True,
+    labelled: bool = True,
+) -> dict[Mode, dict[str, Any]]:
+    """Metrics of each mode's INT8 model, all run on the same images, normalised [B, C, H, W]."""
+    found = {mode: Comparison(classifier, labelled) for mode in runs}
+    for images, labels in progress(batches, desc="runtime and simulation"):
+        reference, expected = torch.from_numpy(floating(images.numpy())), simulated(images).cpu()
+        for mode, run in runs.items():
+            found[mode].add(torch.from_numpy(run(images.numpy())), expected, reference, labels)
+    return {mode: comparison.metrics() for mode, comparison in found.items()}
+
+
+def _sqnr(meter: ErrorMeter) -> float | None:
     nsr = meter.summary()["nsr"]
     return sqnr_db(nsr) if nsr > 0 else None
 
@@ -135,11 +126,12 @@ def verdict(metrics: dict[str, Any], differences: Sequence[Difference], mode: Mo
 def operator_table(
     differences: Sequence[Difference], operators: Iterable[Operator], places: dict[str, Place]
 ) -> pd.DataFrame:
-    """runtime_operators.csv: one row an operator, in graph order."""
+    """Rows of runtime_operators.csv: one an operator, in graph order."""
     known = {operator.name: operator for operator in operators}
     return pd.DataFrame(
         [
             {
+                "mode": d.mode,
                 "operator": d.operator,
                 "type": known[d.operator].type,
                 "role": known[d.operator].role,

@@ -36,7 +36,7 @@ def are_labelled(labels: Sequence[int], manifest: Path) -> bool:
 
 
 @dataclass
-class _Counter:
+class AccuracyCounter:
     """Sums over the images seen; `classifier`: outputs are logits [B, classes]; `labelled`: all have one."""
 
     classifier: bool
@@ -59,7 +59,8 @@ class _Counter:
                 f"the model gives {list(output.shape[1:])} an image, not one logit a class; "
                 "say `classifier: false` in params.yaml"
             )
-        ranked = output.topk(min(5, output.shape[1]), dim=1).indices
+        # Quantized logits are often equal: of these the first class counts, as with argmax.
+        ranked = output.sort(dim=1, descending=True, stable=True).indices[:, :5]
         self.agreement += int((ranked[:, 0] == reference.argmax(1)).sum())
         if not self.labelled:
             return
@@ -100,7 +101,7 @@ def evaluate_float(
         classifier: False for outputs that are no logits.
         labelled: False for images without labels.
     """
-    counter = _Counter(classifier, labelled)
+    counter = AccuracyCounter(classifier, labelled)
     with model.only(()):
         for images, labels in progress(batches, desc="evaluate fp32"):
             output = model(images).cpu()
@@ -116,7 +117,7 @@ def evaluate_quantized(
     labelled: bool = True,
 ) -> Evaluation:
     """Accuracy, where there is any; output and attention against floating point's on the same images."""
-    counter, meter = _Counter(classifier, labelled), ErrorMeter()
+    counter, meter = AccuracyCounter(classifier, labelled), ErrorMeter()
     rows: list[pd.DataFrame] = []
     for images, labels in progress(batches, desc="evaluate quantized"):
         with model.only(()):

@@ -64,11 +64,11 @@ def _summary(models: Sequence[ModelResults], results: Path) -> Result:
     inputs: list[Path] = []
     entries: list[list[Any]] = []
     for model in models:
-        modes = list(model.params.deploy.modes)
         inputs += [folder / "metrics.json" for folder in model.folders]
-        inputs += [model.runtime(run, mode)[0] for run in model.runs for mode in modes]
-        entries.append([model.name, "fp32", "fp32", None, None, []])
-        entries += [[model.name, run.recipe.name, run.bits, run.images, run.seed, modes] for run in model.runs]
+        if model.params.deploy.modes:
+            inputs += [model.runtime(run)[0] for run in model.runs]
+        entries.append([model.name, "fp32", "fp32", None, None])
+        entries += [[model.name, run.recipe.name, run.bits, run.images, run.seed] for run in model.runs]
     outputs = [results / f"summary.{kind}" for kind in ("csv", "md", "json")]
     return Result("summarize", outputs, inputs, {"entries": entries})
 
@@ -97,9 +97,10 @@ class ModelResults:
         for each in (None, *self.runs):
             yield self.evaluate(each)
             yield self.attention_maps(each)
-        for run, mode in product(self.runs, self.params.deploy.modes):
-            yield self.deploy(run, mode)
-            yield self.verify_runtime(run, mode)
+        for run in self.runs if self.params.deploy.modes else ():
+            for mode in self.params.deploy.modes:
+                yield self.deploy(run, mode)
+            yield self.verify_runtime(run)
 
     def figures(self) -> Iterator[Result]:
         plots, errors = self.params.plots, self.params.errors
@@ -252,18 +253,17 @@ class ModelResults:
     def int8(self, run: Run, mode: str) -> list[Path]:
         return [self.heavy / run.folder / mode / name for name in ("int8.onnx", "deploy.json")]
 
-    def runtime(self, run: Run, mode: str) -> list[Path]:
-        return [self._folder(run) / mode / name for name in ("runtime.json", "runtime_operators.csv")]
+    def runtime(self, run: Run) -> list[Path]:
+        return [self._folder(run) / name for name in ("runtime.json", "runtime_operators.csv")]
 
     def deploy(self, run: Run, mode: str) -> Result:
         parameters = {"mode": mode, "profile": "onnxruntime"}
         return Result("deploy", self.int8(run, mode), [*self.fused, *self._qparams(run)], parameters)
 
-    def verify_runtime(self, run: Run, mode: str) -> Result:
+    def verify_runtime(self, run: Run) -> Result:
+        int8 = [path for mode in self.params.deploy.modes for path in self.int8(run, mode)]
         parameters = {"batch_size": self.params.evaluation.batch_size, "operator_images": ANY}
-        return self._on_test_images(
-            "verify_runtime", run, self.runtime(run, mode), parameters, self.int8(run, mode)
-        )
+        return self._on_test_images("verify_runtime", run, self.runtime(run), parameters, int8)
 
     def _on_test_images(
         self,

@@ -238,7 +238,8 @@ def _images_at_once(path: Path) -> int:
     model = onnx.load(path, load_external_data=False)  # no weights are read
     constants = {tensor.name for tensor in model.graph.initializer}
     shapes = [shape for name, shape in tensor_shapes(model, batch=1).items() if name not in constants]
-    largest = max((math.prod(s) for s in shapes if all(isinstance(n, int) for n in s)), default=1)
+    known = [[n for n in shape if isinstance(n, int)] for shape in shapes]
+    largest = max(map(math.prod, known), default=1)
     return max(1, LARGEST_BYTES // (4 * max(largest, 1)))
 
 

@@ -6,7 +6,7 @@ ARGS ?=
 # Recipes, and the jobs that they start, see the environment as if it were activated.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help run test env lint format lock clean
+.PHONY: help run test slow env lint format lock matrix clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$2}' Makefile
@@ -14,8 +14,11 @@ help:  ## list the commands
 run: env  ## run the pipeline of params.yaml; ARGS goes to snakemake: make run ARGS="--dry-run"
 	snakemake --cores all $(ARGS)
 
-test: lint  ## lint, then all tests; ARGS goes to pytest: make test ARGS="-m 'not slow'"
-	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+test: lint  ## lint, then the tests but for slow ones; ARGS goes to pytest: make test ARGS="-k swin"
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+
+slow: env  ## the slow tests: whole workflows of other families, the slow exporters
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
 env:  ## install .venv from requirements.lock if it is not up to date; PYTHON=..., TORCH_INDEX=URL (a CPU-only torch)
 	@tools/environment.sh "$(PYTHON)" "$(TORCH_INDEX)"
@@ -36,6 +39,9 @@ lock:  ## resolve pyproject.toml into requirements.lock; needs uv; keeps pins th
 	uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 \
 	    --python-platform x86_64-unknown-linux-gnu --extra dev --custom-compile-command "make lock" \
 	    pyproject.toml --output-file requirements.lock $(ARGS)
+
+matrix: env  ## compute the tables of docs/models.md: every family of models by every exporter
+	python tests/matrix.py
 
 clean:  ## remove .venv and caches; results stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

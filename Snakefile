@@ -28,12 +28,14 @@ wildcard_constraints:
     bits=r"w\d+a\d+",
     images=r"\d+",
     seed=r"\d+",
+    mode="faithful|fast",
 
 
 include: "workflow/rules/export.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/fuse.smk"
 include: "workflow/rules/calibrate.smk"
+include: "workflow/rules/deploy.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/analyse.smk"
 include: "workflow/rules/plot.smk"

@@ -341,6 +341,38 @@ def test_missing_files_are_named() -> None:
     found.check_files()
 
 
+FLOWERS = {"kind": "folder", "calibration": "train", "evaluation": "val"}
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "changes"),
+    [
+        (["daisy", "rose"], ["daisy", "rose", ".cache"], {}),
+        ([], ["daisy", "rose"], {}),
+        (["daisy"], ["rose"], {"classes": "imagenet"}),
+    ],
+)
+def test_class_folders_that_agree(train: list[str], val: list[str], changes: dict[str, str]) -> None:
+    in_folders(train, val, {**FLOWERS, **changes}).check_files()
+
+
+def test_class_folders_that_differ_are_named() -> None:
+    found = in_folders(["daisy", "rose", "tulip"], ["daisy", "roses"], FLOWERS)
+    assert refusal(found.check_files) == (
+        "params.yaml: datasets.demo.evaluation: 'val' has 2 class folders, 'train' has 3 (only in one: rose, "
+        "roses, tulip); give both the same, or calibrate on a folder without subfolders"
+    )
+    mapping = changed("models.demo.classifier", False)
+    params({**mapping, "datasets": {"demo": FLOWERS}}).check_files()
+
+
+def in_folders(train: list[str], val: list[str], dataset: dict[str, str]) -> Params:
+    for part, names in (("train", train), ("val", val)):
+        for path in (Path(part), *(Path(part, name) for name in names)):
+            path.mkdir()
+    return params(changed("datasets.demo", dataset))
+
+
 @pytest.mark.parametrize("key", ["errors.images", "errors.logits_images", "attention.images"])
 def test_no_more_images_than_are_evaluated(key: str) -> None:
     message = f"params.yaml: {key}: 2001, but evaluation.images is 2000; at most that many"

@@ -181,12 +181,12 @@ def test_folder_labels_are_places_of_sorted_class_folders(folder: Path) -> None:
     assert "n01/deeper/7.jpg" in source.keys
 
 
-def test_flat_folder_is_for_calibration_only(folder: Path, tmp_path: Path) -> None:
+def test_a_flat_folder_has_no_labels(folder: Path, tmp_path: Path) -> None:
     source = FolderSource(folder / "n01" / "deeper")
     assert source.labels.tolist() == [-1]
     draw_calibration(source, preprocessing(), 1, 0, tmp_path / "c.safetensors")
-    with pytest.raises(UserError, match="images without a label"):
-        list_evaluation(source, 3, None)
+    assert list_evaluation(source, 3, None)[0] == [Row("7.jpg", -1)]
+    assert source.class_name("7.jpg") == ""
     with pytest.raises(UserError, match="images beside the class folders"):
         _ = FolderSource(folder / "n01").keys
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,17 @@ import pytest
 from ptq2themoon.errors import UserError
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.summary_rows import COLUMNS as PLOTTED
-from ptq2themoon.summary import COLUMNS, NOTHING, Entry, parse_entry, summarize, to_markdown, to_nested
+from ptq2themoon.summary import (
+    COLUMNS,
+    NOTHING,
+    RUNTIME,
+    Entry,
+    parse_entry,
+    parse_runtime,
+    summarize,
+    to_markdown,
+    to_nested,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOAT = {
@@ -39,6 +50,9 @@ QUANTIZED = {
     "attention_cosine": 0.9938348290920258,
     "attention_kl": 0.14976362116795858,
 }
+
+
+SHOWN = [column for column in COLUMNS if column not in RUNTIME]  # in Markdown, where nothing is deployed
 
 
 @pytest.fixture
@@ -71,7 +85,7 @@ def test_markdown_is_rounded_for_reading(entries: list[Entry]) -> None:
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in to_markdown(summarize(entries)).splitlines()
     ]
-    heads, rule, full, first, second, *_ = (dict(zip(COLUMNS, line, strict=True)) for line in lines)
+    heads, rule, full, first, second, *_ = (dict(zip(SHOWN, line, strict=True)) for line in lines)
     assert heads["top1_drop"] == "Top-1 drop (points)"
     assert heads["attention_kl"] == "Attention KL (nats)"
     assert rule["loss"].endswith("-:")
@@ -122,7 +136,7 @@ def test_a_model_without_accuracy_stands_beside_others(mixed: list[Entry], entri
         assert pd.isna(row[name])
     assert (row["output_cosine"], row["images"]) == (QUANTIZED["output_cosine"], 3000)
     cells = [cell.strip() for cell in to_markdown(table).splitlines()[-1].split("|")[1:-1]]
-    shown = dict(zip(COLUMNS, cells, strict=True))
+    shown = dict(zip(SHOWN, cells, strict=True))
     assert (shown["top1"], shown["top1_drop"], shown["agreement"]) == (NOTHING,) * 3
     assert (shown["logits_sqnr_db"], shown["output_cosine"]) == ("28.75", "0.9993")
     nested = to_nested(table)["features"]
@@ -183,7 +197,8 @@ def test_the_script_writes_three_forms_of_one_table(entries: list[Entry], tmp_pa
     outputs = {kind: tmp_path / f"summary.{kind}" for kind in ("csv", "md", "json")}
     arguments = [f"--out-{kind}={path}" for kind, path in outputs.items()]
     for entry in entries:
-        arguments += ["--entry", *("-" if value is None else str(value) for value in entry)]
+        *values, _ = entry
+        arguments += ["--entry", *("-" if value is None else str(value) for value in values)]
     script = [sys.executable, str(ROOT / "workflow/scripts/summarize.py")]
     subprocess.run([*script, *arguments], check=True)
     table = read_table(outputs["csv"], PLOTTED)
@@ -199,6 +214,55 @@ def test_the_script_writes_three_forms_of_one_table(entries: list[Entry], tmp_pa
     assert json.loads(outputs["json"].read_text()) == to_nested(summarize(entries))
     recorded = json.loads((tmp_path / "summary.sidecar.json").read_text())
     assert recorded["parameters"]["entries"][:2] == [
-        ["demo", "fp32", "fp32", None, None], ["demo", "vanilla", "w8a8", 256, 0]
+        ["demo", "fp32", "fp32", None, None, []], ["demo", "vanilla", "w8a8", 256, 0, []]
     ]  # fmt: skip
     assert list(recorded["inputs"]) == [entry.metrics.as_posix() for entry in entries]
+
+
+# Deployed -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> list[list[str]]:
+    """`--runtime` of one entry, in both modes; logits without labels in the second."""
+    values = []
+    for mode, top1 in (("faithful", 91.4), ("fast", None)):
+        path = tmp_path / f"{mode}.json"
+        path.write_text(json.dumps({"top1": top1, "agreement_simulation": 99.5}))
+        values.append(["demo", "vanilla", "w8a8", "256", "1", mode, str(path)])
+    return values
+
+
+def test_the_runtime_stands_beside_the_simulation(entries: list[Entry], runtime: list[list[str]]) -> None:
+    table = summarize(parse_runtime(entries, runtime))
+    assert table["faithful_top1"].tolist()[2] == 91.4
+    assert table["faithful_top1"].isna().sum() == 4
+    assert table["fast_top1"].isna().all()
+    assert table["fast_agreement"].tolist()[2] == 99.5
+    pd.testing.assert_frame_equal(table[SHOWN], summarize(entries)[SHOWN])
+    head, *lines = to_markdown(table).splitlines()
+    assert "| Top-1 in ONNX Runtime, faithful (%) |" in head
+    assert "fast" not in head
+    assert " 91.40 |" in lines[3]
+    assert to_nested(table)["demo"]["vanilla"]["w8a8-n256-s1"]["fast_agreement"] == 99.5
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "message"),
+    [
+        (5, "fastt", "unknown mode 'fastt'; did you mean 'fast'?"),
+        (4, "7", "--runtime demo vanilla w8a8 256 7: no --entry of this model"),
+    ],
+)
+def test_a_runtime_result_of_nothing_is_refused(
+    entries: list[Entry], runtime: list[list[str]], index: int, value: str, message: str
+) -> None:
+    runtime[1][index] = value
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse_runtime(entries, runtime)
+
+
+def test_a_runtime_file_without_a_metric_is_named(entries: list[Entry], runtime: list[list[str]]) -> None:
+    Path(runtime[0][-1]).write_text('{"top1": 91.4}')
+    with pytest.raises(UserError, match=r"faithful\.json: no metric 'agreement_simulation'"):
+        summarize(parse_runtime(entries, runtime))

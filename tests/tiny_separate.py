@@ -24,11 +24,14 @@ class SeparateBlock(nn.Module):
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return self.query(x), self.key(x), self.value(x)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = (self.split(tensor) for tensor in self.project(self.before(x)))
         weights = (q @ k.transpose(-1, -2) / self.size**0.5).softmax(-1)
         context = (weights @ v).transpose(1, 2).reshape(x.shape[0], -1, self.heads * self.size)
-        x = self.dense(context) + x
+        return self.dense(context)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.attend(x) + x
         return self.down(self.act(self.up(self.after(x)))) + x
 
 
@@ -107,3 +110,32 @@ class Correlation(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head((x.unsqueeze(2) @ x.unsqueeze(1)).softmax(-1).amax(1))
+
+
+class Scaled(SeparateBlock):
+    """With LayerScale, as DINOv2 has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.ones(32)), nn.Parameter(torch.ones(32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.attend(x) * self.first + x
+        return self.down(self.act(self.up(self.after(x)))) * self.second + x
+
+
+class Dino(nn.Module):
+    """DINOv2 as transformers writes it, for images of 56 x 56: registers, LayerScale, no classifier."""
+
+    def __init__(self, depth: int = 7, registers: int = 4) -> None:
+        super().__init__()
+        self.embed, self.position = nn.Conv2d(3, 32, 14, 14), nn.Parameter(torch.zeros(1, 17, 32))
+        self.token, self.registers = (nn.Parameter(torch.zeros(1, n, 32)) for n in (1, registers))
+        self.blocks, self.last = nn.Sequential(*(Scaled() for _ in range(depth))), nn.LayerNorm(32)
+        randomised(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), patches], dim=1) + self.position
+        x = torch.cat([x[:, :1], self.registers.expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
+        return self.last(self.blocks(x))[:, 0]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator
 
+from ptq2themoon.class_folders import class_folders
+from ptq2themoon.deploy.modes import MODES, Mode
 from ptq2themoon.errors import UserError, nearest
-from ptq2themoon.graph.source import HUB, LOCAL, ONNX, Exporter, PreprocessingChanges, opset_problem
+from ptq2themoon.graph.source import ONNX, Exporter, PreprocessingChanges, opset_problem, source_problem
 from ptq2themoon.quantize.recipe import load_recipe
 from ptq2themoon.torchvision_names import parse_torchvision
 from ptq2themoon.validation import Key, Strict, failure, no_repeats, read_yaml, validate
@@ -56,6 +57,7 @@ Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern":
 Bits = Annotated[str, AfterValidator(_bits), Field(json_schema_extra={"pattern": f"^{BITS.pattern}$"})]
 # A pattern for the keys alone would let others through.
 _named = Field(json_schema_extra={"additionalProperties": False})
+_set = (Field(json_schema_extra={"uniqueItems": True}), AfterValidator(no_repeats))
 _some = (Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(no_repeats))
 
 
@@ -100,8 +102,9 @@ class Dataset(Strict):
     """Images to calibrate with and images to test on."""
 
     kind: Literal["arrays", "folder", "csv", "torchvision"]
-    """`arrays`: safetensors files with images and labels; `folder`: one subfolder of images a class; `csv`: a
-    table of path and label beside the images; `torchvision`: a data set of torchvision's in local files."""
+    """`arrays`: safetensors files with images and labels; `folder`: one subfolder of images a class, or no
+    subfolders and no labels; `csv`: a table of path and label beside the images; `torchvision`: a data set of
+    torchvision's in local files."""
     calibration: str
     """The file or folder that calibration draws from, or NAME:SPLIT:ROOT of torchvision."""
     evaluation: str
@@ -164,6 +167,13 @@ class Attention(Strict):
     """Which block's attention; from the end when negative."""
 
 
+class Deployment(Strict):
+    """INT8 models for runtimes."""
+
+    modes: Annotated[list[Mode], *_set] = list(MODES)
+    """`faithful`: every quantization of the recipe; `fast`: only what integer kernels make faster; []: none."""
+
+
 class Plots(Strict):
     dpi: int = Field(default=150, ge=50, le=1200)
     """Resolution of the PNG files."""
@@ -186,6 +196,7 @@ class Params(Strict):
     evaluation: Evaluation
     errors: Errors = Errors()
     attention: Attention = Attention()
+    deploy: Deployment = Deployment()
     plots: Plots = Plots()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when torch sees one."""
@@ -213,7 +224,7 @@ class Params(Strict):
             if model.dataset not in self.datasets:
                 hint = nearest(model.dataset, self.datasets or ["none yet"])
                 yield ("models", name, "dataset"), f"unknown data set {model.dataset!r}; {hint}"
-            problem = _source_problem(model.source)
+            problem = source_problem(model.source)
             if problem:
                 yield ("models", name, "source"), problem
             else:
@@ -235,8 +246,24 @@ class Params(Strict):
                 path = getattr(self.datasets[name], part)
                 if self.datasets[name].kind != "torchvision" and not Path(path).exists():
                     problems.append((("datasets", name, part), f"no file or folder {path!r}"))
+            problems += self._other_classes(name)
         if problems:
             raise failure(source, problems)
+
+    def _other_classes(self, name: str) -> Iterator[tuple[Key, str]]:
+        """A data set whose class folders differ between its parts, so that its labels would too."""
+        data = self.datasets[name]
+        labels_count = any(model.classifier for model in self.models.values() if model.dataset == name)
+        if data.kind != "folder" or data.classes or not labels_count:
+            return
+        drawn, tested = (set(class_folders(Path(part))) for part in (data.calibration, data.evaluation))
+        if drawn and tested and drawn != tested:
+            only = ", ".join(sorted(drawn ^ tested)[:3])
+            yield (
+                ("datasets", name, "evaluation"),
+                f"{data.evaluation!r} has {len(tested)} class folders, {data.calibration!r} has {len(drawn)} "
+                f"(only in one: {only}); give both the same, or calibrate on a folder without subfolders",
+            )
 
     def _too_many_images(self) -> Iterator[tuple[Key, str]]:
         """What is asked of more images than are evaluated."""
@@ -250,35 +277,3 @@ class Params(Strict):
 def load_params(path: Path, recipes_dir: Path = Path("recipes")) -> Params:
     """The parameters in a file, checked as `Params.from_mapping` does."""
     return Params.from_mapping(read_yaml(path), str(path), recipes_dir)
-
-
-def _source_problem(source: str) -> str | None:
-    if source.startswith(HUB):
-        return None
-    if source.startswith(LOCAL):
-        config = Path(source.removeprefix(LOCAL)) / "config.json"
-        return None if config.is_file() else f"{source!r}: no file {config}"
-    if source.startswith(ONNX):
-        file = Path(source.removeprefix(ONNX))
-        return None if file.is_file() else f"{source!r}: no file {file}"
-    if ":" in source:
-        prefix = source.partition(":")[0] + ":"
-        return f"unknown prefix {prefix!r}; {nearest(prefix, [LOCAL, HUB, ONNX])}"
-    if "@" in source:
-        name, _, revision = source.partition("@")
-        return f"a revision needs the hub's name: {HUB}timm/{name}@{revision}"
-    return _timm_problem(source)
-
-
-@cache
-def _timm_problem(name: str) -> str | None:
-    import timm  # seconds; only for those who name a timm model
-
-    architecture, _, tag = name.partition(".")
-    architectures = timm.list_models()
-    if architecture not in architectures:
-        return f"unknown timm model {architecture!r}; {nearest(architecture, architectures)}"
-    tagged = timm.list_pretrained(f"{architecture}.*")
-    if tag and name not in tagged:
-        return f"unknown tag in {name!r}; {nearest(name, tagged or [architecture])}"
-    return None

@@ -16,6 +16,8 @@ FP32 = "fp32"
 METRICS = {
     "top1": ("Top-1 (%)", 2),
     "top1_drop": ("Top-1 drop (points)", 2),
+    "faithful_top1": ("Top-1 in ONNX Runtime, faithful (%)", 2),
+    "fast_top1": ("Top-1 in ONNX Runtime, fast (%)", 2),
     "top5": ("Top-5 (%)", 2),
     "loss": ("Loss", 4),
     "agreement": ("Agreement with FP32 (%)", 2),
@@ -23,6 +25,13 @@ METRICS = {
     "output_cosine": ("Output cosine", 4),
     "attention_cosine": ("Attention cosine", 4),
     "attention_kl": ("Attention KL (nats)", 4),
+}
+# Columns of the deployed model: mode, and the name in its runtime.json.
+RUNTIME = {
+    "faithful_top1": ("faithful", "top1"),
+    "fast_top1": ("fast", "top1"),
+    "faithful_agreement": ("faithful", "agreement_simulation"),
+    "fast_agreement": ("fast", "agreement_simulation"),
 }
 KEYS = {
     "model": "Model",
@@ -32,13 +41,17 @@ KEYS = {
     "seed": "Seed",
     "images": "Test images",
 }
-COLUMNS = (*KEYS, *METRICS)
+FIGURES = (*METRICS, *(name for name in RUNTIME if name not in METRICS))
+COLUMNS = (*KEYS, *FIGURES)
 TEXT = ("model", "recipe", "bits")
 NOTHING = "–"
 
 
 class Entry(NamedTuple):
-    """A result and its metrics.json; floating point has recipe and bits `fp32`, no images and no seed."""
+    """A result and its metrics.json; floating point has recipe and bits `fp32`, no images and no seed.
+
+    `runtime`: (mode, runtime.json) of its deployed models.
+    """
 
     model: str
     recipe: str
@@ -46,6 +59,11 @@ class Entry(NamedTuple):
     calibration_images: int | None
     seed: int | None
     metrics: Path
+    runtime: tuple[tuple[str, Path], ...] = ()
+
+    @property
+    def key(self) -> tuple[str | int | None, ...]:
+        return self[:5]
 
 
 def summarize(entries: Sequence[Entry]) -> pd.DataFrame:
@@ -56,11 +74,11 @@ def summarize(entries: Sequence[Entry]) -> pd.DataFrame:
     Raises:
         UserError: a model without floating point, an entry given twice, or a file that holds no metrics.
     """
-    keys = [entry[:-1] for entry in entries]
+    keys = [entry.key for entry in entries]
     for index, key in enumerate(keys):
         if key in keys[:index]:
             raise UserError(f"{' '.join(map(str, key))}: given twice")
-    rows = [{**entry._asdict(), **_read_metrics(entry.metrics)} for entry in entries]
+    rows = [{**e._asdict(), **_read_metrics(e.metrics), **_read_runtime(e.runtime)} for e in entries]
     full = {row["model"]: row["top1"] for row in rows if row["recipe"] == FP32}
     for row in rows:
         if row["model"] not in full:
@@ -71,39 +89,55 @@ def summarize(entries: Sequence[Entry]) -> pd.DataFrame:
             row["top1_drop"] = round(full[row["model"]] - row["top1"], 8)  # no digits that only rounding made
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     whole = dict.fromkeys(("calibration_images", "seed", "images"), "Int64")
-    return table.astype({**whole, **dict.fromkeys(METRICS, "float64")})
+    return table.astype({**whole, **dict.fromkeys(FIGURES, "float64")})
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
+    names = [name for name in ("images", *METRICS) if name != "top1_drop" and name not in RUNTIME]
+    found = _read(path, names)
+    if found["images"] is None:
+        raise UserError(f"{path}: images: None is no number")
+    return found
+
+
+def _read_runtime(files: Iterable[tuple[str, Path]]) -> dict[str, Any]:
+    metrics = {}
+    for mode, path in files:
+        columns = {column: name for column, (of, name) in RUNTIME.items() if of == mode}
+        found = _read(path, columns.values())
+        metrics |= {column: found[name] for column, name in columns.items()}
+    return metrics
+
+
+def _read(path: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Numbers of a JSON file by name; None where it has none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
     metrics = {}
-    for key in ("images", *METRICS):
-        if key == "top1_drop":
-            continue
-        if not isinstance(found, dict) or key not in found:
-            raise UserError(f"{path}: no metric {key!r}; {nearest(key, found)}")
-        value = metrics[key] = found[key]
-        known = value is not None or key == "images"
-        if known and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise UserError(f"{path}: {key}: {value!r} is no number")
+    for name in names:
+        if not isinstance(found, dict) or name not in found:
+            raise UserError(f"{path}: no metric {name!r}; {nearest(name, found)}")
+        value = metrics[name] = found[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(f"{path}: {name}: {value!r} is no number")
     return metrics
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """A table rounded for reading, figures to the right."""
+    """A table rounded for reading, figures to the right; without columns of modes that are not deployed."""
     heads = {**KEYS, **{name: head for name, (head, _) in METRICS.items()}}
-    columns = [[heads[name], *(_shown(name, value) for value in table[name])] for name in COLUMNS]
+    names = [name for name in heads if name not in RUNTIME or table[name].notna().any()]
+    columns = [[heads[name], *(_shown(name, value) for value in table[name])] for name in names]
     widths = [max(map(len, column)) for column in columns]
     lines = [
-        "| " + " | ".join(_aligned(*cell) for cell in zip(COLUMNS, line, widths, strict=True)) + " |"
+        "| " + " | ".join(_aligned(*cell) for cell in zip(names, line, widths, strict=True)) + " |"
         for line in zip(*columns, strict=True)
     ]
     rule = [
         "-" * width if name in TEXT else "-" * (width - 1) + ":"
-        for name, width in zip(COLUMNS, widths, strict=True)
+        for name, width in zip(names, widths, strict=True)
     ]
     return "\n".join([lines[0], "| " + " | ".join(rule) + " |", *lines[1:]]) + "\n"
 
@@ -125,7 +159,7 @@ def to_nested(table: pd.DataFrame) -> dict[str, Any]:
     """{model: {"fp32": {metric: value}, recipe: {"w8a8-n256-s0": {…}}}}; unknown values are left out."""
     nested: dict[str, Any] = {}
     for row in table.to_dict("records"):
-        metrics = {name: float(row[name]) for name in METRICS if not pd.isna(row[name])}
+        metrics = {name: float(row[name]) for name in FIGURES if not pd.isna(row[name])}
         recipes = nested.setdefault(row["model"], {})
         if row["recipe"] == FP32:
             recipes[FP32] = metrics
@@ -133,6 +167,22 @@ def to_nested(table: pd.DataFrame) -> dict[str, Any]:
             key = f"{row['bits']}-n{row['calibration_images']}-s{row['seed']}"
             recipes.setdefault(row["recipe"], {})[key] = metrics
     return nested
+
+
+def parse_runtime(entries: Sequence[Entry], values: Iterable[Sequence[str]]) -> list[Entry]:
+    """The entries with their deployed models, each `MODEL RECIPE BITS N SEED MODE RUNTIME.json`."""
+    files: dict[tuple[str, ...], list[tuple[str, Path]]] = {}
+    modes = {mode for mode, _ in RUNTIME.values()}
+    for *key, mode, path in values:
+        if mode not in modes:
+            raise UserError(
+                f"--runtime {' '.join(key)}: unknown mode {mode!r}; {nearest(mode, sorted(modes))}"
+            )
+        files.setdefault(tuple(key), []).append((mode, Path(path)))
+    found = [entry._replace(runtime=tuple(files.pop(tuple(map(str, entry.key)), ()))) for entry in entries]
+    for key in files:
+        raise UserError(f"--runtime {' '.join(key)}: no --entry of this model, recipe, bits, images and seed")
+    return found
 
 
 def parse_entry(values: Iterable[str]) -> Entry:

@@ -82,12 +82,11 @@ def test_columns_in_any_order_and_a_byte_order_mark(flat: Path) -> None:
     assert (source.keys, source.labels.tolist()) == (["0.png", "1.png"], [1, 0])
 
 
-def test_a_csv_without_labels_is_for_calibration(flat: Path, tmp_path: Path) -> None:
+def test_a_csv_needs_no_labels(flat: Path, tmp_path: Path) -> None:
     source = CsvSource(write_list(flat, ["1.png", "0.png"], "path"))
     assert source.labels.tolist() == [-1, -1]
     draw_calibration(source, preprocessing(), 2, 0, tmp_path / "c.safetensors")
-    with pytest.raises(UserError, match="images without a label"):
-        list_evaluation(source, 3, None)
+    assert [row.label for row in list_evaluation(source, 3, None)[0]] == [-1, -1]
 
 
 @pytest.mark.parametrize(
@@ -211,8 +210,8 @@ def test_features_are_evaluated_on_images_without_labels(
     with pytest.raises(UserError, match=r"evaluation\.csv:2: no label, but the model tells 10 classes apart"):
         read_manifest(out, 10)
     write_info(info, num_classes=10)
-    assert run_script("list_evaluation.py", options, monkeypatch) == 2
-    assert "images without a label" in capsys.readouterr().err
+    assert not run_script("list_evaluation.py", options, monkeypatch)
+    assert f"warning: {path}: no labels, so no accuracy" in capsys.readouterr().err
 
 
 def test_scripts_record_where_labels_come_from(

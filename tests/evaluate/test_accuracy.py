@@ -171,16 +171,16 @@ def test_without_class_token_it_is_the_mean_of_all_tokens(
 NO_ACCURACY = ("top1", "top5", "loss", "agreement")
 
 
-def test_without_labels_there_is_no_accuracy_but_the_rest_is_the_same(
+def test_without_labels_there_is_agreement_but_no_accuracy(
     tiny: Tiny, coarse: SimulatedModel, labels: Tensor
 ) -> None:
     unknown = torch.full_like(labels, -1)
     known = evaluate_quantized(coarse, batches(labels), spec(tiny))
-    found = evaluate_quantized(coarse, batches(unknown), spec(tiny), accuracy=False)
-    assert found.metrics == {**known.metrics, **dict.fromkeys(NO_ACCURACY)}
+    found = evaluate_quantized(coarse, batches(unknown), spec(tiny), labelled=False)
+    assert found.metrics == {**known.metrics, **dict.fromkeys(("top1", "top5", "loss"))}
     assert set(found.attention["label"]) == {-1}
-    plain = evaluate_float(SimulatedModel(tiny.path, "cpu"), batches(unknown), accuracy=False)
-    assert measured(plain, absent=9) == {"images": COUNT}
+    plain = evaluate_float(SimulatedModel(tiny.path, "cpu"), batches(unknown), labelled=False)
+    assert measured(plain, absent=8) == {"images": COUNT, "agreement": 100}
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_features_are_measured_by_the_error_of_the_output(
     plain = Tiny.make(tmp_path_factory.mktemp("features"), **overrides)
     model = plain.calibrated("vanilla")[0]
     data = [(part, torch.full((len(part),), -1)) for part in PIXELS.split(8)]
-    metrics = evaluate_quantized(model, data, spec(plain), accuracy=False).metrics
+    metrics = evaluate_quantized(model, data, spec(plain), classifier=False).metrics
     assert [metrics[name] for name in NO_ACCURACY] == [None] * 4
     quantized = torch.cat([model(part) for part, _ in data])
     assert quantized.shape == (COUNT, *shape)

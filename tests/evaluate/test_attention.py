@@ -222,8 +222,9 @@ def test_maps_come_back_as_they_were_saved(tmp_path: Path, grid: tuple[int, int]
     attention = spec.of_query(torch.rand(12, 2, 6, 6), 3)
     images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     path = tmp_path / "maps.safetensors"
-    save_maps(path, images, attention, spec, "vanilla", [4, -1, 0])
+    save_maps(path, images, attention, spec, "vanilla", [4, -1, 0], ["rose", "", "daisy"])
     maps = read_maps(path)
+    assert maps.names == ("rose", "", "daisy")
     np.testing.assert_array_equal(maps.images, images.numpy())
     assert (maps.query, maps.note, maps.groups, maps.labels) == ("mean of tokens", NOTE, 4, (4, -1, 0))
     assert maps.is_map == (grid is not None)

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from exporters import EXPORTERS, PLAIN
-from tiny_models import random_images, run_all, tiny_module
+from fused_result import Result, result
+from tiny_models import random_images, tiny_module
 from tiny_separate import Separate, SeparateBlock
 from torch import nn
 
-from ptq2themoon.graph.fuse import count_fused, fuse
-from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.roles import find_roles
-from ptq2themoon.quantize.simulation import SimulatedModel
-
-TOLERANCE = 1e-4
+from ptq2themoon.graph.runtime import TOLERANCE
 
 
 class TanhBlock(SeparateBlock):
@@ -34,31 +28,6 @@ MODULES = {
     "apart": Separate,  # three, as transformers writes it
     "tanh": lambda: Separate(TanhBlock),
 }
-
-
-class Result(NamedTuple):
-    """A fused graph, in the terms in which exporters must agree."""
-
-    counts: dict[str, int]
-    places: Counter[tuple[str, str | None, int | None]]
-    order: list[tuple[str | None, int | None]]
-    runtime: np.ndarray
-    simulated: np.ndarray
-
-
-def result(path: Path, images: np.ndarray) -> Result:
-    fused, _ = fuse(normalise(onnx.load(path)))
-    onnx.checker.check_model(fused, full_check=True)
-    operators = [o for o in find_roles(fused) if o.role != "other"]
-    out = path.with_suffix(".fused.onnx")
-    onnx.save(fused, out)
-    return Result(
-        count_fused(fused),
-        Counter((o.type, o.role, o.block) for o in operators),
-        [(o.role, o.block) for o in operators if o.role not in ("q", "k", "v", "attn_scale")],
-        run_all(fused, images)[0],
-        SimulatedModel(out, "cpu")(torch.from_numpy(images)).numpy(),
-    )
 
 
 @pytest.fixture(scope="module", params=MODULES)
@@ -92,6 +61,7 @@ def test_every_exporter_gives_the_same(
     assert got.counts == plain.counts
     assert got.places == plain.places
     assert got.order == plain.order
+    assert got.attention == plain.attention
     with torch.no_grad():
         expected = module(torch.from_numpy(images)).numpy()
     assert np.abs(expected).max() > 0.1

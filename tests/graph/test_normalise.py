@@ -142,6 +142,27 @@ def test_a_constant_may_be_concatenated_twice() -> None:
     assert_alike(written(body, token), normalised, 4, 8, at_once=False)
 
 
+def test_activations_expanded_within_a_row() -> None:
+    """As Swin v2 divides by a norm: the shape that is asked for has the exported number of rows."""
+    body = "n = ReduceSum <keepdims = 1> (x, last)\ns = Shape (x)\ne = Expand (n, s)\ny = Sub (x, e)"
+    model = written(body, {"last": np.array([-1])})
+    normalised = normalise(model)
+    assert types(normalised) == {"ReduceSum": 1, "Expand": 1, "Sub": 1}
+    assert_alike(model, normalised, 4, 8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (12, 3), (6, 8), (5, 41)])
+def test_sizes_to_resize_to_do_not_fix_the_batch(height: int, width: int) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 13]> g (float[1, 4, 6, 8] x) => (float[1, 4, h, w] y)'
+        '{ y = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (x, , , sizes) }'
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 4, height, width]), "sizes"))
+    normalised = normalise(model)
+    assert run_all(normalised, random_images(2, 4, 6, 8))[0].shape == (2, 4, height, width)
+    assert_alike(model, normalised, 4, 6, 8, at_once=False)
+
+
 def test_a_constant_joined_to_shapes_or_along_the_batch_is_not_expanded() -> None:
     body = "a = Concat <axis = 0> (row, x)\ny = Neg (a)"
     assert types(normalise(written(body, {"row": random_images(1, 4, 8)}))) == {"Concat": 1, "Neg": 1}
@@ -207,3 +228,25 @@ def test_a_free_image_size_is_refused() -> None:
     model.graph.node[0].name = "flatten"
     with pytest.raises(UserError, match=r"operator 'flatten' \(Reshape\).*fix the input size"):
         normalise(model)
+
+
+@pytest.mark.parametrize(
+    ("axes", "keepdims", "found"),
+    [
+        ([2, 3], 1, "GlobalAveragePool"),
+        ([-1, -2], 1, "GlobalAveragePool"),
+        ([2, 3], 0, "ReduceMean"),
+        ([1, 2], 1, "ReduceMean"),
+        ([3], 1, "ReduceMean"),
+    ],
+)
+def test_the_mean_over_an_image_has_one_form(axes: list[int], keepdims: int, found: str) -> None:
+    out = "a, b" if not keepdims else "a, b, c, d"
+    model = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["": 20]> g (float[batch, 4, 6, 8] x) => (float[{out}] y)'
+        f"<int64[{len(axes)}] axes = {{{', '.join(map(str, axes))}}}>"
+        f"{{ y = ReduceMean <keepdims = {keepdims}> (x, axes) }}"
+    )
+    normalised = normalise(model)
+    assert types(normalised) == {found: 1}
+    assert_alike(model, normalised, 4, 6, 8)

@@ -14,7 +14,7 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from tiny_models import random_images, run_all, tiny_module, to_onnx
 from tiny_separate import Separate
-from tiny_stages import files, run_stage
+from tiny_stages import MODEL_ARGS, ROOT, files, run_stage
 from torch import nn
 
 NORMAL = {"mean": [0.5], "std": [0.25]}
@@ -79,6 +79,23 @@ def test_a_file_of_any_batch_or_one(tmp_path: Path, dynamic: bool, opset: int) -
     sidecar = json.loads((tmp_path / "out/model.sidecar.json").read_text())
     assert list(sidecar["inputs"]) == ["mine.onnx"]
     assert (sidecar["parameters"]["exporter"], sidecar["parameters"]["opset"]) == (None, None)
+
+
+def test_a_file_of_several_images_at_a_time_to_the_fused_graph(tmp_path: Path) -> None:
+    """Three; the numbers of images of the checks are no multiples."""
+    module = tiny_module(**MODEL_ARGS)
+    _, written = exported(tmp_path, to_onnx(module, (3, 1, 28, 28), dynamic_batch=False))
+    assert dims(written) == [3, 1, 28, 28]
+    (tmp_path / "calibration.safetensors").symlink_to(ROOT / "resources/demo/calibration.safetensors")
+    for stage in ("draw_calibration", "fuse"):
+        ended = run_stage(tmp_path, stage)
+        assert ended.status == 0, ended.err
+    assert json.loads((tmp_path / "out/fusion.json").read_text())["max_abs_logit_difference"] <= 1e-4
+    images = random_images(4, 1, 28, 28)
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(images)).numpy()
+    (logits,) = run_all(onnx.load(tmp_path / "out/fused.onnx"), images)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
 def test_size_left_open(tmp_path: Path) -> None:
@@ -199,10 +216,6 @@ def of_text(model: onnx.ModelProto) -> None:
         model.graph.input[0].type.tensor_type.shape.dim.add().dim_value = size
 
 
-def eight_at_a_time(model: onnx.ModelProto) -> None:
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 8
-
-
 def of_five_channels(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 5
 
@@ -242,7 +255,6 @@ REFUSED: list[tuple[Change, str]] = [
     (two_inputs, "has 2 inputs ('images', 'mask'); one of images is needed"),
     (of_bytes, "input 'images' is uint8; images in float32 are needed"),
     (of_text, "input 'images' has shape [1, 16]; images [batch, channels, height, width] are needed"),
-    (eight_at_a_time, "takes 8 images at a time; export the model with a batch of one, or with a free one"),
     (of_five_channels, "has shape [batch, 5, 16, 16]: images of 5 channels; 1 or 3 can be read"),
     (channels_last, "images of 16 channels; export the model with channels before height and width"),
     (not_finite, "holds values that are not finite"),

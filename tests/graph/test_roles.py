@@ -204,7 +204,6 @@ def test_layer_scale_stands_before_the_residual() -> None:
         ({"reg_tokens": 2}, []),
         ({"no_embed_class": True, "reg_tokens": 2}, []),
         ({"class_token": False, "global_pool": "avg"}, ["ReduceMean"]),
-        ({"pre_norm": True}, ["LayerNormalization"]),
         ({"qk_norm": True}, ["LayerNormalization"] * 4),
     ],
     ids=str,

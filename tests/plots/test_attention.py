@@ -102,6 +102,12 @@ def test_overview_names_classes_and_similarity() -> None:
     assert "class 1" in texts(attention_overview(graphs))
 
 
+def test_folders_name_the_classes_that_the_model_does_not_name() -> None:
+    graphs = {"fp32": replace(maps(0), names=("rose", "17"))}
+    assert {"rose", "image 1"} <= set(texts(attention_overview(graphs)))
+    assert "rose" not in texts(attention_overview(graphs, ["tench", "cat"]))
+
+
 def test_overview_shows_at_most_the_rows_asked_for() -> None:
     labels = [axes.get_label() for axes in attention_overview({"fp32": maps()}, rows=1).axes]
     assert "original:0" in labels

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +12,10 @@ import pytest
 import timm
 import torch
 import yaml
+from clones import ROOT, clone, run
 from PIL import Image
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("Snakefile", "workflow", "src", "recipes", "profiles", "environment.yml")
 KEYS = ("w8a8-n4-s0", "w6a6-n4-s0")
 # Fewer blocks, recipes and images than in the README; `customized` names blocks 5 and 6.
 SMALL = {
@@ -38,16 +33,6 @@ def example() -> dict:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (found,) = [yaml.safe_load(block) for block in blocks if "models:" in block]
     return found
-
-
-def run(folder: Path, *command: str, status: int = 0) -> str:
-    """What a command says, run in a clone; fails unless it exits with `status`."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = {**os.environ, "PYTHONPATH": str(folder / "src"), "PATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    said = done.stdout + done.stderr
-    assert done.returncode == status, said[-4000:]
-    return said
 
 
 def snakemake(folder: Path, *options: str, status: int = 0) -> str:
@@ -71,12 +56,9 @@ def make_images(folder: Path, a_class: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree as in git, with the user's weights and images, after one whole run."""
-    folder = tmp_path_factory.mktemp("clone")
-    for part in PARTS:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copy(ROOT / part, folder / part)
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with the user's weights and images, after one whole run."""
+    folder = clone(tmp_path_factory.mktemp("clone"))
     params = {**example(), **SMALL}
     params["models"]["flowers"]["arguments"]["depth"] = 7
     (folder / "flowers.yaml").write_text(yaml.safe_dump(params))
@@ -97,8 +79,8 @@ def edit(folder: Path, file: str, old: str, new: str) -> str:
     return before
 
 
-def test_every_model_and_recipe_is_in_the_summary(clone: Path) -> None:
-    table = pd.read_csv(clone / "results/summary.csv")
+def test_every_model_and_recipe_is_in_the_summary(tree: Path) -> None:
+    table = pd.read_csv(tree / "results/summary.csv")
     recipes = SMALL["recipes"]
     rows = [(recipe, key.split("-")[0]) for recipe in recipes for key in KEYS]
     assert list(zip(table["recipe"], table["bits"], strict=True)) == [("fp32", "fp32"), *rows]
@@ -107,79 +89,79 @@ def test_every_model_and_recipe_is_in_the_summary(clone: Path) -> None:
     assert by_bits["w8a8"] > by_bits["w6a6"] + 6
 
 
-def test_each_run_has_its_tables_and_parameters(clone: Path) -> None:
+def test_each_run_has_its_tables_and_parameters(tree: Path) -> None:
     for recipe in SMALL["recipes"]:
         for key in KEYS:
-            small = clone / "results/flowers" / recipe / key
+            small = tree / "results/flowers" / recipe / key
             assert {path.name for path in small.iterdir() if ".sidecar" not in path.name} == {
                 "metrics.json", "attention.csv", "operators.csv", "ranking.json",
             }  # fmt: skip
-            heavy = clone / "results/models/flowers" / recipe / key
+            heavy = tree / "results/models/flowers" / recipe / key
             assert json.loads((heavy / "qparams.json").read_text())["recipe"] == recipe
 
 
-def test_figures_are_whole(clone: Path) -> None:
-    figures = clone / "results/flowers/figures"
+def test_figures_are_whole(tree: Path) -> None:
+    figures = tree / "results/flowers/figures"
     names = ("top1", "errors_along_network", "attention_overview", "attention_heads")
     for name in names:
         assert Image.open(figures / f"{name}.png").size > (200, 200)
         assert (figures / f"{name}.svg").read_text().rstrip().endswith("</svg>")
 
 
-def test_jobs_leave_logs_and_benchmarks(clone: Path) -> None:
-    log = clone / "logs/flowers/vanilla/w6a6-n4-s0/calibrate.log"
+def test_jobs_leave_logs_and_benchmarks(tree: Path) -> None:
+    log = tree / "logs/flowers/vanilla/w6a6-n4-s0/calibrate.log"
     assert "calibrate: 2 in " in log.read_text()
-    run(clone, "python", "workflow/scripts/timings.py")
-    table = pd.read_csv(clone / "results/timings.csv", index_col="rule")
+    run(tree, "python", "workflow/scripts/timings.py")
+    table = pd.read_csv(tree / "results/timings.csv", index_col="rule")
     assert table.loc["calibrate", "jobs"] == 4
     assert 0 < table.loc["calibrate", "seconds"] < 4 * table.loc["from first to last", "seconds"]
 
 
-def test_a_second_run_does_nothing_and_says_so(clone: Path) -> None:
-    assert "Nothing to be done" in snakemake(clone)
+def test_a_second_run_does_nothing_and_says_so(tree: Path) -> None:
+    assert "Nothing to be done" in snakemake(tree)
 
 
-def test_a_changed_plot_parameter_runs_only_the_plots(clone: Path) -> None:
-    before = edit(clone, "flowers.yaml", "dpi: 60", "dpi: 61")
-    assert planned(clone) == {"plot_errors": 1, "plot_top1": 1, "plot_attention": 1, "all": 1, "total": 4}
-    (clone / "flowers.yaml").write_text(before)
+def test_a_changed_plot_parameter_runs_only_the_plots(tree: Path) -> None:
+    before = edit(tree, "flowers.yaml", "dpi: 60", "dpi: 61")
+    assert planned(tree) == {"plot_errors": 1, "plot_top1": 1, "plot_attention": 1, "all": 1, "total": 4}
+    (tree / "flowers.yaml").write_text(before)
 
 
-def test_a_changed_recipe_runs_only_its_branch(clone: Path) -> None:
-    before = edit(clone, "recipes/customized.yaml", "[5, 6]", "[4, 6]")
-    jobs = planned(clone)
-    (clone / "recipes/customized.yaml").write_text(before)
+def test_a_changed_recipe_runs_only_its_branch(tree: Path) -> None:
+    before = edit(tree, "recipes/customized.yaml", "[5, 6]", "[4, 6]")
+    jobs = planned(tree)
+    (tree / "recipes/customized.yaml").write_text(before)
     branch = ("calibrate", "evaluate_quantized", "operator_errors", "attention_maps")
     shared = ("summarize", "plot_errors", "plot_top1", "plot_attention", "all")
     assert jobs == {**dict.fromkeys(branch, 2), **dict.fromkeys(shared, 1), "total": 13}
 
 
-def test_changed_code_runs_what_uses_it(clone: Path) -> None:
-    before = edit(clone, "src/ptq2themoon/plots/network.py", "import", "import  ")
-    jobs = planned(clone)
-    (clone / "src/ptq2themoon/plots/network.py").write_text(before)
+def test_changed_code_runs_what_uses_it(tree: Path) -> None:
+    before = edit(tree, "src/ptq2themoon/plots/network.py", "import", "import  ")
+    jobs = planned(tree)
+    (tree / "src/ptq2themoon/plots/network.py").write_text(before)
     assert set(jobs) == {"plot_errors", "all", "total"}
 
 
-def test_a_deleted_heavy_result_is_made_again(clone: Path) -> None:
-    path = clone / "results/models/flowers/fusion.json"
-    moved = path.rename(clone / "fusion.json")
-    assert planned(clone)["fuse"] == 1
+def test_a_deleted_heavy_result_is_made_again(tree: Path) -> None:
+    path = tree / "results/models/flowers/fusion.json"
+    moved = path.rename(tree / "fusion.json")
+    assert planned(tree)["fuse"] == 1
     moved.rename(path)
 
 
-def test_the_verifier_passes_and_then_catches_a_changed_value(clone: Path) -> None:
+def test_the_verifier_passes_and_then_catches_a_changed_value(tree: Path) -> None:
     verify = ("python", "workflow/scripts/verify.py", "--params", "flowers.yaml")
-    assert run(clone, *verify).endswith(" results verified\n")
-    before = edit(clone, "flowers.yaml", "logits_images: 1", "logits_images: 2")
-    said = run(clone, *verify, status=2)
-    (clone / "flowers.yaml").write_text(before)
+    assert run(tree, *verify).endswith(" results verified\n")
+    before = edit(tree, "flowers.yaml", "logits_images: 1", "logits_images: 2")
+    said = run(tree, *verify, status=2)
+    (tree / "flowers.yaml").write_text(before)
     assert "parameters.logits_images: recorded 1, expected 2" in said
 
 
-def test_the_report_is_one_file_with_figures_and_captions(clone: Path) -> None:
-    snakemake(clone, "--report", "report.html")
-    page = (clone / "report.html").read_text()
+def test_the_report_is_one_file_with_figures_and_captions(tree: Path) -> None:
+    snakemake(tree, "--report", "report.html")
+    page = (tree / "report.html").read_text()
     assert "Where flowers looks." in page
     assert len(re.findall(r"data:image/png;[^,]{0,90}base64,", page)) == 4
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=.https?://", page)
@@ -194,5 +176,5 @@ def test_the_report_is_one_file_with_figures_and_captions(clone: Path) -> None:
         ("device=cuda0", "device: unknown value 'cuda0'; did you mean 'cuda'?"),
     ],
 )
-def test_bad_parameters_are_named_before_anything_runs(clone: Path, change: str, message: str) -> None:
-    assert message in snakemake(clone, "--dry-run", "--config", change, status=1)
+def test_bad_parameters_are_named_before_anything_runs(tree: Path, change: str, message: str) -> None:
+    assert message in snakemake(tree, "--dry-run", "--config", change, status=1)

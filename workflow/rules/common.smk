@@ -59,6 +59,11 @@ def all_results():
             files += of_runs(model, f"results/models/{{model}}/{{recipe}}/{{key}}/{name}")
         for name in ("metrics.json", "attention.csv", "operators.csv", "ranking.json"):
             files += of_runs(model, f"results/{{model}}/{{recipe}}/{{key}}/{name}")
+        for mode in PARAMS.deploy.modes:
+            for name in ("int8.onnx", "deploy.json"):
+                files += of_runs(model, f"results/models/{{model}}/{{recipe}}/{{key}}/{mode}/{name}")
+            for name in ("runtime.json", "runtime_operators.csv"):
+                files += of_runs(model, f"results/{{model}}/{{recipe}}/{{key}}/{mode}/{name}")
     return files
 
 
@@ -183,11 +188,14 @@ def qparams(wildcards):
 
 
 def summary_entries():
-    """--entry MODEL RECIPE BITS IMAGES SEED METRICS for each row of the summary."""
+    """--entry MODEL RECIPE BITS IMAGES SEED METRICS for each row of the summary, and --runtime for its modes."""
     for model in PARAMS.models:
         yield from ("--entry", model, "fp32", "fp32", "-", "-", f"results/{model}/fp32/metrics.json")
         for run, metrics in zip(RUNS, of_runs(model, "results/{model}/{recipe}/{key}/metrics.json")):
             yield from ("--entry", model, *map(str, run), metrics)
+            for mode in PARAMS.deploy.modes:
+                runtime = metrics.replace("metrics.json", f"{mode}/runtime.json")
+                yield from ("--runtime", model, *map(str, run), mode, runtime)
 
 
 def shown(name, label):

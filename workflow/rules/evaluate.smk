@@ -70,6 +70,12 @@ rule summarize:
             for model in PARAMS.models
             for path in of_runs(model, "results/{model}/{recipe}/{key}/metrics.json")
         ],
+        runtime=[
+            path
+            for model in PARAMS.models
+            for mode in PARAMS.deploy.modes
+            for path in of_runs(model, f"results/{{model}}/{{recipe}}/{{key}}/{mode}/runtime.json")
+        ],
         code=code("summarize"),
     output:
         csv=report("results/summary.csv", caption="../report/summary.rst", category="Summary"),

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import torch
 
-from ptq2themoon.data import Preprocessing, Row, open_source, read_info, read_manifest, spread
+from ptq2themoon.data import (
+    FolderSource,
+    Preprocessing,
+    Row,
+    open_source,
+    read_info,
+    read_manifest,
+    spread,
+)
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.arguments import add_model_and_images
 from ptq2themoon.evaluate.attention import attention_spec, run_with_attention, save_maps
@@ -65,7 +73,8 @@ def main() -> None:
         model = load_model(args.graph, device, args.qparams)
         _, attention = run_with_attention(model, preprocessing.normalise(pixels), spec)
         labels = [row.label for row in rows]
-        save_maps(stage.temporary(args.out), pixels, attention, spec, args.recipe, labels)
+        names = [source.class_name(row.source) for row in rows] if isinstance(source, FolderSource) else []
+        save_maps(stage.temporary(args.out), pixels, attention, spec, args.recipe, labels, names)
 
 
 if __name__ == "__main__":

@@ -48,18 +48,18 @@ def main() -> None:
         info = read_info(args.info)
         preprocessing = Preprocessing.from_info(info, args.info)
         rows, classes = read_manifest(args.manifest), class_count(info, args.info)
-        accuracy = classes is not None and are_labelled([row.label for row in rows], args.manifest)
-        if accuracy:
+        kind = classes is not None, are_labelled([row.label for row in rows], args.manifest)
+        if all(kind):
             rows = read_manifest(args.manifest, classes)  # holds each label against the classes
         check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
         data = batches(rows, source, preprocessing, args.batch_size)
         model = load_model(args.graph, device, args.qparams)
         if args.qparams:
             spec = attention_spec(args.fusion, args.block)
-            result = evaluate_quantized(model, data, spec, accuracy)
+            result = evaluate_quantized(model, data, spec, *kind)
             result.attention.to_csv(stage.temporary(args.out_attention), index=False, float_format="%.8g")
         else:
-            result = evaluate_float(model, data, accuracy)
+            result = evaluate_float(model, data, *kind)
         write_json(stage.temporary(args.out), result.metrics)
 
 

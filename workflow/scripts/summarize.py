@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ptq2themoon.stage import Stage, run, write_json
-from ptq2themoon.summary import parse_entry, summarize, to_markdown, to_nested
+from ptq2themoon.summary import parse_entry, parse_runtime, summarize, to_markdown, to_nested
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,6 +19,14 @@ def parse_args() -> argparse.Namespace:
         metavar=("MODEL", "RECIPE", "BITS", "N", "SEED", "METRICS"),
         help="a metrics.json and what it belongs to; fp32: MODEL fp32 fp32 - - METRICS; repeat",
     )
+    parser.add_argument(
+        "--runtime",
+        nargs=7,
+        action="append",
+        default=[],
+        metavar=("MODEL", "RECIPE", "BITS", "N", "SEED", "MODE", "RUNTIME"),
+        help="a runtime.json of an entry's deployed model; repeat",
+    )
     parser.add_argument("--out-csv", type=Path, required=True)
     parser.add_argument("--out-md", type=Path, required=True)
     parser.add_argument("--out-json", type=Path, required=True)
@@ -27,12 +35,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    entries = [parse_entry(values) for values in args.entry]
+    entries = parse_runtime([parse_entry(values) for values in args.entry], args.runtime)
     with Stage(
         "summarize",
-        inputs=[entry.metrics for entry in entries],
+        inputs=[path for e in entries for path in (e.metrics, *(path for _, path in e.runtime))],
         outputs=[args.out_csv, args.out_md, args.out_json],
-        parameters={"entries": [list(entry[:-1]) for entry in entries]},
+        parameters={"entries": [[*e.key, [mode for mode, _ in e.runtime]] for e in entries]},
     ) as stage:
         table = summarize(entries)
         table.to_csv(stage.temporary(args.out_csv), index=False, float_format="%.8g")

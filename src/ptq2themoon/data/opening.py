@@ -9,6 +9,7 @@ from ptq2themoon.data.csv_source import CsvSource
 from ptq2themoon.data.sources import ArraySource, FolderSource, Source
 from ptq2themoon.data.torchvision_source import TorchvisionSource
 from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.progress import warn
 
 KINDS: dict[str, Callable[[Path], Source]] = {
     "arrays": ArraySource,
@@ -33,13 +34,18 @@ def open_source(kind: str, path: Path, classes: str | None = None) -> Source:
 
 
 def check_classes(source: Source, num_classes: int | None) -> None:
-    """Refuse to measure accuracy with labels that can't be the model's; without classes all will do."""
+    """Refuse to measure accuracy with labels that can't be the model's; without classes all will do.
+
+    Where no image has a label there is no accuracy to measure.
+    """
     if num_classes is None:
         return
-    if source.labels.min() < 0:
-        raise UserError(
-            f"{source.path}: images without a label; evaluation needs one class folder or label each"
-        )
+    unknown = int((source.labels < 0).sum())
+    if unknown == len(source.labels):
+        warn(f"{source.path}: no labels, so no accuracy; class folders or a column 'label' would give them")
+        return
+    if unknown:
+        raise UserError(f"{source.path}: {unknown} images have no label; give all of them one, or none")
     if isinstance(source, FolderSource):
         source.check_order()
     found = max(source.classes or 0, int(source.labels.max()) + 1)

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ptq2themoon.class_folders import class_folders
 from ptq2themoon.data.imagenet import CLASSES as IMAGENET_CLASSES
 from ptq2themoon.data.imagenet import imagenet_labels
 from ptq2themoon.data.images import MODES, SUFFIXES, check_image, read_image
@@ -198,7 +199,7 @@ class FolderSource(ImageFiles):
         """Class folders, empty ones too: they count in the labels of the others."""
         if "/" not in self.keys[0]:
             return []
-        return sorted(p.name for p in self.path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        return class_folders(self.path)
 
     @cached_property
     def _indices(self) -> dict[str, int]:
@@ -231,6 +232,11 @@ class FolderSource(ImageFiles):
 
     def identity(self) -> dict[str, str]:
         return {"listing_sha256": self.listing_sha256()}
+
+    def class_name(self, key: str) -> str:
+        """The folder that an image lies in; empty in a flat folder."""
+        folder, slash, _ = key.partition("/")
+        return folder.encode(errors="replace").decode() if slash else ""
 
     def listing_sha256(self) -> str:
         """Identity of the list of images (not of their bytes)."""

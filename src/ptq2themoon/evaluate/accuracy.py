@@ -37,9 +37,10 @@ def are_labelled(labels: Sequence[int], manifest: Path) -> bool:
 
 @dataclass
 class _Counter:
-    """Sums over the images seen; `accuracy`: outputs are logits [B, classes], and labels are known."""
+    """Sums over the images seen; `classifier`: outputs are logits [B, classes]; `labelled`: all have one."""
 
-    accuracy: bool
+    classifier: bool
+    labelled: bool
     images: int = 0
     top1: int = 0
     top5: int = 0
@@ -48,10 +49,10 @@ class _Counter:
 
     def add(self, output: Tensor, reference: Tensor, labels: Tensor) -> None:
         if not bool((torch.isfinite(output) & torch.isfinite(reference)).all()):
-            what = "logits" if self.accuracy else "outputs"
+            what = "logits" if self.classifier else "outputs"
             raise UserError(f"the model gives {what} that are not finite")
         self.images += len(labels)
-        if not self.accuracy:
+        if not self.classifier:
             return
         if output.ndim != 2:
             raise UserError(
@@ -59,22 +60,22 @@ class _Counter:
                 "say `classifier: false` in params.yaml"
             )
         ranked = output.topk(min(5, output.shape[1]), dim=1).indices
+        self.agreement += int((ranked[:, 0] == reference.argmax(1)).sum())
+        if not self.labelled:
+            return
         hits = ranked == labels[:, None]
         self.top1 += int(hits[:, 0].sum())
         self.top5 += int(hits.any(1).sum())
-        self.agreement += int((ranked[:, 0] == reference.argmax(1)).sum())
         self.loss += float(F.cross_entropy(output.double(), labels, reduction="sum"))
 
     def metrics(self) -> Metrics:
-        if not self.accuracy:
-            return {"images": self.images, **dict.fromkeys(("top1", "top5", "loss", "agreement"))}
-        n = self.images
+        n, accuracy = self.images, self.classifier and self.labelled
         return {
             "images": n,
-            "top1": 100 * self.top1 / n,
-            "top5": 100 * self.top5 / n,
-            "loss": self.loss / n,
-            "agreement": 100 * self.agreement / n,
+            "top1": 100 * self.top1 / n if accuracy else None,
+            "top5": 100 * self.top5 / n if accuracy else None,
+            "loss": self.loss / n if accuracy else None,
+            "agreement": 100 * self.agreement / n if self.classifier else None,
         }
 
 
@@ -87,15 +88,19 @@ class Evaluation:
 
 
 def evaluate_float(
-    model: SimulatedModel, batches: Iterable[tuple[Tensor, Tensor]], accuracy: bool = True
+    model: SimulatedModel,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    classifier: bool = True,
+    labelled: bool = True,
 ) -> Evaluation:
     """Accuracy in floating point, where there is any; the last partial batch counts.
 
     Args:
         batches: images [B, C, H, W], normalised, and labels [B].
-        accuracy: False for outputs that are no logits, and for images without labels.
+        classifier: False for outputs that are no logits.
+        labelled: False for images without labels.
     """
-    counter = _Counter(accuracy)
+    counter = _Counter(classifier, labelled)
     with model.only(()):
         for images, labels in progress(batches, desc="evaluate fp32"):
             output = model(images).cpu()
@@ -107,10 +112,11 @@ def evaluate_quantized(
     model: SimulatedModel,
     batches: Iterable[tuple[Tensor, Tensor]],
     spec: AttentionSpec,
-    accuracy: bool = True,
+    classifier: bool = True,
+    labelled: bool = True,
 ) -> Evaluation:
     """Accuracy, where there is any; output and attention against floating point's on the same images."""
-    counter, meter = _Counter(accuracy), ErrorMeter()
+    counter, meter = _Counter(classifier, labelled), ErrorMeter()
     rows: list[pd.DataFrame] = []
     for images, labels in progress(batches, desc="evaluate quantized"):
         with model.only(()):

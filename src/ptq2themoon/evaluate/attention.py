@@ -118,10 +118,17 @@ def run_with_attention(model: SimulatedModel, images: Tensor, spec: AttentionSpe
 
 
 def save_maps(
-    path: Path, images: Tensor, attention: Tensor, spec: AttentionSpec, recipe: str, labels: Sequence[int]
+    path: Path,
+    images: Tensor,
+    attention: Tensor,
+    spec: AttentionSpec,
+    recipe: str,
+    labels: Sequence[int],
+    names: Sequence[str] = (),
 ) -> None:
     """Write uint8 `images` [N, C, H, W] and the maps of `attention`, as `of_query` gives it.
 
+    `names`: of each image's class, where the data set tells them.
     safetensors orders metadata at random; it is put in sorted here, so that equal maps are equal bytes.
 
     Raises:
@@ -137,6 +144,7 @@ def save_maps(
         "note": spec.note,
         "recipe": recipe,
         "labels": ",".join(map(str, labels)),
+        **({"names": json.dumps(list(names))} if any(names) else {}),
     }
     maps = spec.maps(attention).float().contiguous()
     plain = save({"images": images.contiguous(), "attention": maps})

@@ -21,6 +21,7 @@ from ptq2themoon.graph.editing import Graph, Shapes, attribute, tensor_shapes
 from ptq2themoon.graph.linear import rewrite_linear
 from ptq2themoon.graph.scaling import rewrite_scale
 from ptq2themoon.graph.support import branch_taken, check_domains, check_types, inline_functions, to_opset
+from ptq2themoon.graph.tied import untie_constants
 
 FUSED_OPSET = 20  # the first that has both LayerNormalization (17) and Gelu (20)
 MINIMUM_IR = 9  # of opset 20
@@ -55,7 +56,9 @@ def _batch_of(model: onnx.ModelProto, graph_input: str) -> int:
 def _rewrite(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     graph, shapes = Graph(model), tensor_shapes(model)
     for node in graph.nodes:
-        _last_axis(graph, node, len(shapes.get(node.input[0], ())) if node.input else 0)
+        rank = len(shapes.get(node.input[0], ())) if node.input else 0
+        _last_axis(graph, node, rank)
+        _global_pool(graph, node, rank)
     rewrite_linear(graph, shapes, batch)
     rewrite_scale(graph)
     return graph.finish()
@@ -75,6 +78,22 @@ def _last_axis(graph: Graph, node: NodeProto, rank: int) -> None:
         axes = graph.constants.get(node.input[1])
         if axes is not None and axes.tolist() == [rank - 1]:
             node.input[1] = graph.add_constant(f"{node.output[0]}/axes", np.array([-1], dtype=np.int64))
+
+
+def _global_pool(graph: Graph, node: NodeProto, rank: int) -> None:
+    """Write the mean over rows and columns of [B, C, H, W], its rank kept, as GlobalAveragePool."""
+    if (
+        node.op_type != "ReduceMean"
+        or rank != 4
+        or len(node.input) != 2
+        or not attribute(node, "keepdims", 1)
+    ):
+        return
+    axes = graph.constants.get(node.input[1])
+    if axes is not None and sorted(axes % rank) == [2, 3]:
+        node.op_type = "GlobalAveragePool"
+        node.input.pop()
+        node.ClearField("attribute")
 
 
 def _set_batch(model: onnx.ModelProto, value: int | str) -> None:
@@ -151,7 +170,8 @@ def free_batch(model: onnx.ModelProto, batch: int = 1) -> onnx.ModelProto:
     """Turn a graph of fixed batch into a graph of any batch.
 
     The first dimension of every Reshape is recomputed from its input; a constant that is
-    concatenated to activations (class token, registers) is expanded to their batch.
+    concatenated to activations (class token, registers) is expanded to their batch; one that has rows
+    for each image is left with those of one.
     """
     graph, shapes = Graph(model), tensor_shapes(model)
     for node in list(graph.nodes):
@@ -163,11 +183,36 @@ def free_batch(model: onnx.ModelProto, batch: int = 1) -> onnx.ModelProto:
                 )
             free = np.array([-1, *target[1:]], dtype=np.int64)
             node.input[1] = graph.add_constant(f"{node.output[0]}/shape", free)
+        elif node.op_type == "Expand":
+            _free_expand(graph, node, shapes)
+        elif node.op_type == "Resize":
+            _free_resize(graph, node, shapes)
         elif node.op_type == "Concat":
             _expand_constants(graph, node, batch)
     freed = graph.finish()
     _set_batch(freed, BATCH)
-    return freed
+    return untie_constants(freed, batch)
+
+
+def _free_expand(graph: Graph, expand: NodeProto, shapes: Shapes) -> None:
+    """Ask for one row where the tensor has all that are asked for: one row leaves them as they are."""
+    shape, source = graph.constants.get(expand.input[1]), shapes.get(expand.input[0], ())
+    if shape is not None and len(source) == len(shape) and source[0] == shape[0]:
+        free = np.array([1, *shape[1:]], dtype=np.int64)
+        expand.input[1] = graph.add_constant(f"{expand.output[0]}/shape", free)
+
+
+def _free_resize(graph: Graph, resize: NodeProto, shapes: Shapes) -> None:
+    """Tell scales instead of sizes, which count the images too."""
+    sizes = graph.constants.get(resize.input[3]) if len(resize.input) > 3 else None
+    known = [size for size in shapes.get(resize.input[0], ()) if isinstance(size, int)]
+    if sizes is None or len(sizes) != len(known):  # scales already, or sizes of some dimensions
+        return
+    scales = (sizes / known).astype(np.float32)
+    short = np.floor(scales.astype(np.float64) * known) < sizes  # by rounding
+    scales = np.where(short, np.nextafter(scales, np.float32(np.inf)), scales)
+    scales_name = graph.add_constant(f"{resize.output[0]}/scales", scales)
+    resize.input[:] = [*resize.input[:2], scales_name]
 
 
 def _expand_constants(graph: Graph, concat: NodeProto, batch: int) -> None:

@@ -30,7 +30,6 @@ class Foreign:
 
     Attributes:
         input_size: (channels, height, width) of the images.
-        fixed_batch: it takes one image at a time.
         output: name of the output that is kept, the first or the one named `logits`.
         left_out: the other outputs.
     """
@@ -38,7 +37,6 @@ class Foreign:
     original: onnx.ModelProto
     model: onnx.ModelProto
     input_size: tuple[int, int, int]
-    fixed_batch: bool
     output: str
     left_out: list[str]
 
@@ -55,14 +53,14 @@ def read_foreign(path: Path, spec: Source) -> Foreign:
     _check_numbers(model, path)
     _check_operators(model, path)
     image = _image_input(model, path)
-    input_size, fixed = _image_size(image, path, spec), image.type.tensor_type.shape.dim[0].dim_value == 1
+    input_size = _image_size(image, path, spec)
     _check_preprocessing(spec, input_size)
     original, (output, *left_out) = _copy(original), _outputs(model)
     _keep_output(original, output)
     model = _copy(model)
     _keep_output(model, output)
     _state_input(model, image.name, input_size)
-    return Foreign(original, model, input_size, fixed, output, left_out)
+    return Foreign(original, model, input_size, output, left_out)
 
 
 def onnx_facts(foreign: Foreign, path: Path, spec: Source) -> dict[str, Any]:
@@ -147,12 +145,6 @@ def _image_input(model: onnx.ModelProto, path: Path) -> ValueInfoProto:
         raise UserError(
             f"{path}: input {image.name!r} has shape {_shown(image)}; "
             "images [batch, channels, height, width] are needed"
-        )
-    batch = tensor.shape.dim[0].dim_value
-    if batch > 1:
-        raise UserError(
-            f"{path}: input {image.name!r} takes {batch} images at a time; "
-            "export the model with a batch of one, or with a free one"
         )
     return image
 

@@ -159,7 +159,7 @@ class _Finder:
             self._label_residual(fc2, "residual2", block)
 
     def _label_stem(self) -> None:
-        """The layer that reads the image and makes tokens, and the position embedding after it."""
+        """The layer that reads the image and makes tokens; position embedding and LayerNorm after it."""
         readers, walk = self.walk.readers(self.graph.inputs[0]), self.walk
         node = readers[0] if len(readers) == 1 else None
         if node is not None and walk.moves(node):
@@ -170,6 +170,9 @@ class _Finder:
         embed = walk.forward(node, walk.moves)
         if embed is not None and walk.is_bias(embed):
             self._set(embed, "pos_add")
+            embed = walk.forward(embed, walk.moves)
+        if embed is not None and embed.op_type == "LayerNormalization":
+            self._set(embed, "norm")
 
     def _makes_tokens(self, node: NodeProto) -> bool:
         """A convolution whose output becomes tokens at once, unlike the first of a convolutional stem."""
@@ -203,11 +206,14 @@ class _Finder:
         return self._averages(node) or node.op_type in POOLING_TYPES
 
     def _label_last_norm(self, block: int) -> None:
-        """The LayerNorm that alone reads a block's output ends a run of blocks; MobileViT has several."""
+        """The LayerNorm that alone reads a block's output ends a run of blocks; MobileViT has several.
+
+        In Swin it reads the tokens that are to be merged.
+        """
         residual = self._with_role("residual2", block)
-        readers = self.walk.readers(residual.output[0]) if residual is not None else []
-        if len(readers) == 1 and readers[0].op_type == "LayerNormalization":
-            self._set(readers[0], "norm")
+        reader = self.walk.forward(residual, self.walk.moves) if residual is not None else None
+        if reader is not None and reader.op_type == "LayerNormalization":
+            self._set(reader, "norm")
 
 
 def rename_operators(

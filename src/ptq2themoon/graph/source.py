@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ptq2themoon.errors import UserError
+from ptq2themoon.errors import UserError, nearest
 from ptq2themoon.validation import Strict
 
 LOCAL, HUB, ONNX = "local-dir:", "hf-hub:", "onnx:"
@@ -47,6 +48,39 @@ def opset_problem(exporter: Exporter, opset: int) -> str | None:
     if least <= opset <= most:
         return None
     return f"{exporter} writes {least} to {most}; nearest valid: {min(max(opset, least), most)}"
+
+
+def source_problem(source: str) -> str | None:
+    """What is wrong with a source, as far as names and local files tell."""
+    if source.startswith(HUB):
+        return None
+    if source.startswith(LOCAL):
+        config = Path(source.removeprefix(LOCAL)) / "config.json"
+        return None if config.is_file() else f"{source!r}: no file {config}"
+    if source.startswith(ONNX):
+        file = Path(source.removeprefix(ONNX))
+        return None if file.is_file() else f"{source!r}: no file {file}"
+    if ":" in source:
+        prefix = source.partition(":")[0] + ":"
+        return f"unknown prefix {prefix!r}; {nearest(prefix, [LOCAL, HUB, ONNX])}"
+    if "@" in source:
+        name, _, revision = source.partition("@")
+        return f"a revision needs the hub's name: {HUB}timm/{name}@{revision}"
+    return _timm_problem(source)
+
+
+@cache
+def _timm_problem(name: str) -> str | None:
+    import timm  # seconds; only for those who name a timm model
+
+    architecture, _, tag = name.partition(".")
+    architectures = timm.list_models()
+    if architecture not in architectures:
+        return f"unknown timm model {architecture!r}; {nearest(architecture, architectures)}"
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        return f"unknown tag in {name!r}; {nearest(name, tagged or [architecture])}"
+    return None
 
 
 @dataclass(frozen=True)

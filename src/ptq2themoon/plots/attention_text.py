@@ -84,10 +84,13 @@ def show_row_image(
 
 
 def class_name(maps: AttentionMaps, index: int, names: Sequence[str] | None) -> str:
-    label = maps.labels[index]
-    if label < 0:
-        return f"image {index}"
-    return names[label] if names is not None and label < len(names) else f"class {label}"
+    """The model's name for it, else that of its folder, unless this is but a number."""
+    label, folder = maps.labels[index], maps.names[index] if maps.names else ""
+    if 0 <= label < len(names or []):
+        return (names or [])[label]
+    if folder and not folder.isdecimal():
+        return folder
+    return f"image {index}" if label < 0 else f"class {label}"
 
 
 def short(name: str, width: int) -> str:

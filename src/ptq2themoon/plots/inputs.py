@@ -25,6 +25,7 @@ class AttentionMaps:
         attention: float32 [N, heads, rows, columns], softmax weights (those to the class token left out);
             [N, heads, groups, patches] where they make no map.
         labels: class index of each image, -1 when unknown.
+        names: of each image's class as the data set has it; none where it has none.
         block: index of the transformer block.
         query: whose attention, one of `QUERIES`.
         note: what is treated as class token, or that there is none and why.
@@ -40,6 +41,7 @@ class AttentionMaps:
     note: str = ""
     groups: int = 1
     is_map: bool = True
+    names: tuple[str, ...] = ()
 
     @property
     def heads(self) -> int:
@@ -129,6 +131,7 @@ def _checked_maps(
         note=metadata.get("note", ""),
         groups=groups,
         is_map=is_map,
+        names=_names(path, metadata, len(images)),
     )
 
 
@@ -159,6 +162,16 @@ def _labels(path: Path, metadata: Mapping[str, str], images: int) -> tuple[int, 
     if len(labels) != images:
         raise UserError(f"{path}: metadata 'labels' names {len(labels)} labels for {images} images")
     return labels
+
+
+def _names(path: Path, metadata: Mapping[str, str], images: int) -> tuple[str, ...]:
+    try:
+        names = json.loads(metadata.get("names", "[]"))
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or len(names) not in (0, images):
+        raise UserError(f"{path}: metadata 'names' is no list of {images} class names")
+    return tuple(map(str, names))
 
 
 def check_same_images(maps: Mapping[str, AttentionMaps]) -> None:

@@ -62,11 +62,13 @@ def expected_results(params: Params, recipes_dir: Path, results: Path) -> list[R
 
 def _summary(models: Sequence[ModelResults], results: Path) -> Result:
     inputs: list[Path] = []
-    entries: list[list[str | int | None]] = []
+    entries: list[list[Any]] = []
     for model in models:
+        modes = list(model.params.deploy.modes)
         inputs += [folder / "metrics.json" for folder in model.folders]
-        entries.append([model.name, "fp32", "fp32", None, None])
-        entries += [[model.name, run.recipe.name, run.bits, run.images, run.seed] for run in model.runs]
+        inputs += [model.runtime(run, mode)[0] for run in model.runs for mode in modes]
+        entries.append([model.name, "fp32", "fp32", None, None, []])
+        entries += [[model.name, run.recipe.name, run.bits, run.images, run.seed, modes] for run in model.runs]
     outputs = [results / f"summary.{kind}" for kind in ("csv", "md", "json")]
     return Result("summarize", outputs, inputs, {"entries": entries})
 
@@ -95,6 +97,9 @@ class ModelResults:
         for each in (None, *self.runs):
             yield self.evaluate(each)
             yield self.attention_maps(each)
+        for run, mode in product(self.runs, self.params.deploy.modes):
+            yield self.deploy(run, mode)
+            yield self.verify_runtime(run, mode)
 
     def figures(self) -> Iterator[Result]:
         plots, errors = self.params.plots, self.params.errors
@@ -244,10 +249,31 @@ class ModelResults:
         }
         return self._on_test_images("attention_maps", run, [self._maps(run)], parameters)
 
+    def int8(self, run: Run, mode: str) -> list[Path]:
+        return [self.heavy / run.folder / mode / name for name in ("int8.onnx", "deploy.json")]
+
+    def runtime(self, run: Run, mode: str) -> list[Path]:
+        return [self._folder(run) / mode / name for name in ("runtime.json", "runtime_operators.csv")]
+
+    def deploy(self, run: Run, mode: str) -> Result:
+        parameters = {"mode": mode, "profile": "onnxruntime"}
+        return Result("deploy", self.int8(run, mode), [*self.fused, *self._qparams(run)], parameters)
+
+    def verify_runtime(self, run: Run, mode: str) -> Result:
+        parameters = {"batch_size": self.params.evaluation.batch_size, "threads": ANY}
+        return self._on_test_images(
+            "verify_runtime", run, self.runtime(run, mode), parameters, self.int8(run, mode)
+        )
+
     def _on_test_images(
-        self, stage: str, run: Run | None, outputs: list[Path], parameters: dict[str, Any]
+        self,
+        stage: str,
+        run: Run | None,
+        outputs: list[Path],
+        parameters: dict[str, Any],
+        more: Sequence[Path] = (),
     ) -> Result:
         files, _ = self._listed_images("evaluation")
-        inputs = [*self.fused, self.manifest, *files, *self._qparams(run)]
+        inputs = [*self.fused, self.manifest, *files, *self._qparams(run), *more]
         recorded = {**self._images("evaluation"), **parameters}
         return Result(stage, outputs, inputs, recorded, device=self._device)

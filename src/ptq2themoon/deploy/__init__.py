@@ -1,0 +1,1 @@
+"""From quantization parameters to an INT8 model that runtimes execute, checked against the simulation."""

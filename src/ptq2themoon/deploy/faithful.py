@@ -1,0 +1,173 @@
+"""Every quantization of a recipe, with the same codes as in the simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import NodeProto
+
+from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.deploy.linear import Linear, as_linear, write_product
+from ptq2themoon.deploy.report import Place, Profile
+from ptq2themoon.deploy.writer import S8, U8, Writer
+from ptq2themoon.graph.editing import tensor_shapes
+from ptq2themoon.quantize.tensors import QuantizedOperator
+
+Grids = Mapping[tuple[str, int], Grid]  # by operand and position
+SMALL = 1  # dimensions; vectors (biases, scales of norms) stay float, on their grid
+
+
+class Faithful:
+    """Writes the graph with Q and DQ at every quantized input and output.
+
+    A tensor that is quantized by its producer and by its reader with one grid is quantized once.
+    ONNX Runtime merges two quantizations in a row, different scales or not, where both have one integer
+    type: so the second has the other (uint8 with zero point 128, int8 with 0), but not for TensorRT,
+    which knows int8 alone.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, quantized: Mapping[str, QuantizedOperator], profile: Profile
+    ) -> None:
+        self.writer = Writer(model)
+        self.quantized, self.profile = quantized, profile
+        self.shapes = tensor_shapes(model)
+        self.ranks = {name: len(shape) for name, shape in self.shapes.items()}
+        self.places: dict[str, Place] = {}
+
+    def write(self) -> onnx.ModelProto:
+        for node in self.writer.graph.nodes:
+            item = self.quantized.get(node.name)
+            grids: Grids = {(t.operand, t.position): Grid.of(t) for t in item.tensors} if item else {}
+            self._node(node, grids)
+        return self.writer.finish()
+
+    def _node(self, node: NodeProto, grids: Grids) -> None:
+        linear = as_linear(self.writer.graph, node)
+        raw = [self._raw_output(node, i, grids) for i in range(len(node.output))]
+        if linear is not None:
+            self._linear(node, linear, grids, raw[0])
+        elif (
+            node.op_type == "Conv"
+            and grids
+            and node.input[-1] in self.writer.graph.constants
+            and len(node.input) == 3
+        ):
+            self._conv(node, grids, raw[0])
+        else:
+            inputs = [self._input(node, i, grids) for i in range(len(node.input))]
+            if node.op_type == "Softmax" and self.profile == "onnxruntime":
+                inputs = [self._apart(inputs[0], grids)]
+            self.writer.keep(node, inputs, raw)
+        if grids:
+            self.places[node.name] = self._place(node, linear, grids)
+        for i, name in enumerate(node.output):
+            grid = grids.get(("output", i))
+            if grid is not None:
+                final = name if name in self.writer.graph.outputs else None
+                dtype = self._type(raw[i])
+                self.writer.reads[name] = self.writer.quantized(raw[i], grid, dtype, self.ranks[name], final)
+
+    def _raw_output(self, node: NodeProto, i: int, grids: Grids) -> str:
+        """The model's own outputs keep their names behind a DequantizeLinear."""
+        name = node.output[i]
+        is_final = name in self.writer.graph.outputs and ("output", i) in grids
+        return self.writer.name(f"{name}/raw") if is_final else name
+
+    def _apart(self, tensor: str, grids: Grids) -> str:
+        """A Clip that clips nothing, between a Softmax and the DequantizeLinear before it.
+
+        Without it ONNX Runtime takes QLinearSoftmax: several times slower, and other codes.
+        """
+        grid = grids.get(("input", 0))
+        if grid is None or grid.per_channel or ("output", 0) not in grids:
+            return tensor
+        bounds = [
+            self.writer.constant(f"{tensor}/{side}", np.float32(code) * grid.scale)
+            for side, code in (("least", grid.low), ("most", grid.high))
+        ]
+        return self.writer.add("Clip", [tensor, *bounds], f"{tensor}/apart")
+
+    def _linear(self, node: NodeProto, linear: Linear, grids: Grids, output: str) -> None:
+        inputs = [self._input(node, 0, grids), self._weight(node, 1, grids, linear)]
+        bias = linear.bias
+        if bias is not None and ("bias", 2) in grids:
+            bias = grids["bias", 2].values(bias)
+        write_product(self.writer, node.name, inputs, bias, self.shapes[linear.x], output)
+
+    def _conv(self, node: NodeProto, grids: Grids, output: str) -> None:
+        """With its bias apart: ONNX Runtime would round it to steps of the product otherwise."""
+        writer = self.writer
+        x, weight, name = (self._input(node, i, grids) for i in range(3))
+        bias = writer.graph.constants[name].reshape([-1] + [1] * (self.ranks[node.output[0]] - 2))
+        product = writer.name(f"{node.output[0]}/product")
+        writer.keep(node, [x, weight], [product])
+        writer.add("Add", [product, writer.constant(f"{node.name}/bias", bias)], node.name, output)
+
+    def _input(self, node: NodeProto, position: int, grids: Grids) -> str:
+        tensor = node.input[position]
+        grid = grids.get(("input", position))
+        if grid is not None:
+            new = self.writer.read(tensor)
+            if self.writer.on_grid(new, grid):
+                return new
+            dtype = self._type(new, second=node.op_type == "MatMul" and position == 1)
+            return self.writer.quantized(new, grid, dtype, self.ranks[tensor])
+        if ("weight", position) in grids or ("bias", position) in grids:
+            return self._weight(node, position, grids)
+        return self.writer.read(tensor)
+
+    def _weight(self, node: NodeProto, position: int, grids: Grids, linear: Linear | None = None) -> str:
+        """A parameter: matrices and more as int8, vectors as float on their grid."""
+        value = linear.weight if linear else self.writer.graph.constants[node.input[position]]
+        grid = grids.get(("weight", position)) or grids.get(("bias", position))
+        stem = f"{node.name}/weight{position}"
+        if grid is None:
+            return self.writer.constant(stem, value) if linear else node.input[position]
+        grid = linear.grid(grid) if linear else grid
+        if value.ndim <= SMALL or not grid.stored:
+            return self.writer.constant(stem, grid.values(value))
+        channels = _output_axis(node, linear)
+        if not grid.per_channel and channels is not None and self.profile == "tensorrt":
+            grid = grid.spread_over(value.shape[channels], channels)
+        if grid.per_channel and grid.axis != channels:
+            return self.writer.scaled_weight(stem, value, grid)
+        return self.writer.weight(stem, value, grid)
+
+    def _type(self, tensor: str, *, second: bool = False) -> np.dtype:
+        """Integer type for `tensor` of the new graph; `second`: it is the right side of a product."""
+        source = self.writer.stored_type(tensor)
+        if self.profile == "tensorrt" or second:
+            return S8
+        return U8 if source is None or source == S8 else S8
+
+    def _place(self, node: NodeProto, linear: Linear | None, grids: Grids) -> Place:
+        if node.op_type == "Conv":
+            return Place("float", "with its bias in integers it would give other codes")
+        if node.op_type not in ("MatMul", "Gemm") and linear is None:
+            return Place("float", "the runtime computes it in floating point between quantized tensors")
+        inputs = [grids.get(("input", i)) or grids.get(("weight", i)) for i in (0, 1)]
+        if None in inputs:
+            return Place("float", "the recipe leaves an input in floating point")
+        if not all(grid.stored for grid in inputs if grid):
+            return Place("float", "more than 8 bits")
+        activation = grids.get(("input", 0))
+        if activation is not None and activation.per_channel:
+            return Place("float", "activations with a scale for each channel of the reduction axis")
+        weight = grids.get(("weight", 1))
+        if weight is not None and weight.per_channel:
+            axis = linear.grid(weight).axis if linear else weight.axis
+            if axis != _output_axis(node, linear):
+                return Place("float", "weights with a scale for each channel of the reduction axis")
+        if weight is None and any(grid is not None and grid.per_channel for grid in inputs):
+            return Place("float", "activations with a scale for each channel")
+        return Place("integer", "both inputs are integers with scales that the product can take out")
+
+
+def _output_axis(node: NodeProto, linear: Linear | None) -> int | None:
+    """Axis of a weight's output channels, as the new graph stores it."""
+    if linear is not None:
+        return 1
+    return 0 if node.op_type == "Conv" else None

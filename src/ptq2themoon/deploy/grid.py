@@ -1,0 +1,88 @@
+"""The values that a quantized tensor can take, and the integers that stand for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ptq2themoon.quantize.tensors import QuantizedTensor
+
+STORED_BITS = 8  # of the integers in the file; fewer bits use a part of their range
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Multiples of a scale, low..high.
+
+    Attributes:
+        scale: float32, 0-d, or [channels] along `axis`.
+        low, high: smallest and largest code.
+    """
+
+    scale: np.ndarray
+    axis: int | None
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, tensor: QuantizedTensor) -> Grid:
+        assert tensor.scale is not None
+        scale = tensor.scale.detach().cpu().numpy().astype(np.float32)
+        return cls(scale, tensor.axis if scale.ndim else None, tensor.quant_min, tensor.quant_max)
+
+    @classmethod
+    def of_weight(cls, weight: np.ndarray, axis: int, bits: int) -> Grid:
+        """Symmetric, a scale for each channel along `axis`, so that its largest magnitude is the top code."""
+        high = (1 << (bits - 1)) - 1
+        others = tuple(i for i in range(weight.ndim) if i != axis)
+        largest = np.abs(weight).max(axis=others).astype(np.float32) / np.float32(high)
+        scale = np.where(largest > 0, largest, np.float32(1)).astype(np.float32)
+        return cls(scale, axis, -high - 1, high)
+
+    @property
+    def per_channel(self) -> bool:
+        return self.axis is not None
+
+    @property
+    def stored(self) -> bool:
+        """Whether int8 holds its codes."""
+        return self.high < 1 << (STORED_BITS - 1)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether its range is less than that of the integers which store it."""
+        return self.high < (1 << (STORED_BITS - 1)) - 1
+
+    def same(self, other: Grid | None) -> bool:
+        return (
+            other is not None
+            and (self.axis, self.low, self.high) == (other.axis, other.low, other.high)
+            and np.array_equal(self.scale, other.scale)
+        )
+
+    def spread(self, rank: int) -> np.ndarray:
+        """The scale, shaped to be broadcast against a tensor of `rank` dimensions."""
+        if self.axis is None:
+            return self.scale
+        return self.scale.reshape([-1 if axis == self.axis else 1 for axis in range(rank)])
+
+    def codes(self, value: np.ndarray) -> np.ndarray:
+        """Round half to even, clipped; float32 of `value`'s shape."""
+        return np.clip(np.rint(value / self.spread(value.ndim)), self.low, self.high)
+
+    def values(self, value: np.ndarray) -> np.ndarray:
+        """`value` on the grid, float32: what the simulation computes with."""
+        return (self.codes(value) * self.spread(value.ndim)).astype(np.float32)
+
+    def spread_over(self, channels: int, axis: int) -> Grid:
+        """The same codes for a per-tensor grid, written as `channels` equal scales along `axis`."""
+        return Grid(np.full(channels, self.scale, np.float32), axis, self.low, self.high)
+
+    def unit(self) -> Grid:
+        """Of what comes divided by the scale: steps of one."""
+        return Grid(np.array(1, np.float32), None, self.low, self.high)
+
+    def transposed(self) -> Grid:
+        """Of the transposed matrix."""
+        return self if self.axis is None else Grid(self.scale, 1 - self.axis, self.low, self.high)

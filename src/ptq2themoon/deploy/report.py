@@ -1,0 +1,67 @@
+"""deploy.json: what runs in integers and what does not, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+import onnx
+
+from ptq2themoon.graph.operators import Operator
+
+Mode = Literal["faithful", "fast"]
+Profile = Literal["onnxruntime", "tensorrt"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+
+
+class Place(NamedTuple):
+    """Where an operator is computed, and why there."""
+
+    runs: Literal["integer", "float"]
+    why: str
+
+
+class Fold(NamedTuple):
+    """How activations with a scale for each channel became integers with one scale.
+
+    Attributes:
+        operator: the layer that reads them.
+        into: the LayerNorm whose parameters took the scales, at no cost; None: one multiplication more.
+        channels: how many.
+    """
+
+    operator: str
+    into: str | None
+    channels: int
+
+    @property
+    def kind(self) -> str:
+        return "layernorm" if self.into else "multiplication"
+
+
+@dataclass
+class Deployed:
+    """An INT8 model and what was done to make it."""
+
+    model: onnx.ModelProto
+    mode: Mode
+    profile: Profile
+    places: dict[str, Place]
+    folds: list[Fold] = field(default_factory=list)
+
+    def report(self, operators: Iterable[Operator]) -> dict[str, Any]:
+        """What deploy.json holds of the model, apart from sums of files.
+
+        Args:
+            operators: those that the recipe quantizes, in graph order.
+        """
+        (opset,) = (o.version for o in self.model.opset_import if o.domain == "")
+        return {
+            "mode": self.mode,
+            "profile": self.profile,
+            "opset": opset,
+            "operators": [{**o._asdict(), **self.places[o.name]._asdict()} for o in operators],
+            "folds": [{"kind": fold.kind, **fold._asdict()} for fold in self.folds],
+        }

@@ -1,0 +1,178 @@
+"""Writes a fused graph anew, node by node, with QuantizeLinear and DequantizeLinear in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper
+
+from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.graph.editing import Graph, unique_name
+from ptq2themoon.graph.fuse import DOMAIN
+
+U8 = np.dtype(np.uint8)
+S8 = np.dtype(np.int8)
+
+
+class Writer:
+    """Collects the new graph's nodes in order.
+
+    `reads` says under which name the new graph has a tensor of the old one: that of its last
+    dequantized form. uint8 has zero point 128 and int8 has 0: both store the same codes.
+
+    Args:
+        model: the fused model, which stays as it is.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.graph = Graph(model)
+        self.nodes: list[NodeProto] = []
+        self.reads: dict[str, str] = {}
+        self._grids: dict[str, tuple[Grid, np.dtype]] = {}  # of dequantized tensors of the new graph
+        self._made: dict[tuple[str, str], list[tuple[Grid, np.dtype, str]]] = {}
+        self._names = {name for n in self.graph.nodes for name in (n.name, *n.input, *n.output)}
+        self._names |= set(self.graph.constants)
+
+    def name(self, stem: str) -> str:
+        """A name that nothing has yet."""
+        name = unique_name(stem, self._names)
+        self._names.add(name)
+        return name
+
+    def constant(self, stem: str, value: np.ndarray) -> str:
+        name = self.name(stem)
+        self.graph.constants[name] = value
+        return name
+
+    def add(
+        self,
+        op_type: str,
+        inputs: Sequence[str],
+        stem: str,
+        output: str | None = None,
+        axis: int | None = None,
+    ) -> str:
+        """Append a node; returns its output's name."""
+        output = output or self.name(f"{stem}/out")
+        node = helper.make_node(op_type, inputs, [output], name=self.name(stem))
+        if axis is not None:
+            node.attribute.append(helper.make_attribute("axis", axis))
+        self.nodes.append(node)
+        return output
+
+    def keep(self, node: NodeProto, inputs: Iterable[str], outputs: Iterable[str] | None = None) -> None:
+        """Append a node of the old graph, reading `inputs`."""
+        node = self._copy(node)
+        node.input[:] = inputs
+        if outputs is not None:
+            node.output[:] = outputs
+        self.nodes.append(node)
+
+    @staticmethod
+    def _copy(node: NodeProto) -> NodeProto:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        return copy
+
+    def read(self, tensor: str) -> str:
+        """The new graph's name for a tensor of the old one."""
+        return self.reads.get(tensor, tensor)
+
+    def stored_type(self, tensor: str) -> np.dtype | None:
+        """Integer type of a dequantized tensor; None of any other."""
+        found = self._grids.get(tensor)
+        return found[1] if found else None
+
+    def on_grid(self, tensor: str, grid: Grid) -> bool:
+        """Whether `tensor` (of the new graph) was quantized to `grid`, so that once more changes nothing."""
+        found = self._grids.get(tensor)
+        return found is not None and grid.same(found[0])
+
+    def quantized(
+        self, tensor: str, grid: Grid, dtype: np.dtype, rank: int, output: str | None = None
+    ) -> str:
+        """`tensor` (of the new graph) quantized and dequantized; made once for each grid and type.
+
+        Per channel it is divided by the vector of scales, quantized with scale 1 and multiplied again:
+        no runtime has integer kernels for the other way, QuantizeLinear along an axis, and it is slow.
+        """
+        for made, of_type, name in self._made.get((tensor, "values"), []):
+            if output is None and grid.same(made) and of_type == dtype:
+                return name
+        stem = tensor
+        if not grid.stored:
+            result = self._rounded(tensor, grid, rank, output)
+        elif grid.per_channel:
+            scale = self.constant(f"{stem}/scale", grid.spread(rank))
+            codes = self.codes(self.add("Div", [tensor, scale], f"{stem}/divide"), grid.unit(), dtype)
+            result = self.add("Mul", [codes, scale], f"{stem}/multiply", output)
+        else:
+            result = self.codes(tensor, grid, dtype, output)
+        self._grids[result] = (grid, dtype)
+        self._made.setdefault((tensor, "values"), []).append((grid, dtype, result))
+        return result
+
+    def codes(self, tensor: str, grid: Grid, dtype: np.dtype, output: str | None = None) -> str:
+        """QuantizeLinear and DequantizeLinear, per tensor; clipped first where the grid is narrow."""
+        stem = tensor
+        if grid.narrow:
+            bounds = [
+                self.constant(f"{stem}/{side}", np.float32(code) * grid.scale)
+                for side, code in (("low", grid.low), ("high", grid.high))
+            ]
+            tensor = self.add("Clip", [tensor, *bounds], f"{stem}/clip")
+        scale = self.constant(f"{stem}/scale", grid.scale)
+        zero = self.constant(f"{stem}/zero_point", np.array(128 if dtype == U8 else 0, dtype))
+        integer = self.add("QuantizeLinear", [tensor, scale, zero], f"{stem}/quantize")
+        return self.add("DequantizeLinear", [integer, scale, zero], f"{stem}/dequantize", output)
+
+    def _rounded(self, tensor: str, grid: Grid, rank: int, output: str | None) -> str:
+        """More than 8 bits: in floating point, with the same values."""
+        scale = self.constant(f"{tensor}/scale", grid.spread(rank))
+        bounds = [
+            self.constant(f"{tensor}/{s}", np.array(v, np.float32))
+            for s, v in (("low", grid.low), ("high", grid.high))
+        ]
+        codes = self.add("Round", [self.add("Div", [tensor, scale], f"{tensor}/divide")], f"{tensor}/round")
+        clipped = self.add("Clip", [codes, *bounds], f"{tensor}/clip")
+        return self.add("Mul", [clipped, scale], f"{tensor}/multiply", output)
+
+    def weight(self, stem: str, value: np.ndarray, grid: Grid) -> str:
+        """A constant as int8 and its DequantizeLinear, per tensor or along the grid's axis."""
+        if not grid.stored:
+            return self.constant(f"{stem}/values", grid.values(value))
+        integer = self.constant(f"{stem}/codes", grid.codes(value).astype(np.int8))
+        scale = self.constant(f"{stem}/scale", grid.scale)
+        zero = self.constant(f"{stem}/zero_point", np.zeros(grid.scale.shape, np.int8))
+        return self.add("DequantizeLinear", [integer, scale, zero], f"{stem}/dequantize", axis=grid.axis)
+
+    def integer_bias(self, stem: str, value: np.ndarray, scale: np.ndarray) -> str:
+        """A bias as int32 in steps of a product's scale, 0-d or [out], and its DequantizeLinear."""
+        codes = np.clip(np.rint(value.astype(np.float64) / scale), -(2**31), 2**31 - 1)
+        integer = self.constant(f"{stem}/codes", codes.astype(np.int32))
+        step = self.constant(f"{stem}/scale", np.asarray(scale, np.float32))
+        axis = 0 if np.ndim(scale) else None
+        return self.add("DequantizeLinear", [integer, step], f"{stem}/dequantize", axis=axis)
+
+    def scaled_weight(self, stem: str, value: np.ndarray, grid: Grid) -> str:
+        """As `weight`, for scales along the reduction axis, which integer kernels cannot take.
+
+        ONNX Runtime would read them as scales of the output channels wherever the counts agree, so
+        they are a multiplication of their own.
+        """
+        whole = self.weight(stem, grid.codes(value), grid.unit())
+        scale = self.constant(f"{stem}/scales", grid.spread(value.ndim))
+        return self.add("Mul", [whole, scale], f"{stem}/multiply")
+
+    def finish(self) -> onnx.ModelProto:
+        """The model of all nodes written; checked."""
+        self.graph.nodes = self.nodes
+        model = self.graph.finish()
+        model.ClearField("functions")
+        opsets = [opset for opset in model.opset_import if opset.domain != DOMAIN]
+        model.ClearField("opset_import")
+        model.opset_import.extend(opsets)
+        onnx.checker.check_model(model, full_check=True)
+        return model

@@ -1,0 +1,145 @@
+"""Models opened in ONNX Runtime and in OpenVINO, and what really runs there."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from ptq2themoon.errors import UserError
+
+Precision = Literal["f32", "bf16"]
+Runner = Callable[[np.ndarray], np.ndarray]  # images [B, C, H, W] to logits [B, classes]
+INTEGER_KERNELS = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm", "QLinearConv")
+FLOAT_KERNELS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv")
+PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Subgraph")  # OpenVINO's; attention is a subgraph
+# No thread may still turn when the next contestant runs; and with a fixed batch the fusion named leaves a
+# float Gemm behind dequantized weights, slower than FP32.
+ALWAYS = {"session.force_spinning_stop": "1"}
+QUANTIZED = {"optimization.disable_specified_optimizers": "MatMulAddFusion"}
+
+
+def onnx_session(
+    path: Path, threads: int, *, quantized: bool, optimised: Path | None = None, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """On the CPU.
+
+    Args:
+        quantized: whether the model is an integer one.
+        optimised: where to write the graph that really runs.
+        profile: how the file of the profile begins.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors only
+    for key, value in (ALWAYS | (QUANTIZED if quantized else {})).items():
+        options.add_session_config_entry(key, value)
+    if optimised:
+        options.optimized_model_filepath = str(optimised)
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def onnx_runner(session: onnxruntime.InferenceSession) -> Runner:
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+def kernels(path: Path, folder: Path, *, quantized: bool) -> dict[str, int]:
+    """How many matrix products and convolutions ONNX Runtime computes by which kernel.
+
+    Args:
+        folder: for the optimised graph, from which they are counted.
+    """
+    onnx_session(path, 1, quantized=quantized, optimised=folder / "optimised.onnx")
+    found: dict[str, int] = defaultdict(int)
+    for node in onnx.load(folder / "optimised.onnx", load_external_data=False).graph.node:
+        found[node.op_type] += 1
+    return {name: found[name] for name in (*INTEGER_KERNELS, *FLOAT_KERNELS) if found[name]}
+
+
+def operator_shares(
+    path: Path, threads: int, images: np.ndarray, runs: int, folder: Path, *, quantized: bool
+) -> list[dict[str, Any]]:
+    """Operators of ONNX Runtime's profile: how many, milliseconds a run, share of the time; longest first."""
+    session = onnx_session(path, threads, quantized=quantized, profile=folder / "profile")
+    run = onnx_runner(session)
+    for _ in range(runs + 1):
+        run(images)
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            times[event["args"]["op_name"]][event["name"]].append(event["dur"] / 1000)
+    total = {name: sum(float(np.median(v)) for v in nodes.values()) for name, nodes in times.items()}
+    everything = sum(total.values())
+    return [
+        {"operator": name, "count": len(times[name]), "ms": round(ms, 4), "share": round(ms / everything, 4)}
+        for name, ms in sorted(total.items(), key=lambda item: -item[1])
+    ]
+
+
+class OpenVino:
+    """OpenVINO with its settings; its package is imported when one is made.
+
+    Args:
+        threads: of one inference.
+
+    Raises:
+        UserError: it is not installed.
+    """
+
+    def __init__(self, threads: int) -> None:
+        try:
+            import openvino
+        except ImportError:
+            raise UserError("openvino is not installed here; `make peers` makes .venv-peers") from None
+        self._core = openvino.Core()
+        self._settings: Mapping[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+        }
+
+    def read(self, path: Path) -> Any:
+        return self._core.read_model(str(path))
+
+    def compile(self, path: Path, shape: tuple[int, ...], precision: Precision) -> Any:
+        """A file for images of one shape: with a dynamic batch it is slower by a quarter and more.
+
+        Args:
+            precision: of what is not quantized, as far as kernels have it.
+        """
+        model = self.read(path)
+        model.reshape(list(shape))
+        return self._core.compile_model(
+            model, "CPU", {**self._settings, "INFERENCE_PRECISION_HINT": precision}
+        )
+
+
+def openvino_runner(compiled: Any) -> Runner:
+    request = compiled.create_infer_request()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        (found,) = request.infer({0: images}, share_inputs=True, share_outputs=True).values()
+        return found
+
+    return run
+
+
+def openvino_kernels(compiled: Any) -> dict[str, int]:
+    """The same as `kernels`, from the graph that OpenVINO runs: type and precision."""
+    found: dict[str, int] = defaultdict(int)
+    for node in compiled.get_runtime_model().get_ops():
+        kind, precision = (node.rt_info[key].astype(str) for key in ("layerType", "runtimePrecision"))
+        attention = kind != "Subgraph" or "MatMul" in node.rt_info["originalLayersNames"].astype(str)
+        if kind in PRODUCTS and attention:
+            found[f"{kind}:{'i8' if precision in ('i8', 'u8') else precision}"] += 1
+    return dict(sorted(found.items()))

@@ -17,7 +17,8 @@ from tiny_quantized import Tiny
 from torch import Tensor
 
 from ptq2themoon.deploy.export import deploy
-from ptq2themoon.deploy.report import Deployed, Mode, Profile
+from ptq2themoon.deploy.modes import Mode, Profile
+from ptq2themoon.deploy.report import Deployed
 from ptq2themoon.deploy.runtime import kernel_counts, session
 from ptq2themoon.graph.files import read_graph
 from ptq2themoon.graph.fuse import fuse

@@ -9,7 +9,7 @@ import onnx
 
 from ptq2themoon.data import Preprocessing, read_info
 from ptq2themoon.deploy.export import deploy
-from ptq2themoon.deploy.report import MODES, PROFILES
+from ptq2themoon.deploy.modes import MODES, PROFILES
 from ptq2themoon.graph.files import check_same_model, read_graph
 from ptq2themoon.quantize.tensors import load
 from ptq2themoon.stage import Stage, run, sha256, write_json
@@ -45,6 +45,7 @@ def main() -> None:
             **made.report(item.operator for item in quantized),
             "graph_sha256": sha256(args.graph),
             "qparams_sha256": sha256(args.qparams[0]),
+            "int8_sha256": sha256(stage.temporary(args.out)),
             "bytes": {"fp32": args.graph.stat().st_size, "int8": stage.temporary(args.out).stat().st_size},
         }
         write_json(stage.temporary(args.out_report), report)

@@ -1,79 +1,101 @@
-"""Each operator of a faithful INT8 model against the simulation, on equal inputs.
+"""Each operator of an INT8 model against the simulation, on equal inputs.
 
 What an operator's simulated inputs give in the runtime, as a model of that operator alone, is compared
-with its simulated output, in codes: whole numbers of the output's scale. Both round the same value, up
-to the order of floating-point sums; so they may differ by one, where that value lies midway.
+with its simulated output, in steps: units of the output's scale. A faithful operator rounds the same
+value as the simulation, up to the order of floating-point sums: its codes may differ by one, where that
+value lies midway. A fast one does not round its output, nor its biases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import helper
+import onnxruntime
+from onnx import NodeProto, helper, numpy_helper
 from torch import Tensor
 
 from ptq2themoon.deploy.export import deploy
 from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.deploy.modes import Mode
 from ptq2themoon.deploy.runtime import session
 from ptq2themoon.graph.editing import Graph
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator
 
-TIE = 0.01  # of a step: how far from midway float sums in another order may put a value
+TIE = 0.01  # steps: how far from midway sums in another order may put a value
+FAR = 1.0  # steps, rms: rounding alone makes 1 / sqrt(12) = 0.29
 
 
 @dataclass
 class Difference:
-    """Of the codes of one operator's output.
+    """Of one operator's output, runtime against simulation.
 
     Attributes:
-        codes: how many were compared.
-        differ: how many differ.
-        largest: largest difference, in steps.
-        farthest_from_tie: among those that differ, largest distance from midway between two codes of the
-            value before rounding, in steps: next to zero for rounding ties.
+        values: how many were compared.
+        differ: how many have another code, once rounded.
+        largest: largest difference of codes.
+        from_tie: among those that differ, largest distance from midway between two codes of the value
+            before rounding, in steps; next to zero for rounding ties.
+        squares: sum of squared differences before the runtime's rounding, if it does round, in steps.
     """
 
     operator: str
-    codes: int = 0
+    mode: Mode
+    values: int = 0
     differ: int = 0
     largest: int = 0
-    farthest_from_tie: float = 0.0
+    from_tie: float = 0.0
+    squares: float = 0.0
 
     @property
-    def within_ties(self) -> bool:
-        return self.largest <= 1 and self.farthest_from_tie <= TIE
+    def rms(self) -> float:
+        """Distance from the simulation's codes, in steps."""
+        return math.sqrt(self.squares / self.values) if self.values else 0.0
 
-    def add(self, ours: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> None:
-        """Codes of both sides, and the value before rounding, in steps."""
-        off = np.abs(ours - theirs)
+    @property
+    def departs(self) -> bool:
+        """Faithful: by more than a rounding tie. Fast: by more than a step."""
+        if self.mode == "fast":
+            return self.rms > FAR
+        return self.largest > 1 or self.from_tie > TIE
+
+    def add(self, ours: np.ndarray, theirs: np.ndarray, unrounded: np.ndarray) -> None:
+        """In steps, clipped to the grid: the runtime's values, the simulation's codes, what it rounds."""
+        off = np.abs(np.rint(ours) - theirs)
         at = off > 0
-        self.codes += off.size
+        self.values += off.size
         self.differ += int(at.sum())
+        self.squares += float(np.square(ours - theirs, dtype=np.float64).sum())
         if at.any():
             self.largest = max(self.largest, int(off.max()))
-            distance = np.abs(np.abs(exact[at] - np.floor(exact[at])) - 0.5)
-            self.farthest_from_tie = max(self.farthest_from_tie, float(distance.max()))
-
-
-Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+            distance = np.abs(unrounded[at] - np.floor(unrounded[at]) - 0.5)
+            self.from_tie = max(self.from_tie, float(distance.max()))
 
 
 @dataclass
-class OperatorPair:
-    """One operator as a model of its own: as deployed, and with its output before quantization."""
+class _Alone:
+    """One operator as models of its own: as deployed, and with its output not rounded."""
 
     grid: Grid
     inputs: list[str]
-    deployed: Run
-    unrounded: Run
+    deployed: onnxruntime.InferenceSession
+    unrounded: onnxruntime.InferenceSession
+
+    def steps(self, running: onnxruntime.InferenceSession, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        output = running.run(None, {name: values[name] for name in self.inputs})[0]
+        return np.clip(output / self.grid.spread(output.ndim), self.grid.low, self.grid.high)
 
 
 def compare(
-    model: onnx.ModelProto, quantized: Sequence[QuantizedOperator], simulated: SimulatedModel, images: Tensor
+    model: onnx.ModelProto,
+    quantized: Sequence[QuantizedOperator],
+    simulated: SimulatedModel,
+    images: Tensor,
+    mode: Mode = "faithful",
 ) -> list[Difference]:
     """A `Difference` for each operator whose output is quantized, in graph order.
 
@@ -83,61 +105,56 @@ def compare(
     """
     graph = Graph(model)
     nodes = {node.name: node for node in graph.nodes}
-    found: dict[str, Difference] = {}
-    pairs: dict[str, OperatorPair] = {}
     items = {i.operator.name: i for i in quantized if any(t.operand == "output" for t in i.tensors)}
+    found = {name: Difference(name, mode) for name in items}
 
     def watch(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        if name not in pairs:  # the engine may split the batch
-            pairs[name] = operator_pair(graph, nodes[name], items[name], inputs, outputs[0].ndim)
-        pair = pairs[name]
-        values = {n: v.detach().cpu().numpy() for n, v in zip(nodes[name].input, inputs, strict=False) if n}
-        feeds = {n: values[n] for n in pair.inputs}
-        step = pair.grid.spread(outputs[0].ndim)
-        theirs = np.rint(outputs[0].detach().cpu().numpy() / step)
-        difference = found.setdefault(name, Difference(name))
-        difference.add(np.rint(pair.deployed(feeds) / step), theirs, pair.unrounded(feeds) / step)
+        # Parameters are known, and ONNX may have more of them than the simulation.
+        pairs = zip(nodes[name].input, inputs, strict=False)
+        values = {n: t.detach().cpu().numpy() for n, t in pairs if n and n not in graph.constants}
+        alone = _alone(graph, nodes[name], items[name], mode, values, outputs[0].ndim)
+        theirs = np.rint(outputs[0].detach().cpu().numpy() / alone.grid.spread(outputs[0].ndim))
+        steps = (alone.steps(running, values) for running in (alone.deployed, alone.unrounded))
+        ours, unrounded = steps
+        found[name].add(ours, theirs, unrounded)
 
     simulated(images, dict.fromkeys(items, watch))
-    return [found[name] for name in items]
+    return list(found.values())
 
 
-def operator_pair(
-    graph: Graph, node: onnx.NodeProto, item: QuantizedOperator, inputs: Sequence[Tensor], output_rank: int
-) -> OperatorPair:
-    """The models of one operator; `inputs` tell the ranks of its own."""
+def _alone(
+    graph: Graph,
+    node: NodeProto,
+    item: QuantizedOperator,
+    mode: Mode,
+    values: Mapping[str, np.ndarray],
+    output_rank: int,
+) -> _Alone:
     (output,) = (t for t in item.tensors if t.operand == "output" and t.position == 0)
-    alone = _alone(graph, node, inputs, output_rank)
+    model = _model_of(graph, node, values, output_rank)
     without = QuantizedOperator(item.operator, [t for t in item.tensors if t.operand != "output"])
-    names = [i.name for i in alone.graph.input]
-    runs = []
-    for part, optimise in ((item, True), (without, False)):
-        made = deploy(alone, [part] if part.tensors else [], "faithful").model
-        runs.append(_runner(made, optimise))
-    return OperatorPair(Grid.of(output), names, *runs)
+    deployed = session(deploy(model, [item], mode).model)
+    unrounded = deploy(model, [without] if without.tensors else [], "faithful").model
+    return _Alone(Grid.of(output), list(values), deployed, session(unrounded, optimise=False))
 
 
-def _runner(model: onnx.ModelProto, optimise: bool) -> Run:
-    running = session(model, optimise=optimise)
-    return lambda feeds: running.run(None, dict(feeds))[0]
+def _model_of(
+    graph: Graph, node: NodeProto, values: Mapping[str, np.ndarray], output_rank: int
+) -> onnx.ModelProto:
+    """A fused model of one operator with its parameters."""
 
-
-def _alone(graph: Graph, node: onnx.NodeProto, inputs: Sequence[Tensor], output_rank: int) -> onnx.ModelProto:
-    names = list(dict.fromkeys(n for n in node.input if n and n not in graph.constants))
-    ranks = {n: t.ndim for n, t in zip(node.input, inputs, strict=False) if n}
-
-    def value(name: str, rank: int) -> onnx.ValueInfoProto:
+    def described(name: str, rank: int) -> onnx.ValueInfoProto:
         dims = [f"{name}.{axis}" for axis in range(rank)]
         return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims)
 
-    made = onnx.ModelProto()
-    made.CopyFrom(graph.model)
-    made.ClearField("graph")
-    made.graph.name = "operator"
-    made.graph.node.append(node)
-    made.graph.input.extend(value(name, ranks[name]) for name in names)
-    made.graph.output.append(value(node.output[0], output_rank))
-    made.graph.initializer.extend(
-        onnx.numpy_helper.from_array(graph.constants[n], n) for n in set(node.input) if n in graph.constants
-    )
-    return made
+    whole = graph.model
+    model = onnx.ModelProto(ir_version=whole.ir_version)
+    model.opset_import.extend(whole.opset_import)
+    model.functions.extend(whole.functions)
+    model.graph.name = "operator"
+    model.graph.node.append(node)
+    model.graph.input.extend(described(name, value.ndim) for name, value in values.items())
+    model.graph.output.append(described(node.output[0], output_rank))
+    constants = {name: graph.constants[name] for name in node.input if name in graph.constants}
+    model.graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in constants.items())
+    return model

@@ -9,7 +9,8 @@ import onnx
 
 from ptq2themoon.deploy.faithful import Faithful
 from ptq2themoon.deploy.fast import Fast
-from ptq2themoon.deploy.report import Deployed, Mode, Profile
+from ptq2themoon.deploy.modes import Mode, Profile
+from ptq2themoon.deploy.report import Deployed
 from ptq2themoon.errors import UserError
 from ptq2themoon.quantize.tensors import QuantizedOperator
 

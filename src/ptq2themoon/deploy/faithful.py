@@ -10,7 +10,8 @@ from onnx import NodeProto
 
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.linear import Linear, as_linear, write_product
-from ptq2themoon.deploy.report import Place, Profile
+from ptq2themoon.deploy.modes import Profile
+from ptq2themoon.deploy.report import Place
 from ptq2themoon.deploy.writer import S8, U8, Writer
 from ptq2themoon.graph.editing import tensor_shapes
 from ptq2themoon.quantize.tensors import QuantizedOperator
@@ -138,10 +139,8 @@ class Faithful:
 
     def _type(self, tensor: str, *, second: bool = False) -> np.dtype:
         """Integer type for `tensor` of the new graph; `second`: it is the right side of a product."""
-        source = self.writer.stored_type(tensor)
-        if self.profile == "tensorrt" or second:
-            return S8
-        return U8 if source is None or source == S8 else S8
+        again = self.writer.stored_type(tensor) == S8
+        return U8 if again and not second and self.profile == "onnxruntime" else S8
 
     def _place(self, node: NodeProto, linear: Linear | None, grids: Grids) -> Place:
         if node.op_type == "Conv":

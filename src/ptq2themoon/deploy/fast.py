@@ -11,8 +11,9 @@ from onnx import NodeProto
 from ptq2themoon.deploy.folds import MOVES, layernorm_folds, scaled_parameters, scaled_weight
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.linear import Linear, as_linear, write_product
-from ptq2themoon.deploy.report import Fold, Place, Profile
-from ptq2themoon.deploy.writer import S8, U8, Writer
+from ptq2themoon.deploy.modes import Profile
+from ptq2themoon.deploy.report import Fold, Place
+from ptq2themoon.deploy.writer import S8, Writer
 from ptq2themoon.graph.editing import tensor_shapes
 from ptq2themoon.quantize.tensors import QuantizedOperator
 
@@ -46,7 +47,6 @@ class Fast:
         }
         self.roles = {name: item.operator.role for name, item in quantized.items()}
         self.profile = profile
-        self.activations = S8 if profile == "tensorrt" else U8
         self.shapes = tensor_shapes(model)
         self.places: dict[str, Place] = {}
         self.folds: list[Fold] = []
@@ -134,7 +134,7 @@ class Fast:
             self.folds.append(Fold(node.name, norm, len(grid.scale)))
             grid = grid.unit()
         rank = len(self.shapes[linear.x])
-        return self.writer.quantized(x, grid, self.activations, rank), np.float32(grid.scale)
+        return self.writer.quantized(x, grid, S8, rank), np.float32(grid.scale)
 
     def _norm_of(self, tensor: str) -> str | None:
         """The LayerNorm before, if it was divided by the scales: everything between only moves data."""
@@ -159,10 +159,9 @@ class Fast:
         if place is None and any(grid is not None and grid.per_channel for grid in found):
             place = CHANNELS
         if place is None:
-            types = (self.activations, S8)
-            for i, (grid, dtype) in enumerate(zip(found, types, strict=True)):
+            for i, grid in enumerate(found):
                 assert grid is not None
-                inputs[i] = self.writer.quantized(inputs[i], grid, dtype, len(self.shapes[node.input[i]]))
+                inputs[i] = self.writer.quantized(inputs[i], grid, S8, len(self.shapes[node.input[i]]))
             place = Place("integer", "both inputs with one scale")
         self.writer.keep(node, inputs)
         return place
@@ -181,7 +180,7 @@ class Fast:
         if place is not None or output is None:
             writer.keep(node, [x, weight, *map(writer.read, node.input[2:])])
             return place or FLOAT
-        x = writer.quantized(x, grids["input", 0], self.activations, 4)
+        x = writer.quantized(x, grids["input", 0], S8, 4)
         inputs = [x, weight]
         if len(node.input) > 2 and self.profile == "onnxruntime":
             value, step = writer.graph.constants[node.input[2]], grids["input", 0].scale * scale
@@ -192,7 +191,7 @@ class Fast:
         raw = writer.name(f"{name}/raw")
         writer.keep(node, inputs, [raw])
         final = name if name in writer.graph.outputs else None
-        writer.reads[name] = writer.quantized(raw, output, self.activations, 4, final)
+        writer.reads[name] = writer.quantized(raw, output, S8, 4, final)
         return Place("integer", "convolution with quantized output")
 
     def _conv_weight(self, node: NodeProto, grids: Grids) -> tuple[str, np.ndarray]:

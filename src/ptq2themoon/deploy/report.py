@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import onnx
 
+from ptq2themoon.deploy.modes import Mode, Profile
 from ptq2themoon.graph.operators import Operator
-
-Mode = Literal["faithful", "fast"]
-Profile = Literal["onnxruntime", "tensorrt"]
-MODES: tuple[Mode, ...] = get_args(Mode)
-PROFILES: tuple[Profile, ...] = get_args(Profile)
 
 
 class Place(NamedTuple):

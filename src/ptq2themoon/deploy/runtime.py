@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 
 from ptq2themoon.errors import UserError
 
 INTEGER_KERNELS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "QLinearConv")
+FLOAT_KERNELS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv")
 
 
 def session(
@@ -45,6 +48,23 @@ def session(
         raise UserError(f"{name}: ONNX Runtime cannot run it ({reason})") from error
 
 
+def runner(running: onnxruntime.InferenceSession) -> Callable[[np.ndarray], np.ndarray]:
+    """The session as a function of images, float32 [B, C, H, W]; gives its first output."""
+    (name,) = (item.name for item in running.get_inputs())
+    return lambda images: running.run(None, {name: images})[0]
+
+
 def kernel_counts(optimised: Path) -> Counter[str]:
     """Operators of the graph that ONNX Runtime runs, as `session` wrote it."""
     return Counter(node.op_type for node in onnx.load(optimised).graph.node)
+
+
+def integer_kernels(model: Path | onnx.ModelProto, folder: Path) -> dict[str, int]:
+    """How many products and convolutions run on which kernels, integer ones first.
+
+    Args:
+        folder: for the optimised graph, which is read and left there.
+    """
+    session(model, optimised=folder / "optimised.onnx")
+    counts = kernel_counts(folder / "optimised.onnx")
+    return {kernel: counts[kernel] for kernel in (*INTEGER_KERNELS, *FLOAT_KERNELS) if counts[kernel]}

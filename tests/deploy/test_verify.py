@@ -1,0 +1,202 @@
+"""The check of an INT8 model against the simulation, and the two stages, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+import tiny_stages
+import torch
+from onnx import numpy_helper
+from tiny_deployed import Quantized
+from tiny_quantized import Tiny, images
+from tiny_stages import DATA, GRAPH, QPARAMS, STAGES, run_stage
+
+from ptq2themoon.deploy.compare import Difference, compare
+from ptq2themoon.deploy.runtime import runner, session
+from ptq2themoon.deploy.verify import Outputs, collect, departure, least_agreement, measure
+from ptq2themoon.errors import UserError
+from ptq2themoon.stage import sha256
+
+DEPLOY = {
+    **{k: v for k, v in GRAPH.items() if k != "device"}, **QPARAMS, "mode": "faithful",
+    "out": "out/q/faithful/int8.onnx", "out-report": "out/q/faithful/deploy.json",
+}  # fmt: skip
+VERIFY = {
+    **GRAPH, **DATA, **QPARAMS, "int8": "out/q/faithful/int8.onnx", "deployed": "out/q/faithful/deploy.json",
+    "batch-size": 8, "operator-images": 2,
+    "out": "out/q/faithful/runtime.json", "out-operators": "out/q/faithful/runtime_operators.csv",
+}  # fmt: skip
+
+
+def test_a_difference_knows_ties() -> None:
+    found = Difference("a", "faithful")
+    found.add(np.array([3.0, -2, 5]), np.array([3.0, -1, 5]), np.array([3.2, -1.4999, 5]))
+    assert (found.values, found.differ, found.largest) == (3, 1, 1)
+    assert found.from_tie == pytest.approx(1e-4)
+    assert not found.departs
+    found.add(np.array([1.0]), np.array([2.0]), np.array([1.8]))
+    assert found.from_tie == pytest.approx(0.3)
+    assert found.departs
+    further = Difference("b", "faithful")
+    further.add(np.array([4.0]), np.array([2.0]), np.array([2.5]))
+    assert further.departs
+
+
+def test_a_fast_operator_departs_by_more_than_a_step() -> None:
+    near, far = Difference("a", "fast"), Difference("b", "fast")
+    near.add(np.array([0.4, 1.6]), np.array([0.0, 2.0]), np.zeros(2))
+    far.add(np.array([1.4, 4.0]), np.array([0.0, 2.0]), np.zeros(2))
+    assert (near.rms, near.departs) == (pytest.approx(0.4), False)
+    assert far.departs
+    assert departure([near, far]) == "b"
+
+
+def test_a_wrong_operator_is_named(tiny: Tiny) -> None:
+    """The simulation of other weights departs first where those are read."""
+    made = Quantized.of(tiny, "vanilla", (8, 8), images(12))
+    wrong = onnx.ModelProto.FromString(made.model.SerializeToString())
+    node = next(n for n in wrong.graph.node if n.name == tiny.role("fc1", 1))
+    weight = next(t for t in wrong.graph.initializer if t.name == node.input[1])
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.1), weight.name))
+    for mode in ("faithful", "fast"):
+        found = compare(wrong, made.quantized, made.simulated, made.images, mode)  # type: ignore[arg-type]
+        assert [d.operator for d in found if d.departs] == [tiny.role("fc1", 1)]
+        assert departure(found) == tiny.role("fc1", 1)
+
+
+def test_fast_operators_are_within_a_step_of_the_simulation(tiny: Tiny) -> None:
+    made = Quantized.of(tiny, "layernorm", (8, 8), images(12))
+    found = compare(made.model, made.quantized, made.simulated, made.images, "fast")
+    assert not any(d.departs for d in found)
+    assert np.median([d.rms for d in found]) == pytest.approx(1 / np.sqrt(12), rel=0.2)
+
+
+def outputs(**values: list[list[float]]) -> Outputs:
+    return Outputs(
+        *(torch.tensor(values[name]) for name in ("runtime", "simulated", "floating")),
+        torch.tensor([0, 1, 1]),
+    )
+
+
+def test_metrics_by_hand() -> None:
+    right, wrong = [4.0, 1.0, 0.0], [0.0, 1.0, 4.0]
+    found = outputs(
+        runtime=[right, right, wrong], simulated=[right, wrong, wrong], floating=[wrong, wrong, right]
+    )
+    metrics = measure(found, True, True)
+    assert metrics["top1"] == pytest.approx(100 / 3)
+    assert metrics["simulated_top1"] == pytest.approx(100 / 3)
+    assert metrics["agreement_simulation"] == pytest.approx(200 / 3)
+    assert metrics["agreement"] == 0
+    assert metrics["simulated_agreement"] == pytest.approx(100 / 3)
+    assert metrics["images"] == 3
+    assert measure(found, True, False)["top1"] is None
+    assert measure(found, True, False)["agreement"] == 0
+    without = measure(found, False, False)
+    assert without["agreement_simulation"] is None
+    assert without["logits_sqnr_db"] is not None
+    assert least_agreement(without, "faithful") is None
+    assert least_agreement({"simulated_agreement": 99.9}, "faithful") == 99
+    assert least_agreement({"simulated_agreement": 97.5}, "fast") == 96.5
+    same = outputs(runtime=[right] * 3, simulated=[right] * 3, floating=[wrong] * 3)
+    assert measure(same, True, True)["logits_sqnr_db_simulation"] is None
+
+
+def test_outputs_that_are_not_finite_are_refused(tiny: Tiny) -> None:
+    made = Quantized.of(tiny, "vanilla", (8, 8), images(12))
+    batch = [(made.images, torch.zeros(3, dtype=torch.int64))]
+    run = runner(session(made.deployed("fast").model))
+    assert collect(run, made.simulated, batch).runtime.shape == (3, 10)
+    with pytest.raises(UserError, match="INT8 model gives outputs that are not finite"):
+        collect(lambda x: run(x) * np.nan, made.simulated, batch)
+
+
+def test_a_graph_that_the_runtime_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"int8.onnx: ONNX Runtime cannot run it"):
+        session(path)
+
+
+# The stages ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights to quantization parameters, then an INT8 model of either mode."""
+    folder = tiny_stages.write_inputs(tmp_path_factory.mktemp("deploy"))
+    for stage in ("export", "draw_calibration", "list_evaluation", "fuse", "calibrate"):
+        assert run_stage(folder, stage).status == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STAGES, "deploy", DEPLOY)
+    monkeypatch.setitem(STAGES, "verify_runtime", VERIFY)
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("mode", ["faithful", "fast"])
+def test_a_model_is_deployed_and_checked(folder: Path, mode: str) -> None:
+    moved = {k: v.replace("faithful", mode) for k, v in DEPLOY.items() if k.startswith("out")}
+    assert run_stage(folder, "deploy", **moved, mode=mode).status == 0
+    out = folder / "out/q" / mode
+    report = read(out / "deploy.json")
+    assert report["graph_sha256"] == sha256(folder / "out/fused.onnx")
+    assert report["qparams_sha256"] == sha256(folder / "out/q/qparams.json")
+    assert report["int8_sha256"] == sha256(out / "int8.onnx")
+    assert report["bytes"] == {
+        "fp32": (folder / "out/fused.onnx").stat().st_size, "int8": (out / "int8.onnx").stat().st_size
+    }  # fmt: skip
+    moved = {k: v.replace("faithful", mode) for k, v in VERIFY.items() if "faithful" in str(v)}
+    ended = run_stage(folder, "verify_runtime", **moved)
+    assert ended.status == 0, ended.err
+    found = read(out / "runtime.json")
+    assert found["images"] == 31
+    assert found["operators"] == len(read(folder / "out/q/qparams.json")["operators"])
+    assert (found["departing"], found["first_departing"]) == (0, None)
+    assert found["agreement_simulation"] > 80
+    assert found["kernels"]["MatMulIntegerToFloat"] + found["kernels"]["QLinearMatMul"] >= 12
+    table = pd.read_csv(out / "runtime_operators.csv")
+    assert len(table) == found["operators"]
+    assert not table["departs"].any()
+    assert set(table["runs"]) == {"integer", "float"}
+    assert table["from_tie"].isna().all() == (mode == "fast")
+
+
+def test_low_agreement_is_said_with_the_operator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_stage(folder, "deploy").status == 0
+    monkeypatch.setattr("ptq2themoon.deploy.verify.AGREEMENT", 100.1)
+    ended = run_stage(folder, "verify_runtime")
+    assert ended.status == 0
+    assert "less than 100.10 %; first operator that departs: none" in ended.err.splitlines()[-1]
+    assert read(folder / "out/q/faithful/runtime.json")["agrees"] is False
+
+
+def test_files_of_another_model_are_refused(folder: Path, tmp_path: Path) -> None:
+    assert run_stage(folder, "deploy").status == 0
+    other = read(folder / "out/q/qparams.json") | {"graph_sha256": "0"}
+    (folder / "other.json").write_text(json.dumps(other))
+    arrays = "out/q/qparams.safetensors"
+    ended = run_stage(folder, "deploy", qparams=["other.json", arrays], out="new/int8.onnx")
+    assert ended.status == 2
+    assert "other.json: the parameters belong to another graph" in ended.err
+    assert not (folder / "new/int8.onnx").exists()
+    (folder / "other.onnx").write_bytes((folder / "out/q/faithful/int8.onnx").read_bytes() + b"\0")
+    ended = run_stage(folder, "verify_runtime", int8="other.onnx")
+    assert ended.err.splitlines()[-1] == (
+        "error: out/q/faithful/deploy.json: belongs to another file than other.onnx; deploy again"
+    )
+    ended = run_stage(folder, "verify_runtime", deployed="out/fusion.json")
+    assert "not a report of the stage deploy (no 'graph_sha256'); deploy again" in ended.err
+    assert run_stage(folder, "verify_runtime", operator_images=0).status == 2

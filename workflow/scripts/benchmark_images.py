@@ -32,7 +32,9 @@ def main() -> None:
         preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
         rows = read_manifest(args.manifest)
         rows = spread(rows, min(args.images, len(rows)), "--images", args.manifest)
-        found = ((source.pixels(row.source, preprocessing), row.label, place) for place, row in enumerate(rows))
+        found = (
+            (source.pixels(row.source, preprocessing), row.label, place) for place, row in enumerate(rows)
+        )
         write_images(stage.temporary(args.out), found, [len(rows), *preprocessing.input_size], {})
 
 

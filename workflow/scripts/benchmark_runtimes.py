@@ -39,7 +39,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--info", type=Path, required=True, help="model.json")
     parser.add_argument("--ours", type=ours, action="append", default=[], help="recipe/mode=int8.onnx")
     parser.add_argument("--ppq", type=Path, help="the file that PPQ exports for ONNX Runtime")
-    parser.add_argument("--calibration", type=Path, required=True, help="images that the tools calibrate with")
+    parser.add_argument(
+        "--calibration", type=Path, required=True, help="images that the tools calibrate with"
+    )
     parser.add_argument("--evaluation", type=Path, help="images and labels; without, no accuracy")
     parser.add_argument("--batches", type=int, nargs="+", required=True)
     parser.add_argument("--rounds", type=int, required=True)
@@ -71,7 +73,9 @@ def entries(args: argparse.Namespace, images: np.ndarray, folder: Path) -> list[
     """Every model in every runtime that it is for; the peers are made here."""
     found = both_runtimes("-", "FP32", args.model, quantized=False)
     for variant, path in args.ours:
-        found += both_runtimes(TOOL, variant, path) if variant.endswith("fast") else [Entry(TOOL, variant, path)]
+        found += (
+            both_runtimes(TOOL, variant, path) if variant.endswith("fast") else [Entry(TOOL, variant, path)]
+        )
         model, changed = per_axis(onnx.load(path))
         if changed and variant.endswith("fast"):
             onnx.save(model, folder / f"{len(found)}.onnx")

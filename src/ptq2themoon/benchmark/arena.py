@@ -79,8 +79,10 @@ class Arena:
 
     def _open(self, entry: Entry, shape: tuple[int, ...]) -> tuple[runtimes.Runner, Mapping[str, int]]:
         if entry.runtime == "OpenVINO":
-            compiled = runtimes.OpenVino(self.threads).compile(entry.path, shape, entry.precision)
-            run, kernels = runtimes.openvino_runner(compiled), runtimes.openvino_kernels(compiled)
+            openvino = runtimes.OpenVino(self.threads)
+            compiled = openvino.compile(entry.path, shape, entry.precision)
+            run = runtimes.openvino_runner(compiled)
+            kernels = runtimes.openvino_kernels(compiled, openvino.products(entry.path))
         else:
             session = runtimes.onnx_session(entry.path, self.threads, quantized=entry.quantized)
             run = runtimes.onnx_runner(session)

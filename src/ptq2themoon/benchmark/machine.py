@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 # Instructions that integer and bfloat16 kernels use.
-FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+FLAGS = (
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+)
 CPUINFO = Path("/proc/cpuinfo")
 
 

@@ -18,7 +18,7 @@ Precision = Literal["f32", "bf16"]
 Runner = Callable[[np.ndarray], np.ndarray]  # images [B, C, H, W] to logits [B, classes]
 INTEGER_KERNELS = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm", "QLinearConv")
 FLOAT_KERNELS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv")
-PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Subgraph")  # OpenVINO's; attention is a subgraph
+PRODUCTS = ("FullyConnected", "MatMul", "Convolution")  # OpenVINO's; it fuses an attention into a subgraph
 # No thread may still turn when the next contestant runs; and with a fixed batch the fusion named leaves a
 # float Gemm behind dequantized weights, slower than FP32.
 ALWAYS = {"session.force_spinning_stop": "1"}
@@ -111,6 +111,12 @@ class OpenVino:
     def read(self, path: Path) -> Any:
         return self._core.read_model(str(path))
 
+    def products(self, path: Path) -> set[str]:
+        """Names of a model's matrix products."""
+        return {
+            node.get_friendly_name() for node in self.read(path).get_ops() if node.get_type_name() == "MatMul"
+        }
+
     def compile(self, path: Path, shape: tuple[int, ...], precision: Precision) -> Any:
         """A file for images of one shape: with a dynamic batch it is slower by a quarter and more.
 
@@ -134,12 +140,17 @@ def openvino_runner(compiled: Any) -> Runner:
     return run
 
 
-def openvino_kernels(compiled: Any) -> dict[str, int]:
-    """The same as `kernels`, from the graph that OpenVINO runs: type and precision."""
+def openvino_kernels(compiled: Any, products: set[str]) -> dict[str, int]:
+    """The same as `kernels`, from the graph that OpenVINO runs: type and precision.
+
+    Args:
+        products: names of the model's matrix products, to know a subgraph that is an attention.
+    """
     found: dict[str, int] = defaultdict(int)
     for node in compiled.get_runtime_model().get_ops():
         kind, precision = (node.rt_info[key].astype(str) for key in ("layerType", "runtimePrecision"))
-        attention = kind != "Subgraph" or "MatMul" in node.rt_info["originalLayersNames"].astype(str)
-        if kind in PRODUCTS and attention:
-            found[f"{kind}:{'i8' if precision in ('i8', 'u8') else precision}"] += 1
+        parts = set(node.rt_info["originalLayersNames"].astype(str).split(","))
+        if kind in PRODUCTS or (kind == "Subgraph" and parts & products):
+            name = "attention" if kind == "Subgraph" else kind
+            found[f"{name}:{'i8' if precision in ('i8', 'u8') else precision}"] += 1
     return dict(sorted(found.items()))

@@ -68,7 +68,9 @@ def _summary(models: Sequence[ModelResults], results: Path) -> Result:
         inputs += [folder / "metrics.json" for folder in model.folders]
         inputs += [model.runtime(run, mode)[0] for run in model.runs for mode in modes]
         entries.append([model.name, "fp32", "fp32", None, None, []])
-        entries += [[model.name, run.recipe.name, run.bits, run.images, run.seed, modes] for run in model.runs]
+        entries += [
+            [model.name, run.recipe.name, run.bits, run.images, run.seed, modes] for run in model.runs
+        ]
     outputs = [results / f"summary.{kind}" for kind in ("csv", "md", "json")]
     return Result("summarize", outputs, inputs, {"entries": entries})
 

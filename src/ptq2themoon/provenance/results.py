@@ -68,9 +68,7 @@ def _summary(models: Sequence[ModelResults], results: Path) -> Result:
         inputs += [folder / "metrics.json" for folder in model.folders]
         inputs += [model.runtime(run, mode)[0] for run in model.runs for mode in modes]
         entries.append([model.name, "fp32", "fp32", None, None, []])
-        entries += [
-            [model.name, run.recipe.name, run.bits, run.images, run.seed, modes] for run in model.runs
-        ]
+        entries += [[model.name, run.recipe.name, run.bits, run.images, run.seed, modes] for run in model.runs]
     outputs = [results / f"summary.{kind}" for kind in ("csv", "md", "json")]
     return Result("summarize", outputs, inputs, {"entries": entries})
 
@@ -262,7 +260,7 @@ class ModelResults:
         return Result("deploy", self.int8(run, mode), [*self.fused, *self._qparams(run)], parameters)
 
     def verify_runtime(self, run: Run, mode: str) -> Result:
-        parameters = {"batch_size": self.params.evaluation.batch_size, "threads": ANY}
+        parameters = {"batch_size": self.params.evaluation.batch_size, "operator_images": ANY}
         return self._on_test_images(
             "verify_runtime", run, self.runtime(run, mode), parameters, self.int8(run, mode)
         )

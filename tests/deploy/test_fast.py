@@ -14,10 +14,10 @@ from tiny_quantized import Tiny, images, write_recipe
 
 from ptq2themoon.deploy.folds import layernorm_folds, scaled_parameters, scaled_weight
 from ptq2themoon.deploy.grid import Grid
-from ptq2themoon.deploy.runtime import INTEGER_KERNELS
+from ptq2themoon.deploy.runtime import FLOAT_KERNELS, INTEGER_KERNELS
 from ptq2themoon.graph.editing import Graph, tensor_shapes
 
-LINEAR = ("PPQBiasFusedMatMul", "Gemm", "MatMul")
+PRODUCTS = ("PPQBiasFusedMatMul", "Gemm", "MatMul", "Conv")
 CHANNELS = {"granularity": "per-channel", "observer": "minmax"}
 
 
@@ -29,17 +29,23 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_all_products_run_on_integer_kernels(family: Quantized, tmp_path: Path) -> None:
     made = family.deployed("fast")
     found = kernels(made.model, tmp_path)
-    products = len(of_type(family.model, *LINEAR))
-    assert found["MatMulIntegerToFloat"] + found["QLinearMatMul"] + found["QGemm"] == products
-    assert found["MatMul"] == found["Gemm"] == found["FusedMatMul"] == 0
+    assert sum(found[kernel] for kernel in INTEGER_KERNELS) == len(of_type(family.model, *PRODUCTS))
+    assert not [kernel for kernel in FLOAT_KERNELS if found[kernel]]
     types = {item.operator.name: item.operator.type for item in family.quantized}
-    assert {made.places[name].runs for name, kind in types.items() if kind in LINEAR} == {"integer"}
+    assert {made.places[name].runs for name, kind in types.items() if kind in PRODUCTS} == {"integer"}
+
+
+def test_a_convolution_of_patches_is_a_product(family: Quantized, tmp_path: Path) -> None:
+    """So its output need not be quantized; MobileViT has other convolutions."""
+    found = kernels(family.deployed("fast").model, tmp_path)
+    convolutions = len(of_type(family.model, "Conv"))
+    assert found["QLinearConv"] == (convolutions if convolutions > 1 else 0)
 
 
 def test_a_fixed_batch_runs_on_integer_kernels_too(tmp_path: Path) -> None:
     fixed = Quantized.make(tmp_path, "vit", dynamic_batch=False)
     found = kernels(fixed.deployed("fast").model, tmp_path)
-    assert found["MatMul"] == found["Gemm"] == 0
+    assert not [kernel for kernel in FLOAT_KERNELS if found[kernel]]
     assert sqnr(fixed.run(fixed.deployed("fast")), fixed.floating()) > 25
 
 
@@ -48,9 +54,8 @@ def test_what_is_no_product_stays_in_floating_point(family: Quantized, tmp_path:
     found = kernels(made.model, tmp_path)
     quantized_types = ("QLinearAdd", "QLinearMul", "QLinearSoftmax", "QLinearSigmoid", "QLinearLeakyRelu")
     assert not [kind for kind in quantized_types if kind in found]
-    floating = {
-        item.operator.name for item in family.quantized if item.operator.type not in (*LINEAR, "Conv")
-    }
+    items = [item.operator for item in family.quantized]
+    floating = {operator.name for operator in items if operator.type not in PRODUCTS}
     assert {made.places[name].runs for name in floating} == {"float"}
 
 
@@ -96,7 +101,7 @@ def test_scales_per_channel_go_into_layernorms_and_multiplications(tiny: Tiny, t
     assert len(of_type(deployed.model, "Mul")) == len(of_type(made.model, "Mul")) + 4
     assert sqnr(made.run(deployed), made.floating()) > 25
     found = kernels(deployed.model, tmp_path)
-    assert sum(found[kernel] for kernel in INTEGER_KERNELS) == len(of_type(made.model, *LINEAR))
+    assert sum(found[kernel] for kernel in INTEGER_KERNELS) == len(of_type(made.model, *PRODUCTS))
 
 
 def test_a_fold_through_windows(tmp_path: Path) -> None:
@@ -222,3 +227,27 @@ def test_tensorrt_s_rules(tmp_path: Path, mode: str, recipe: str) -> None:
         assert values[dq.input[1]].shape == (values[dq.input[0]].shape[axis],)
         assert onnx.helper.get_node_attr_value(dq, "axis") == axis
     assert sqnr(made.run(model, optimise=False), made.floating()) > 25
+
+
+def test_convolutions_that_stay_in_floating_point(tmp_path: Path) -> None:
+    rule = {"select": {"role": "patch_embed", "operand": "input"}, **CHANNELS}
+    made = Quantized.make(tmp_path, "vit", write_recipe(tmp_path, rule))
+    assert "cannot take out" in made.deployed("fast").places["patch_embed"].why
+    rule = {"select": {"operand": "output"}, "quantize": False}
+    made = Quantized.make(tmp_path, "mobilevit", write_recipe(tmp_path, rule))
+    deployed = made.deployed("fast")
+    places = {deployed.places[i.operator.name] for i in made.quantized if i.operator.type == "Conv"}
+    assert places == {("float", "a convolution needs an output with one scale to run in integers")}
+    assert sqnr(made.run(deployed), made.floating()) > 30
+
+
+@pytest.mark.parametrize(
+    ("axis", "why"), [("output", "for each output channel"), ("input", "quantized again")]
+)
+def test_weights_of_a_convolution_per_channel(tmp_path: Path, axis: str, why: str) -> None:
+    rule = {"select": {"operand": "weight"}, **CHANNELS, "weight_axis": axis}
+    made = Quantized.make(tmp_path, "mobilevit", write_recipe(tmp_path, rule))
+    deployed = made.deployed("fast")
+    places = [deployed.places[i.operator.name] for i in made.quantized if i.operator.type == "Conv"]
+    assert all(why in place.why for place in places)
+    assert sqnr(made.run(deployed), made.floating()) > 30

@@ -33,6 +33,7 @@ PARAMS: dict[str, Any] = {
     "evaluation": {"images": None, "batch_size": 5},
     "errors": {"images": 6, "logits_images": 3},
     "attention": {"images": 2, "block": -2},
+    "deploy": {"modes": ["fast"]},
     "plots": {"dpi": 90, "colormap": "magma"},
 }
 DEFAULTS = {"granularity": "per-tensor", "observer": "percentile", "percentile": 99.9, "weight_axis": "input"}
@@ -110,13 +111,21 @@ def make_run(recipe: str, text: str = "made") -> None:
         outputs = [f"{LIGHT}/{folder}/operators.csv", f"{LIGHT}/{folder}/ranking.json"]
         parameters = {**test, "images": 6, "logits_images": 3, "batch_size": 32}
         made("operator_errors", outputs, inputs, parameters, **more)
+        int8 = [f"{HEAVY}/{folder}/fast/{name}" for name in ("int8.onnx", "deploy.json")]
+        made("deploy", int8, [*fused, *qparams], {"mode": "fast", "profile": "onnxruntime"}, text=text)
+        outputs = [f"{LIGHT}/{folder}/fast/{name}" for name in ("runtime.json", "runtime_operators.csv")]
+        parameters = {**test, "batch_size": 5, "operator_images": 4}
+        made("verify_runtime", outputs, [*inputs, *int8], parameters, **more)
 
 
 def make_figures() -> None:
     folders = ["fp32", *(f"{recipe}/{KEY}" for recipe in RECIPES)]
-    entries = [["tiny", "fp32", "fp32", None, None], *(["tiny", name, "w8a8", 8, 0] for name in RECIPES)]
+    quantized = [["tiny", name, "w8a8", 8, 0, ["fast"]] for name in RECIPES]
+    parameters = {"entries": [["tiny", "fp32", "fp32", None, None, []], *quantized]}
     outputs = [f"results/summary.{kind}" for kind in ("csv", "md", "json")]
-    made("summarize", outputs, [f"{LIGHT}/{f}/metrics.json" for f in folders], {"entries": entries})
+    metrics = [f"{LIGHT}/{f}/metrics.json" for f in folders]
+    metrics += [f"{LIGHT}/{f}/fast/runtime.json" for f in folders[1:]]
+    made("summarize", outputs, metrics, parameters)
 
     def files(*names: str) -> list[str]:
         return [f"{LIGHT}/figures/{name}.{kind}" for name in names for kind in ("png", "svg")]
@@ -190,7 +199,7 @@ def test_an_untouched_tree_passes() -> None:
 
 def test_the_script_says_how_many_results_it_verified() -> None:
     done = verify()
-    assert (done.returncode, done.stdout, done.stderr) == (0, "18 results verified\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "22 results verified\n", "")
 
 
 def test_the_script_fails_with_a_line_for_each_problem() -> None:
@@ -343,8 +352,8 @@ def test_a_changed_input_is_caught(path: str, result: str) -> None:
     Path(path).write_text("other")
     found = problems()
     assert found[0].startswith(f"{result}.sidecar.json: input {path}: recorded sha256 ")
-    # Test images are read by their list, and for each variant by evaluation, maps and all but once errors.
-    assert len(found) == (1 + 3 * 3 - 1 if path.startswith("test") else 1)
+    # Test images are read by their list; for each variant by evaluation and maps; for each run by two more.
+    assert len(found) == (1 + 3 * 2 + 2 * 2 if path.startswith("test") else 1)
     assert all(f"input {path}: recorded sha256 " in line for line in found)
 
 
@@ -405,7 +414,7 @@ def test_missing_results_are_named_with_what_to_do() -> None:
     assert only_problem() == "results/summary.md: missing; run `snakemake results/summary.md`"
     shutil.rmtree("results")
     found = problems()
-    assert len(found) == len(set(found)) == 33
+    assert len(found) == len(set(found)) == 41
     assert all(": missing" in line for line in found)
 
 
@@ -421,7 +430,7 @@ def test_a_clone_without_heavy_files_is_told_to_pull() -> None:
     shutil.rmtree("results/models")
     found = problems()
     assert all(line.startswith(f"{HEAVY}/") and "run `dvc pull` or" in line for line in found)
-    assert len(found) == 5 + 2 * 2 + 3
+    assert len(found) == 5 + 2 * 2 + 3 + 2 * 2
 
 
 def test_results_that_params_does_not_name_are_ignored() -> None:

@@ -12,8 +12,9 @@ from ptq2themoon.deploy.folds import MOVES, layernorm_folds, scaled_parameters, 
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.linear import Linear, as_linear, write_product
 from ptq2themoon.deploy.modes import Profile
+from ptq2themoon.deploy.patches import Patches, as_patches
 from ptq2themoon.deploy.report import Fold, Place
-from ptq2themoon.deploy.writer import S8, Writer
+from ptq2themoon.deploy.writer import S8, U8, Writer
 from ptq2themoon.graph.editing import tensor_shapes
 from ptq2themoon.quantize.tensors import QuantizedOperator
 
@@ -26,15 +27,15 @@ CARRYING = Place(
     "integer", "weights carry the scales of the input's channels, quantized again per output channel"
 )
 AGAIN = Place("integer", "weights had a scale for each input channel, quantized again per output channel")
-FIRST = Place("float", "its output would have to be quantized: more error than the little time is worth")
-FLOAT_CONVOLUTIONS = ("patch_embed",)  # roles
+NO_OUTPUT = Place("float", "a convolution needs an output with one scale to run in integers")
 
 
 class Fast:
     """Writes the graph with Q and DQ at the inputs of matrix products, and around convolutions.
 
     Products keep their output in floating point: what follows computes in it anyway. A convolution's
-    output is quantized, for ONNX Runtime has no integer kernel without. Biases stay as they are.
+    output is quantized, for ONNX Runtime has no integer kernel without; one that cuts patches is written
+    as the product that it is. Biases stay as they are.
     """
 
     def __init__(
@@ -45,7 +46,6 @@ class Fast:
             name: {(t.operand, t.position): Grid.of(t) for t in item.tensors}
             for name, item in quantized.items()
         }
-        self.roles = {name: item.operator.role for name, item in quantized.items()}
         self.profile = profile
         self.shapes = tensor_shapes(model)
         self.places: dict[str, Place] = {}
@@ -114,16 +114,19 @@ class Fast:
     def _weight(self, linear: Linear, grids: Grids) -> tuple[np.ndarray, Grid, Place]:
         """Values [in, out] and their grid, per tensor or per output channel."""
         values, grid = linear.weight, linear.grid(grids["weight", 1])
-        bits = grid.high.bit_length() + 1
         if grids["input", 0].per_channel:
             values = scaled_weight(values, grids["input", 0])
-            return values, Grid.of_weight(values, 1, bits), CARRYING
-        if grid.per_channel and grid.axis != 1:
-            return values, Grid.of_weight(values, 1, bits), AGAIN
+            return values, Grid.of_weight(values, 1, grid.bits), CARRYING
+        return values, *self._weight_grid(values, grid, 1)
+
+    def _weight_grid(self, values: np.ndarray, grid: Grid, axis: int) -> tuple[Grid, Place]:
+        """Per tensor, or along the `axis` of the output channels."""
+        if grid.per_channel and grid.axis != axis:
+            return Grid.of_weight(values, axis, grid.bits), AGAIN
         if grid.per_channel:
-            return values, grid, Place("integer", "weights with a scale for each output channel")
-        place = Place("integer", "weights with one scale")
-        return values, grid.spread_over(values.shape[1], 1) if self.profile == "tensorrt" else grid, place
+            return grid, Place("integer", "weights with a scale for each output channel")
+        spread = grid.spread_over(values.shape[axis], axis) if self.profile == "tensorrt" else grid
+        return spread, Place("integer", "weights with one scale")
 
     def _input(self, node: NodeProto, linear: Linear, x: str, grid: Grid) -> tuple[str, np.float32]:
         """The layer's input, quantized, and its one scale."""
@@ -167,43 +170,50 @@ class Fast:
         return place
 
     def _conv(self, node: NodeProto, grids: Grids) -> Place:
-        """In integers where its output is quantized too: ONNX Runtime has no such kernel without."""
-        writer, output = self.writer, grids.get(("output", 0))
-        x, place = writer.read(node.input[0]), _problem(grids, ("input", "weight"))
-        if place is None and output is None:
-            place = Place("float", "the recipe leaves its output in floating point")
-        if place is None and (grids["input", 0].per_channel or (output and output.per_channel)):
+        """As a product where it cuts patches, else in integers where its output is quantized too."""
+        place, output = _problem(grids, ("input", "weight")), grids.get(("output", 0))
+        if place is None and grids["input", 0].per_channel:
             place = CHANNELS
-        if place is None and self.roles[node.name] in FLOAT_CONVOLUTIONS:
-            place = FIRST
-        weight, scale = self._conv_weight(node, grids)
+        patches = as_patches(self.writer.graph, self.shapes, node)
+        if place is None and patches is not None:
+            return self._patches(node, grids, patches)
+        if place is None and (output is None or not output.stored or output.per_channel):
+            place = NO_OUTPUT
         if place is not None or output is None:
-            writer.keep(node, [x, weight, *map(writer.read, node.input[2:])])
+            self.writer.keep(node, map(self.writer.read, node.input))
             return place or FLOAT
-        x = writer.quantized(x, grids["input", 0], S8, 4)
-        inputs = [x, weight]
+        # ONNX Runtime has kernels of this for uint8 alone on x86.
+        dtype = U8 if self.profile == "onnxruntime" else S8
+        x = self.writer.read(node.input[0])
+        if not self.writer.on_grid(x, grids["input", 0]):
+            x = self.writer.quantized(x, grids["input", 0], dtype, 4)
+        values = self.writer.graph.constants[node.input[1]]
+        grid, place = self._weight_grid(values, grids["weight", 1], 0)
+        inputs = [x, self.writer.weight(f"{node.name}/weight", values, grid), *node.input[2:]]
         if len(node.input) > 2 and self.profile == "onnxruntime":
-            value, step = writer.graph.constants[node.input[2]], grids["input", 0].scale * scale
-            inputs.append(writer.integer_bias(f"{node.name}/bias", value, step))
-        else:
-            inputs += node.input[2:]
+            bias, step = self.writer.graph.constants[node.input[2]], grids["input", 0].scale * grid.scale
+            inputs[2] = self.writer.integer_bias(f"{node.name}/bias", bias, step)
         name = node.output[0]
-        raw = writer.name(f"{name}/raw")
-        writer.keep(node, inputs, [raw])
-        final = name if name in writer.graph.outputs else None
-        writer.reads[name] = writer.quantized(raw, output, S8, 4, final)
-        return Place("integer", "convolution with quantized output")
+        raw = self.writer.name(f"{name}/raw")
+        self.writer.keep(node, inputs, [raw])
+        final = name if name in self.writer.graph.outputs else None
+        self.writer.reads[name] = self.writer.quantized(raw, output, dtype, 4, final)
+        return place
 
-    def _conv_weight(self, node: NodeProto, grids: Grids) -> tuple[str, np.ndarray]:
-        """int8 with one scale or one for each output channel, and the scale; as it is where not quantized."""
-        grid, values = grids.get(("weight", 1)), self.writer.graph.constants[node.input[1]]
-        if grid is None or not grid.stored:
-            return node.input[1], np.ones((), np.float32)
-        if grid.per_channel and grid.axis != 0:
-            grid = Grid.of_weight(values, 0, grid.high.bit_length() + 1)
-        if not grid.per_channel and self.profile == "tensorrt":
-            grid = grid.spread_over(len(values), 0)
-        return self.writer.weight(f"{node.name}/weight", values, grid), grid.scale
+    def _patches(self, node: NodeProto, grids: Grids, patches: Patches) -> Place:
+        """The output stays in floating point, as that of every product."""
+        writer, stem, constants = self.writer, node.name, self.writer.graph.constants
+        weight, place = self._weight_grid(constants[node.input[1]], grids["weight", 1], 0)
+        grid = weight if weight.axis is None else Grid(weight.scale, 1, weight.low, weight.high)
+        rows = patches.cut(writer, stem, writer.read(node.input[0]))
+        x = writer.quantized(rows, grids["input", 0], S8, 3)
+        inputs = [x, writer.weight(f"{stem}/weight", patches.weight, grid)]
+        bias = constants[node.input[2]] if len(node.input) > 2 else None
+        shape = [self.shapes[node.input[0]][0], patches.count, len(patches.weight)]
+        product = writer.name(f"{stem}/product")
+        write_product(writer, stem, inputs, bias, shape, product)
+        patches.as_image(writer, stem, product, node.output[0])
+        return place._replace(why=f"a product of patches; {place.why}")
 
 
 def _problem(grids: Grids, operands: tuple[str, str]) -> Place | None:

@@ -45,6 +45,10 @@ class Grid:
         return self.axis is not None
 
     @property
+    def bits(self) -> int:
+        return self.high.bit_length() + 1
+
+    @property
     def stored(self) -> bool:
         """Whether int8 holds its codes."""
         return self.high < 1 << (STORED_BITS - 1)

@@ -62,6 +62,11 @@ class Writer:
         self.nodes.append(node)
         return output
 
+    def transposed(self, stem: str, tensor: str, axes: Sequence[int]) -> str:
+        output = self.name(f"{stem}/out")
+        self.nodes.append(helper.make_node("Transpose", [tensor], [output], self.name(stem), perm=axes))
+        return output
+
     def keep(self, node: NodeProto, inputs: Iterable[str], outputs: Iterable[str] | None = None) -> None:
         """Append a node of the old graph, reading `inputs`."""
         node = self._copy(node)

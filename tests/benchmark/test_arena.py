@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from tiny_models import tiny_module, to_onnx
 from tiny_quantized import Tiny, images
 
+from ptq2themoon.benchmark import runtimes
 from ptq2themoon.benchmark.arena import BASE, LATENCY, OPERATORS, PEERS, Arena, Entry
 from ptq2themoon.benchmark.timing import read_csv
 from ptq2themoon.deploy.export import deploy
@@ -22,6 +24,7 @@ from ptq2themoon.graph.files import read_graph
 
 ROOT = Path(__file__).parents[2]
 PEERS_PYTHON = ROOT / ".venv-peers/bin/python"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src")}
 SCRIPT = ROOT / "workflow/scripts/benchmark_runtimes.py"
 
 
@@ -33,7 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = Tiny.make(folder)
     _, quantized = tiny.calibrated("vanilla")
     onnx.save(deploy(read_graph(tiny.path), quantized, "fast").model, folder / "fast.onnx")
-    info = {"preprocessing": {"mean": [0.5], "std": [0.25]}}
+    info = {"preprocessing": {"mean": [0.5], "std": [0.25], "input_size": [1, 16, 16], "crop_pct": 1.0}}
+    info["preprocessing"] |= {"interpolation": "bicubic", "crop_mode": "center"}
     (folder / "model.json").write_text(json.dumps(info))
     pixels = torch.randint(0, 256, (6, 1, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     save_file({"images": pixels, "labels": torch.arange(6) % 5}, folder / "calibration.safetensors")
@@ -99,8 +103,7 @@ def test_other_tools_beside_ours(folder: Path, tmp_path: Path) -> None:
         "--out-machine",
         tmp_path / "machine.json",
     ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([*map(str, command), *outputs], env=environment, capture_output=True, text=True)
+    done = subprocess.run([*map(str, command), *outputs], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     latency, peers, operators = (read_csv(tmp_path / f"{table}.csv") for table in tables)
     assert tuple(latency[0]) == LATENCY
@@ -117,3 +120,22 @@ def test_other_tools_beside_ours(folder: Path, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "machine.json").read_text())
     assert (facts["base"], facts["threads"]) == (BASE, 1)
     assert facts["versions"]["nncf"] != "not installed"
+
+
+@pytest.mark.slow
+def test_file_of_ppq_runs_at_any_batch(folder: Path, tmp_path: Path) -> None:
+    """In a process of its own: PPQ as it is, without the operators that are replaced for the pipeline."""
+    out = tmp_path / "ppq.onnx"
+    command = [sys.executable, ROOT / "workflow/scripts/benchmark_ppq.py", "--model", folder / "model.onnx"]
+    command += ["--info", folder / "model.json", "--images", folder / "calibration.safetensors", "--out", out]
+    done = subprocess.run([*map(str, command)], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    entries = [
+        Entry("-", "FP32", folder / "model.onnx", quantized=False),
+        Entry("PPQ", "its own export", out),
+    ]
+    arena = Arena("tiny", entries, 1, tmp_path)
+    _, found = arena.comparison(images(5).numpy(), None, batch=2)
+    assert arena.problems == {}, done.stdout
+    assert found["sqnr_db"] > 5
+    assert any(name.startswith("Q") for name in runtimes.kernels(out, tmp_path, quantized=True))

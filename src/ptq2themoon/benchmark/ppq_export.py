@@ -1,4 +1,8 @@
-"""What PPQ's own quantizer and exporter for ONNX Runtime make of a model."""
+"""What PPQ's own quantizer and exporter for ONNX Runtime make of a model.
+
+PPQ as it is: with the operators of `ppq_operators`, which the simulation needs, its quantizer fails at
+Split. So nothing that imports those may run in the same process.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 import onnx
@@ -14,7 +19,7 @@ from torch import Tensor
 from ptq2themoon.errors import UserError
 from ptq2themoon.ppq_compat import core, ppq
 
-LEAST_STEPS = 8  # PPQ refuses fewer
+LEAST_STEPS = 8  # PPQ refuses fewer; then it sees images again
 
 
 def export(model: Path, batches: Sequence[Tensor], out: Path) -> None:
@@ -26,8 +31,7 @@ def export(model: Path, batches: Sequence[Tensor], out: Path) -> None:
     Raises:
         UserError: PPQ fails on the model.
     """
-    if len(batches) < LEAST_STEPS:
-        raise UserError(f"PPQ calibrates with {LEAST_STEPS} images or more, not {len(batches)}")
+    steps = max(LEAST_STEPS, len(batches))
     platform = core.TargetPlatform.ONNXRUNTIME
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -35,8 +39,8 @@ def export(model: Path, batches: Sequence[Tensor], out: Path) -> None:
             graph = ppq.api.load_onnx_graph(str(model))
             quantized = ppq.api.quantize_native_model(
                 model=graph,
-                calib_dataloader=list(batches),
-                calib_steps=len(batches),
+                calib_dataloader=list(islice(cycle(batches), steps)),
+                calib_steps=steps,
                 input_shape=list(batches[0].shape),
                 platform=platform,
                 device="cpu",

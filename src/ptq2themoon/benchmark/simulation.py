@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -42,7 +43,11 @@ def forward(
 
 
 def calibration(graph: Path, planned: Plan, batches: Sequence[Tensor], rounds: int) -> list[dict[str, Any]]:
-    """Rows of both calibrations; the plan is drawn up anew for each, for it takes the scales."""
+    """Rows of both calibrations; the plan is drawn up anew for each, for it takes the scales.
+
+    Args:
+        batches: images [B, C, H, W], normalised; PPQ refuses fewer than eight.
+    """
     times: dict[str, list[float]] = {PPQ_PASS: [], OURS: []}
     scales: dict[str, list[Tensor]] = {}
     for _ in range(rounds):
@@ -90,7 +95,8 @@ def _ppq_pass(
     given = {"graph": model._graph, "dataloader": list(batches), "executor": model._executor}
     optim = ppq.quantization.optim
     start = time.perf_counter()
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         optim.ParameterQuantizePass().optimize(**given)
         optim.RuntimeCalibrationPass().optimize(**given, calib_steps=len(batches), collate_fn=None)
     found = time.perf_counter() - start

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from tiny_deployed import Quantized, constants, kernels, of_type, sqnr
@@ -192,6 +193,16 @@ def test_what_the_recipe_leaves_out_stays_in_floating_point(tiny: Tiny, tmp_path
     assert places[tiny.role("proj", 1)] == ("float", "more than 8 bits")
     assert "cannot take out" in places[tiny.role("attn_context", 0)].why
     assert sqnr(made.run(made.deployed("fast")), made.floating()) > 25
+
+
+def test_a_bias_that_no_integer_holds(tiny: Tiny) -> None:
+    """A head that was never trained: its weights have next to no scale."""
+    made = Quantized.of(tiny, "vanilla", (8, 8), images(12))
+    head = next(item for item in made.quantized if item.operator.role == "head")
+    weight = next(tensor for tensor in head.tensors if tensor.operand == "weight")
+    weight.scale = torch.tensor(1e-12)
+    bias = made.model.graph.node[-1].input[2]
+    assert sqnr(made.run(made.deployed("fast")), np.tile(constants(made.model)[bias], (3, 1))) > 60
 
 
 # TensorRT -----------------------------------------------------------------------------------------

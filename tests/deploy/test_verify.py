@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ import pytest
 import tiny_stages
 import torch
 from onnx import numpy_helper
-from tiny_deployed import Quantized
+from tiny_deployed import Quantized, sqnr
 from tiny_quantized import Tiny, images
 from tiny_stages import DATA, GRAPH, QPARAMS, STAGES, run_stage
 
 from ptq2themoon.deploy.compare import Difference, compare
-from ptq2themoon.deploy.runtime import runner, session
+from ptq2themoon.deploy.runtime import openvino_runner, runner, session
 from ptq2themoon.deploy.verify import Outputs, collect, departure, least_agreement, measure
 from ptq2themoon.errors import UserError
 from ptq2themoon.stage import sha256
@@ -112,9 +113,12 @@ def test_outputs_that_are_not_finite_are_refused(tiny: Tiny) -> None:
     made = Quantized.of(tiny, "vanilla", (8, 8), images(12))
     batch = [(made.images, torch.zeros(3, dtype=torch.int64))]
     run = runner(session(made.deployed("fast").model))
-    assert collect(run, made.simulated, batch).runtime.shape == (3, 10)
+    floating = runner(session(tiny.path))
+    found = collect(run, floating, made.simulated, batch)
+    assert found.runtime.shape == found.simulated.shape == (3, 10)
+    np.testing.assert_allclose(found.floating.numpy(), made.floating(), rtol=0, atol=1e-4)
     with pytest.raises(UserError, match="INT8 model gives outputs that are not finite"):
-        collect(lambda x: run(x) * np.nan, made.simulated, batch)
+        collect(lambda x: run(x) * np.nan, floating, made.simulated, batch)
 
 
 def test_a_graph_that_the_runtime_refuses(tmp_path: Path) -> None:
@@ -122,6 +126,18 @@ def test_a_graph_that_the_runtime_refuses(tmp_path: Path) -> None:
     path.write_bytes(b"no model")
     with pytest.raises(UserError, match=r"int8.onnx: ONNX Runtime cannot run it"):
         session(path)
+
+
+def test_openvino_gives_the_same_or_says_what_to_install(tiny: Tiny, tmp_path: Path) -> None:
+    made = Quantized.of(tiny, "vanilla", (8, 8), images(12))
+    for mode in ("faithful", "fast"):
+        deployed, path = made.deployed(mode), tmp_path / f"{mode}.onnx"  # type: ignore[arg-type]
+        onnx.save(deployed.model, path)
+        if importlib.util.find_spec("openvino") is None:
+            with pytest.raises(UserError, match="OpenVINO is not installed; `pip install openvino`"):
+                openvino_runner(path)
+        else:
+            assert sqnr(openvino_runner(path)(made.images.numpy()), made.run(deployed)) > 20
 
 
 # The stages ------------------------------------------------------------------------------------------

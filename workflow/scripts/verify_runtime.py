@@ -65,9 +65,9 @@ def main() -> None:
         if all(kind):
             rows = read_manifest(args.manifest, classes)  # holds each label against the classes
         simulated, mode = load_model(args.graph, device, args.qparams), report["mode"]
-        running = session(args.int8, threads=args.threads)
+        int8, floating = (runner(session(path, threads=args.threads)) for path in (args.int8, args.graph))
         data = batches(rows, source, preprocessing, args.batch_size)
-        metrics = measure(collect(runner(running), simulated, data), *kind)
+        metrics = measure(collect(int8, floating, simulated, data), *kind)
         few = batches(rows[: args.operator_images], source, preprocessing, args.operator_images)
         images = torch.cat([images for images, _ in few])
         quantized = load(*args.qparams)
@@ -79,10 +79,15 @@ def main() -> None:
         table = operator_table(differences, (item.operator for item in quantized), places)
         table.to_csv(stage.temporary(args.out_operators), index=False, float_format="%.8g")
         write_json(stage.temporary(args.out), found)
+    warn(args.int8, found)
+
+
+def warn(int8: Path, found: dict[str, Any]) -> None:
+    """Say so where the model agrees less with the simulation than it should."""
     if found["agrees"] is False:
         first = found["first_departing"] or "none: every operator alone is within its bounds"
         print(
-            f"warning: {args.int8}: agrees with the simulation on {found['agreement_simulation']:.2f} % of "
+            f"warning: {int8}: agrees with the simulation on {found['agreement_simulation']:.2f} % of "
             f"{found['images']} images, less than {found['least_agreement']:.2f} %; "
             f"first operator that departs: {first}",
             file=sys.stderr,

@@ -97,15 +97,15 @@ class Fast:
             x, step = self._input(node, linear, x, grids["input", 0])
             weight = self.writer.weight(f"{node.name}/weight", values, grid)
             scale = step * grid.scale
-        shape, stem = self.shapes[linear.x], node.name
+        shape, stem, bias = self.shapes[linear.x], node.name, None
         if (
             len(shape) == 2
             and linear.bias is not None
             and scale is not None
             and self.profile == "onnxruntime"
         ):
-            # Of two dimensions ONNX Runtime takes a Gemm, whose bias must be integers.
             bias = self.writer.integer_bias(f"{stem}/bias", linear.bias, scale)
+        if bias is not None:  # of two dimensions ONNX Runtime takes a Gemm, whose bias must be integers
             self.writer.add("Gemm", [x, weight, bias], stem, node.output[0])
         else:
             write_product(self.writer, stem, [x, weight], linear.bias, shape, node.output[0])
@@ -192,7 +192,7 @@ class Fast:
         inputs = [x, self.writer.weight(f"{node.name}/weight", values, grid), *node.input[2:]]
         if len(node.input) > 2 and self.profile == "onnxruntime":
             bias, step = self.writer.graph.constants[node.input[2]], grids["input", 0].scale * grid.scale
-            inputs[2] = self.writer.integer_bias(f"{node.name}/bias", bias, step)
+            inputs[2] = self.writer.integer_bias(f"{node.name}/bias", bias, step) or inputs[2]
         name = node.output[0]
         raw = self.writer.name(f"{name}/raw")
         self.writer.keep(node, inputs, [raw])

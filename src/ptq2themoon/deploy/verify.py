@@ -36,8 +36,13 @@ class Outputs:
     labels: Tensor
 
 
-def collect(run: Run, simulated: SimulatedModel, batches: Iterable[tuple[Tensor, Tensor]]) -> Outputs:
+def collect(
+    run: Run, floating: Run, simulated: SimulatedModel, batches: Iterable[tuple[Tensor, Tensor]]
+) -> Outputs:
     """Run all three on the same images, normalised [B, C, H, W].
+
+    Args:
+        run, floating: the INT8 model and the one in floating point, both in the runtime.
 
     Raises:
         UserError: outputs that are not finite.
@@ -47,8 +52,7 @@ def collect(run: Run, simulated: SimulatedModel, batches: Iterable[tuple[Tensor,
         ours = torch.from_numpy(run(images.numpy()))
         if not bool(torch.isfinite(ours).all()):
             raise UserError("the INT8 model gives outputs that are not finite")
-        with simulated.only(()):
-            reference = simulated(images).cpu()
+        reference = torch.from_numpy(floating(images.numpy()))
         kept.append((ours, simulated(images).cpu(), reference, labels))
     return Outputs(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
 

@@ -153,9 +153,14 @@ class Writer:
         zero = self.constant(f"{stem}/zero_point", np.zeros(grid.scale.shape, np.int8))
         return self.add("DequantizeLinear", [integer, scale, zero], f"{stem}/dequantize", axis=grid.axis)
 
-    def integer_bias(self, stem: str, value: np.ndarray, scale: np.ndarray) -> str:
-        """A bias as int32 in steps of a product's scale, 0-d or [out], and its DequantizeLinear."""
-        codes = np.clip(np.rint(value.astype(np.float64) / scale), -(2**31), 2**31 - 1)
+    def integer_bias(self, stem: str, value: np.ndarray, scale: np.ndarray) -> str | None:
+        """A bias as int32 in steps of a product's scale, 0-d or [out], and its DequantizeLinear.
+
+        None where it does not fit: weights that are next to zero have next to no scale.
+        """
+        codes = np.rint(value.astype(np.float64) / scale)
+        if np.abs(codes).max() >= 2**31:
+            return None
         integer = self.constant(f"{stem}/codes", codes.astype(np.int32))
         step = self.constant(f"{stem}/scale", np.asarray(scale, np.float32))
         axis = 0 if np.ndim(scale) else None

@@ -6,15 +6,15 @@ import argparse
 import itertools
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ptq2themoon.benchmark.machine import machine
-from ptq2themoon.benchmark.runtimes import onnx_runner, onnx_session
+from ptq2themoon.benchmark.runtimes import onnx_session
 from ptq2themoon.benchmark.simulation import COLUMNS, calibration, forward
 from ptq2themoon.benchmark.timing import write_csv
 from ptq2themoon.config import parse_bits
 from ptq2themoon.data import Preprocessing, calibration_batches, read_info
+from ptq2themoon.deploy.runtime import runner
 from ptq2themoon.errors import at_least
 from ptq2themoon.graph.nodes import read_nodes
 from ptq2themoon.graph.report import read_operators
@@ -74,11 +74,9 @@ def main() -> None:
         images = torch.cat(list(itertools.islice(itertools.cycle(found), args.count)))
         others = {}
         if args.int8:
-            runner, array = (
-                onnx_runner(onnx_session(args.int8, args.threads, quantized=True)),
-                np.array(images),
-            )
-            others[FAITHFUL] = lambda: runner(array)
+            run_int8 = runner(onnx_session(args.int8, args.threads, quantized=True))
+            array = images.numpy()
+            others[FAITHFUL] = lambda: run_int8(array)
         rows = forward(args.graph, args.qparams, images, args.rounds, others)
         for row in rows:
             row["batch"] = args.count

@@ -14,6 +14,7 @@ from ptq2themoon.benchmark import runtimes
 from ptq2themoon.benchmark.fidelity import fidelity
 from ptq2themoon.benchmark.peers import size
 from ptq2themoon.benchmark.timing import interleaved, ratios, spread
+from ptq2themoon.deploy.runtime import runner
 
 BASE = "FP32, ONNX Runtime"
 LATENCY = (
@@ -85,7 +86,7 @@ class Arena:
             kernels = runtimes.openvino_kernels(compiled, openvino.products(entry.path))
         else:
             session = runtimes.onnx_session(entry.path, self.threads, quantized=entry.quantized)
-            run = runtimes.onnx_runner(session)
+            run = runner(session)
             kernels = runtimes.kernels(entry.path, self.folder, quantized=entry.quantized)
         run(np.zeros(shape, np.float32))
         return run, kernels

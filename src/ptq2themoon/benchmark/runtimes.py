@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 import onnxruntime
 
+from ptq2themoon.deploy.runtime import FLOAT_KERNELS, INTEGER_KERNELS, has_vnni, kernel_counts, runner
 from ptq2themoon.errors import UserError
 
 Precision = Literal["f32", "bf16"]
 Runner = Callable[[np.ndarray], np.ndarray]  # images [B, C, H, W] to logits [B, classes]
-INTEGER_KERNELS = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm", "QLinearConv")
-FLOAT_KERNELS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv")
+KERNELS = (*INTEGER_KERNELS, "DynamicQuantizeMatMul", *FLOAT_KERNELS)
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution")  # OpenVINO's; it fuses an attention into a subgraph
-# No thread may still turn when the next contestant runs; and with a fixed batch the fusion named leaves a
-# float Gemm behind dequantized weights, slower than FP32.
-ALWAYS = {"session.force_spinning_stop": "1"}
+ALWAYS = {"session.force_spinning_stop": "1"}  # no thread may still turn when the next contestant runs
+# As `deploy.runtime.session` has them, and why.
 QUANTIZED = {"optimization.disable_specified_optimizers": "MatMulAddFusion"}
+WITHOUT_VNNI = {"session.x64quantprecision": "1"}
 
 
 def onnx_session(
@@ -38,18 +37,16 @@ def onnx_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only
-    for key, value in (ALWAYS | (QUANTIZED if quantized else {})).items():
+    entries = ALWAYS | (QUANTIZED if quantized else {})
+    if quantized and not has_vnni():
+        entries |= WITHOUT_VNNI
+    for key, value in entries.items():
         options.add_session_config_entry(key, value)
     if optimised:
         options.optimized_model_filepath = str(optimised)
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def onnx_runner(session: onnxruntime.InferenceSession) -> Runner:
-    name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})[0]
 
 
 def kernels(path: Path, folder: Path, *, quantized: bool) -> dict[str, int]:
@@ -59,10 +56,8 @@ def kernels(path: Path, folder: Path, *, quantized: bool) -> dict[str, int]:
         folder: for the optimised graph, from which they are counted.
     """
     onnx_session(path, 1, quantized=quantized, optimised=folder / "optimised.onnx")
-    found: dict[str, int] = defaultdict(int)
-    for node in onnx.load(folder / "optimised.onnx", load_external_data=False).graph.node:
-        found[node.op_type] += 1
-    return {name: found[name] for name in (*INTEGER_KERNELS, *FLOAT_KERNELS) if found[name]}
+    found = kernel_counts(folder / "optimised.onnx")
+    return {name: found[name] for name in KERNELS if found[name]}
 
 
 def operator_shares(
@@ -70,7 +65,7 @@ def operator_shares(
 ) -> list[dict[str, Any]]:
     """Operators of ONNX Runtime's profile: how many, milliseconds a run, share of the time; longest first."""
     session = onnx_session(path, threads, quantized=quantized, profile=folder / "profile")
-    run = onnx_runner(session)
+    run = runner(session)
     for _ in range(runs + 1):
         run(images)
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

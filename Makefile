@@ -23,6 +23,9 @@ slow: env  ## the slow tests: whole workflows of other families, the slow export
 env:  ## install .venv from requirements.lock if it is not up to date; PYTHON=..., TORCH_INDEX=URL (a CPU-only torch)
 	@tools/environment.sh "$(PYTHON)" "$(TORCH_INDEX)"
 
+peers:  ## install .venv-peers from requirements-peers.lock: the other tools of `snakemake benchmark`
+	@tools/environment.sh --peers "$(PYTHON)"
+
 lint: env  ## style, types and workflow checks
 	ruff check .
 	ruff format --check .
@@ -39,10 +42,13 @@ lock:  ## resolve pyproject.toml into requirements.lock; needs uv; keeps pins th
 	uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 \
 	    --python-platform x86_64-unknown-linux-gnu --extra dev --custom-compile-command "make lock" \
 	    pyproject.toml --output-file requirements.lock $(ARGS)
+	uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 \
+	    --python-platform x86_64-unknown-linux-gnu --group peers --custom-compile-command "make lock" \
+	    --output-file requirements-peers.lock $(ARGS)
 
 matrix: env  ## compute the tables of docs/models.md: every family of models by every exporter
 	python tests/matrix.py
 
-clean:  ## remove .venv and caches; results stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+clean:  ## remove both environments and caches; results stay
+	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests workflow -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,7 +21,7 @@ include: "workflow/rules/common.smk"
 
 
 wildcard_constraints:
-    model="|".join(map(re.escape, PARAMS.models)),
+    model="|".join(map(re.escape, [*PARAMS.models, *RANDOM])),
     recipe="|".join(map(re.escape, PARAMS.recipes)),
     key=r"w\d+a\d+-n\d+-s\d+",
     variant=r"fp32|[^/]+/w\d+a\d+-n\d+-s\d+",
@@ -39,6 +39,7 @@ include: "workflow/rules/deploy.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/analyse.smk"
 include: "workflow/rules/plot.smk"
+include: "workflow/rules/benchmark.smk"
 
 
 rule all:

@@ -48,9 +48,9 @@ def pins(requirements: list[str]) -> dict[str, str]:
     return {match[1]: match[2] for match in found if match or pytest.fail(f"not exact: {requirements}")}
 
 
-def lock_entries() -> dict[str, Entry]:
+def lock_entries(lock: str) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
-    for block in re.split(r"\n(?=[^\s#])", LOCK)[1:]:
+    for block in re.split(r"\n(?=[^\s#])", lock)[1:]:
         head, comments = block.split("# via", 1)
         ((name, pinned),) = pins([head.split(" ", 1)[0]]).items()
         assert name not in entries, f"{name} stands twice in the lock"
@@ -59,7 +59,8 @@ def lock_entries() -> dict[str, Entry]:
     return entries
 
 
-ENTRIES = lock_entries()
+PEERS_LOCK = (ROOT / "requirements-peers.lock").read_text()
+ENTRIES, PEERS = lock_entries(LOCK), lock_entries(PEERS_LOCK)
 RUNTIME = pins(PYPROJECT["project"]["dependencies"])
 DIRECT = RUNTIME | pins(PYPROJECT["project"]["optional-dependencies"]["dev"])
 
@@ -77,6 +78,24 @@ def test_lock_has_the_versions_of_pyproject() -> None:
     assert {name: ENTRIES[name].version for name in DIRECT} == DIRECT
     asked_for = {name for name, entry in ENTRIES.items() if "ptq2themoon" in entry.via}
     assert asked_for == set(DIRECT), "run `make lock`"
+
+
+def test_lock_of_the_other_tools_is_whole_and_has_the_versions_of_pyproject() -> None:
+    asked_for = pins(PYPROJECT["dependency-groups"]["peers"])
+    assert {name: PEERS[name].version for name in asked_for} == asked_for
+    assert {name for name, entry in PEERS.items() if "ptq2themoon" in entry.via} == set(asked_for)
+    assert len(PEERS) == PEERS_LOCK.count("==") > len(asked_for)
+    assert [name for name, entry in PEERS.items() if not entry.hashes] == []
+    assert re.findall(r"://|--index|--extra|--find-links|--trusted", PEERS_LOCK) == []
+
+
+def test_other_tools_run_beside_the_same_versions_and_apart() -> None:
+    """What both environments import of ours is the same; torch is in one, the other tools in the other."""
+    shared = set(pins(PYPROJECT["dependency-groups"]["peers"])) & set(DIRECT)
+    assert shared == {"numpy", "onnx", "onnxruntime", "protobuf", "safetensors", "setuptools"}
+    assert {name: PEERS[name].version for name in shared} == {name: ENTRIES[name].version for name in shared}
+    assert {"openvino", "nncf"} & set(ENTRIES) == set()
+    assert {"torch", "ppq"} & set(PEERS) == set()
 
 
 def test_build_backend_is_the_locked_one() -> None:
@@ -140,13 +159,16 @@ def test_cpu_torch_leaves_out_exactly_what_only_cuda_torch_needs() -> None:
     assert only_through_cuda <= removed
 
 
+LOCKS = ("requirements.lock", "requirements-peers.lock")
+
+
 class Installer:
     """tools/environment.sh in a folder of its own, with an interpreter that installs nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "tools").mkdir()
-        for name in ("requirements.lock", "pyproject.toml", "tools/environment.sh"):
+        for name in (*LOCKS, "pyproject.toml", "tools/environment.sh"):
             shutil.copy(ROOT / name, folder / name)
         self.python = folder / "python"
         self.python.write_text(FAKE_PYTHON)
@@ -181,6 +203,21 @@ def test_environment_is_installed_once(installer: Installer) -> None:
     assert [call for call in calls if "--editable" in call]
     second = installer.run()
     assert second.stdout == "The environment is up to date.\n"
+    assert installer.log() == []
+
+
+def test_other_tools_are_installed_once_from_their_lock(installer: Installer) -> None:
+    command = [installer.folder / "tools/environment.sh", "--peers", installer.python]
+    broken = os.environ | {"FAKE_FAILS_AT": "check"}
+    assert subprocess.run(command, env=broken, capture_output=True).returncode != 0
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "is ready" in done.stdout, done.stderr
+    calls = installer.log()
+    assert all("--require-hashes" in call for call in calls if " -r " in call)
+    assert [call for call in calls if "requirements-peers.lock" in call]
+    assert not (installer.folder / ".venv").exists()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert "is up to date" in again.stdout
     assert installer.log() == []
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv from requirements.lock, only when it is missing, unfinished or older than the lock.
 # Usage: tools/environment.sh PYTHON [TORCH_INDEX]   (called by make)
+#        tools/environment.sh --peers PYTHON         .venv-peers from requirements-peers.lock
 set -euo pipefail
 
 CUDA='triton|nvidia-.*|cuda-.*'
@@ -69,8 +70,31 @@ install() {
     printf 'The environment is ready (%d s).\n' $((SECONDS - start))
 }
 
+# The other tools of the benchmark: all of one lock, nothing of ours, which is read from src.
+peers() {
+    local stamp=.venv-peers/installed-from base
+    if cmp -s requirements-peers.lock "$stamp" && .venv-peers/bin/python -c ''; then
+        printf 'The environment of the other tools is up to date.\n'
+        return
+    fi
+    base=$(base_python "$1")
+    rm -f "$stamp"
+    rm -rf .venv-peers
+    "$base" -m venv .venv-peers
+    .venv-peers/bin/python -m pip --disable-pip-version-check install --require-hashes --no-deps \
+        -r requirements-peers.lock
+    .venv-peers/bin/python -m pip --disable-pip-version-check check
+    cp requirements-peers.lock "$stamp.part"
+    mv "$stamp.part" "$stamp"
+    printf 'The environment of the other tools is ready.\n'
+}
+
 main() {
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    if [[ ${1:-} == --peers ]]; then
+        peers "${2:-python3.11}"
+        return
+    fi
     local python=${1:-python3.11} index=${2:-} base
     # A choice of torch made once is kept until .venv is removed.
     if [[ -z $index && -f .venv/torch-index ]]; then index=$(<.venv/torch-index); fi

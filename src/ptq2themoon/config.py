@@ -174,6 +174,37 @@ class Deployment(Strict):
     """`faithful`: all that the recipe quantizes; `fast`: only what integer kernels make faster; []: none."""
 
 
+class Benchmark(Strict):
+    """`snakemake benchmark`: speed, size and accuracy beside those of other tools, on this machine."""
+
+    architectures: Annotated[list[str], *_set] = ["deit_tiny_patch16_224", "vit_small_patch16_224"]
+    """timm models with random weights, to be timed besides `models`."""
+    images: Positive = 32
+    """Calibration images of the architectures."""
+    evaluation_images: Positive = 2000
+    """At most so many of the evaluation images, for each model of each tool."""
+    batches: Annotated[list[Positive], *_some] = [1, 8]
+    """Images at once."""
+    rounds: Positive = 21
+    """How often each model runs, by turns with all the others."""
+    simulation_rounds: Positive = 3
+    """The same for the simulation and the calibration, which take longer."""
+    threads: Positive = 2
+    """Of each runtime."""
+
+    @property
+    def random(self) -> dict[str, Model]:
+        """The architectures as models, by the name of their folder."""
+        return {
+            f"random-{name}": Model(
+                source=name,
+                dataset=f"random-{name}",
+                checkpoint=f"results/models/random-{name}/weights.safetensors",
+            )
+            for name in self.architectures
+        }
+
+
 class Plots(Strict):
     dpi: int = Field(default=150, ge=50, le=1200)
     """Resolution of the PNG files."""
@@ -198,6 +229,7 @@ class Params(Strict):
     attention: Attention = Attention()
     deploy: Deployment = Deployment()
     plots: Plots = Plots()
+    benchmark: Benchmark = Benchmark()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when torch sees one."""
 
@@ -229,11 +261,22 @@ class Params(Strict):
                 yield ("models", name, "source"), problem
             else:
                 yield from ((("models", name, key), what) for key, what in model.problems())
+        yield from self._benchmark_problems()
         yield from self._too_many_images()
         for index, recipe in enumerate(self.recipes):
             if not (recipes_dir / f"{recipe}.yaml").is_file():
                 hint = nearest(recipe, sorted(path.stem for path in recipes_dir.glob("*.yaml")))
                 yield ("recipes", index), f"unknown recipe {recipe!r} in {recipes_dir}; {hint}"
+
+    def _benchmark_problems(self) -> Iterator[tuple[Key, str]]:
+        """Architectures unknown, or called as one of the models."""
+        for index, name in enumerate(self.benchmark.architectures):
+            if f"random-{name}" in self.models:
+                yield ("models", f"random-{name}"), "taken by the benchmark; choose another name"
+            elif self.benchmark.architectures != Benchmark().architectures and (
+                problem := source_problem(name)
+            ):
+                yield ("benchmark", "architectures", index), problem
 
     def check_files(self, source: str = "params.yaml") -> None:
         """`UserError` naming each checkpoint and data set of a model that is not there."""

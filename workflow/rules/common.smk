@@ -7,7 +7,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from ptq2themoon.config import Params
+from ptq2themoon.config import Dataset, Params
+from ptq2themoon.deploy.modes import MODES
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.source import Source
 from ptq2themoon.quantize.recipe import load_recipe
@@ -32,6 +33,9 @@ for path in workflow.configfiles:
 FROM = ", ".join(map(str, workflow.configfiles)) or "--config"
 PARAMS = checked(lambda: Params.from_mapping(config, FROM))
 checked(lambda: PARAMS.check_files(FROM))
+
+# The models of the benchmark alone, by the name of their folder.
+RANDOM = PARAMS.benchmark.random
 
 # What is quantized and how often: (recipe, bits, calibration images, seed).
 RUNS = list(product(PARAMS.recipes, PARAMS.bits, [PARAMS.calibration.images], PARAMS.calibration.seeds))
@@ -113,7 +117,7 @@ def code(script):
 
 
 def model_of(wildcards):
-    return PARAMS.models[wildcards.model]
+    return (PARAMS.models | RANDOM)[wildcards.model]
 
 
 def weights(wildcards):
@@ -129,6 +133,9 @@ def preprocessing_changes(wildcards):
 
 
 def dataset_of(wildcards):
+    if wildcards.model in RANDOM:
+        images = f"results/models/{wildcards.model}/images.safetensors"
+        return Dataset(kind="arrays", calibration=images, evaluation=images)
     return PARAMS.datasets[model_of(wildcards).dataset]
 
 

@@ -6,11 +6,9 @@ Both in one run and on the same cores, by turns: rates of one machine at another
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import timm
 import torch
 from PIL import Image
 
+from ptq2themoon.benchmark.timing import interleaved, write_csv
 from ptq2themoon.data import Batches, FolderSource, Preprocessing, Row, batches
 from ptq2themoon.data.loading import thread_count
 from ptq2themoon.errors import at_least
@@ -102,25 +101,21 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]
     def run_runtime(batch: torch.Tensor) -> object:
         return runtime.run(None, {"images": batch.numpy()})
 
-    work: dict[str, tuple[int, Callable[[], None]]] = {
-        LOADING: (args.images, lambda: consume(pixels(loader), len)),
-        "FP32 model, ONNX Runtime": (len(some.rows), lambda: consume(ready, run_runtime)),
-        "FP32 model, torch": (len(some.rows), lambda: consume(ready, model)),
-        "read and FP32 model, ONNX Runtime": (len(some.rows), lambda: consume(pixels(some), run_runtime)),
+    work: dict[str, Callable[[], None]] = {
+        LOADING: lambda: consume(pixels(loader), len),
+        "FP32 model, ONNX Runtime": lambda: consume(ready, run_runtime),
+        "FP32 model, torch": lambda: consume(ready, model),
+        "read and FP32 model, ONNX Runtime": lambda: consume(pixels(some), run_runtime),
     }
-    rates: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(args.repeats + 1):
-        for name, (count, do) in work.items():
-            start = time.perf_counter()
-            do()
-            if repeat:  # the first warms up
-                rates[name].append(count / (time.perf_counter() - start))
+    counts = dict.fromkeys(work, len(some.rows)) | {LOADING: args.images}
+    times = interleaved(work, args.repeats)
+    rates = {name: [counts[name] / seconds for seconds in found] for name, found in times.items()}
     loading = statistics.median(rates[LOADING])
     table = []
     for name, found in rates.items():
         rate = statistics.median(found)
         shown = [f"{value:.1f}" for value in (rate, min(found), max(found))]
-        values = [name, work[name][0], args.repeats, args.cores, *shown, f"{loading / rate:.2f}"]
+        values = [name, counts[name], args.repeats, args.cores, *shown, f"{loading / rate:.2f}"]
         table.append(dict(zip(COLUMNS, values, strict=True)))
     return table, kilobytes
 
@@ -135,10 +130,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             table, kilobytes = measure(args, Path(folder))
         stage.parameters |= {"width": WIDTH, "height": HEIGHT, "kilobytes": kilobytes, "load_before": load}
-        with open(stage.temporary(args.out), "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(table)
+        write_csv(stage.temporary(args.out), COLUMNS, table)
     for row in table:
         print("{measure}: {images_per_second} images/s; loading is {loading_ratio} times it".format_map(row))
 

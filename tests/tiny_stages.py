@@ -67,11 +67,21 @@ STAGES: dict[str, Options] = {
         **GRAPH, **DATA, **QPARAMS, "recipe": "layernorm", "images": 3,
         "out": "out/q/attention_maps.safetensors",
     },
+    "deploy": {
+        **{k: v for k, v in GRAPH.items() if k != "device"}, **QPARAMS, "mode": "faithful",
+        "out": "out/q/faithful/int8.onnx", "out-report": "out/q/faithful/deploy.json",
+    },
+    "verify_runtime": {
+        **GRAPH, **DATA, **QPARAMS, "int8": "out/q/faithful/int8.onnx",
+        "deployed": "out/q/faithful/deploy.json", "batch-size": 8, "operator-images": 2,
+        "out": "out/q/runtime.json", "out-operators": "out/q/runtime_operators.csv",
+    },
     "summarize": {
         "entry": [
             "tiny fp32 fp32 - - out/fp32/metrics.json",
             "tiny layernorm w8a8 24 3 out/q/metrics.json",
         ],
+        "runtime": ["tiny layernorm w8a8 24 3 out/q/runtime.json"],
         **{f"out-{kind}": f"out/summary.{kind}" for kind in ("csv", "md", "json")},
     },
     "plot_top1": {
@@ -88,7 +98,7 @@ STAGES: dict[str, Options] = {
         **{f"out-{f}": f"out/figures/{f.replace('-', '.')}" for f in FIGURES},
     },
 }  # fmt: skip
-REPEATED = ("entry", "maps", "table")  # options given once for each value
+REPEATED = ("entry", "maps", "runtime", "table")  # options given once for each value
 
 
 class Ended(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from onnx import numpy_helper
 from tiny_deployed import Quantized, sqnr
 from tiny_quantized import Tiny, images
-from tiny_stages import DATA, GRAPH, QPARAMS, STAGES, run_stage
+from tiny_stages import STAGES, run_stage
 
 from ptq2themoon.deploy.compare import Difference, compare
 from ptq2themoon.deploy.runtime import openvino_runner, runner, session
@@ -24,15 +24,7 @@ from ptq2themoon.deploy.verify import Comparison, compare_runs, departure, least
 from ptq2themoon.errors import UserError
 from ptq2themoon.stage import sha256
 
-DEPLOY = {
-    **{k: v for k, v in GRAPH.items() if k != "device"}, **QPARAMS, "mode": "faithful",
-    "out": "out/q/faithful/int8.onnx", "out-report": "out/q/faithful/deploy.json",
-}  # fmt: skip
-VERIFY = {
-    **GRAPH, **DATA, **QPARAMS, "int8": "out/q/faithful/int8.onnx", "deployed": "out/q/faithful/deploy.json",
-    "batch-size": 8, "operator-images": 2,
-    "out": "out/q/runtime.json", "out-operators": "out/q/runtime_operators.csv",
-}  # fmt: skip
+DEPLOY, VERIFY = STAGES["deploy"], STAGES["verify_runtime"]
 
 
 def test_a_difference_knows_ties() -> None:
@@ -151,12 +143,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("export", "draw_calibration", "list_evaluation", "fuse", "calibrate"):
         assert run_stage(folder, stage).status == 0
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(STAGES, "deploy", DEPLOY)
-    monkeypatch.setitem(STAGES, "verify_runtime", VERIFY)
 
 
 def read(path: Path) -> Any:

@@ -94,7 +94,8 @@ def test_each_run_has_its_tables_and_parameters(tree: Path) -> None:
         for key in KEYS:
             small = tree / "results/flowers" / recipe / key
             assert {path.name for path in small.iterdir() if ".sidecar" not in path.name} == {
-                "metrics.json", "attention.csv", "operators.csv", "ranking.json",
+                "metrics.json", "attention.csv", "operators.csv", "ranking.json", "runtime.json",
+                "runtime_operators.csv",
             }  # fmt: skip
             heavy = tree / "results/models/flowers" / recipe / key
             assert json.loads((heavy / "qparams.json").read_text())["recipe"] == recipe
@@ -131,9 +132,9 @@ def test_a_changed_recipe_runs_only_its_branch(tree: Path) -> None:
     before = edit(tree, "recipes/customized.yaml", "[5, 6]", "[4, 6]")
     jobs = planned(tree)
     (tree / "recipes/customized.yaml").write_text(before)
-    branch = ("calibrate", "evaluate_quantized", "operator_errors", "attention_maps")
+    branch = ("calibrate", "evaluate_quantized", "operator_errors", "attention_maps", "verify_runtime")
     shared = ("summarize", "plot_errors", "plot_top1", "plot_attention", "all")
-    assert jobs == {**dict.fromkeys(branch, 2), **dict.fromkeys(shared, 1), "total": 13}
+    assert jobs == {**dict.fromkeys(branch, 2), "deploy": 4, **dict.fromkeys(shared, 1), "total": 19}
 
 
 def test_changed_code_runs_what_uses_it(tree: Path) -> None:

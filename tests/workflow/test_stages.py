@@ -335,8 +335,9 @@ def test_attention_maps(
 def test_summary(chain: Path) -> None:
     table = pd.read_csv(chain / "out/summary.csv")
     assert list(table.columns) == [
-        "model", "recipe", "bits", "calibration_images", "seed", "images", "top1", "top1_drop", "top5",
-        "loss", "agreement", "logits_sqnr_db", "output_cosine", "attention_cosine", "attention_kl",
+        "model", "recipe", "bits", "calibration_images", "seed", "images", "top1", "top1_drop",
+        "faithful_top1", "fast_top1", "top5", "loss", "agreement", "logits_sqnr_db", "output_cosine",
+        "attention_cosine", "attention_kl", "faithful_agreement", "fast_agreement",
     ]  # fmt: skip
     assert table["recipe"].tolist() == ["fp32", "layernorm"]
     full, quantized = (read(chain / "out" / at / "metrics.json") for at in ("fp32", "q"))

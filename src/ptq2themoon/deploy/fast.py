@@ -164,10 +164,26 @@ class Fast:
         if place is None:
             for i, grid in enumerate(found):
                 assert grid is not None
-                inputs[i] = self.writer.quantized(inputs[i], grid, S8, len(self.shapes[node.input[i]]))
+                inputs[i] = self._operand(node.input[i], grid)
             place = Place("integer", "both inputs with one scale")
         self.writer.keep(node, inputs)
         return place
+
+    def _operand(self, tensor: str, grid: Grid) -> str:
+        """`tensor` quantized, before a Transpose that it alone comes from rather than after.
+
+        The codes are the same. OpenVINO fuses an attention with the Transpose that stands right before its
+        product; with a quantization between, it moves the integers first.
+        """
+        graph, rank = self.writer.graph, len(self.shapes[tensor])
+        move = graph.producer(tensor)
+        readers = [node for node in graph.nodes if tensor in node.input]
+        if move is None or move.op_type != "Transpose" or len(readers) > 1 or tensor in graph.outputs:
+            return self.writer.quantized(self.writer.read(tensor), grid, S8, rank)
+        before = self.writer.quantized(self.writer.read(move.input[0]), grid, S8, rank)
+        self.writer.nodes = [node for node in self.writer.nodes if tensor not in node.output]
+        self.writer.keep(move, [before])
+        return tensor
 
     def _conv(self, node: NodeProto, grids: Grids) -> Place:
         """As a product where it cuts patches, else in integers where its output is quantized too."""

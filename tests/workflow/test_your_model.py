@@ -65,7 +65,7 @@ def test_every_command_of_the_page_runs(ran: Ran) -> None:
     assert commands(PAGE) == [line for text in sections().values() for line in commands(text)]
     for line, said in ran.said.items():
         if "verify" in line:
-            assert said.endswith("22 results verified\n")
+            assert said.endswith("31 results verified\n")
         if "--dry-run" in line:
             assert re.search(r"^total +\d\d$", said, re.MULTILINE)
         if "onnx.load" in line:

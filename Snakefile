@@ -39,6 +39,7 @@ include: "workflow/rules/deploy.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/analyse.smk"
 include: "workflow/rules/plot.smk"
+include: "workflow/rules/benchmark_common.smk"
 include: "workflow/rules/benchmark.smk"
 
 

@@ -22,7 +22,7 @@ include: "workflow/rules/common.smk"
 
 wildcard_constraints:
     model="|".join(map(re.escape, [*PARAMS.models, *RANDOM])),
-    recipe="|".join(map(re.escape, PARAMS.recipes)),
+    recipe="|".join(map(re.escape, dict.fromkeys([*PARAMS.recipes, *STUDY.recipes]))),
     key=r"w\d+a\d+-n\d+-s\d+",
     variant=r"fp32|[^/]+/w\d+a\d+-n\d+-s\d+",
     bits=r"w\d+a\d+",
@@ -41,6 +41,8 @@ include: "workflow/rules/analyse.smk"
 include: "workflow/rules/plot.smk"
 include: "workflow/rules/benchmark_common.smk"
 include: "workflow/rules/benchmark.smk"
+include: "workflow/rules/study_common.smk"
+include: "workflow/rules/study.smk"
 
 
 rule all:

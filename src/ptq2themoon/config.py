@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,33 +13,16 @@ from ptq2themoon.class_folders import class_folders
 from ptq2themoon.deploy.modes import MODES, Mode
 from ptq2themoon.errors import UserError, nearest
 from ptq2themoon.graph.source import ONNX, Exporter, PreprocessingChanges, opset_problem, source_problem
+from ptq2themoon.quantize.bits import Bits, parse_bits
 from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.study.settings import Study
 from ptq2themoon.torchvision_names import parse_torchvision
 from ptq2themoon.validation import Key, Strict, failure, no_repeats, read_yaml, validate
 
-BITS = re.compile(r"w([2-8])a([2-8])")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Folders of results/ that are neither a model nor a recipe, and the suffixes of the files beside those.
-RESERVED = ("figures", "fp32", "models")
+RESERVED = ("figures", "fp32", "models", "study")
 SUFFIXES = (".csv", ".json", ".md", ".onnx", ".safetensors")
-
-
-def parse_bits(bits: str) -> tuple[int, int]:
-    """`w4a8` -> (4, 8): bits of the weights, bits of the activations."""
-    match = BITS.fullmatch(bits)
-    if not match:
-        close = [min(max(int(number), 2), 8) for number in re.findall(r"\d+", bits)]
-        weights, activations = close if len(close) == 2 else (8, 8)
-        raise UserError(f"bits {bits!r}: must lie in w2a2 to w8a8; nearest valid: 'w{weights}a{activations}'")
-    return int(match[1]), int(match[2])
-
-
-def _bits(bits: str) -> str:
-    try:
-        parse_bits(bits)
-    except UserError as error:
-        raise ValueError(str(error)) from error
-    return bits
 
 
 def _name(name: str) -> str:
@@ -54,7 +37,6 @@ def _name(name: str) -> str:
 
 Positive = Annotated[int, Field(ge=1)]
 Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
-Bits = Annotated[str, AfterValidator(_bits), Field(json_schema_extra={"pattern": f"^{BITS.pattern}$"})]
 # A pattern for the keys alone would let others through.
 _named = Field(json_schema_extra={"additionalProperties": False})
 _set = (Field(json_schema_extra={"uniqueItems": True}), AfterValidator(no_repeats))
@@ -230,6 +212,7 @@ class Params(Strict):
     deploy: Deployment = Deployment()
     plots: Plots = Plots()
     benchmark: Benchmark = Benchmark()
+    study: Study = Study()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when torch sees one."""
 
@@ -263,10 +246,9 @@ class Params(Strict):
                 yield from ((("models", name, key), what) for key, what in model.problems())
         yield from self._benchmark_problems()
         yield from self._too_many_images()
-        for index, recipe in enumerate(self.recipes):
-            if not (recipes_dir / f"{recipe}.yaml").is_file():
-                hint = nearest(recipe, sorted(path.stem for path in recipes_dir.glob("*.yaml")))
-                yield ("recipes", index), f"unknown recipe {recipe!r} in {recipes_dir}; {hint}"
+        yield from _unknown_recipes(("recipes",), self.recipes, recipes_dir)
+        if "study" in self.model_fields_set:
+            yield from _unknown_recipes(("study", "recipes"), self.study.recipes, recipes_dir)
 
     def _benchmark_problems(self) -> Iterator[tuple[Key, str]]:
         """Architectures unknown, or called as one of the models."""
@@ -315,6 +297,13 @@ class Params(Strict):
             asked = getattr(getattr(self, key[0]), key[1])
             if evaluated is not None and asked > evaluated:
                 yield key, f"{asked}, but evaluation.images is {evaluated}; at most that many"
+
+
+def _unknown_recipes(key: Key, recipes: Sequence[str], folder: Path) -> Iterator[tuple[Key, str]]:
+    for index, recipe in enumerate(recipes):
+        if not (folder / f"{recipe}.yaml").is_file():
+            hint = nearest(recipe, sorted(path.stem for path in folder.glob("*.yaml")))
+            yield (*key, index), f"unknown recipe {recipe!r} in {folder}; {hint}"
 
 
 def load_params(path: Path, recipes_dir: Path = Path("recipes")) -> Params:

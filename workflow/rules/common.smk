@@ -37,6 +37,9 @@ checked(lambda: PARAMS.check_files(FROM))
 # The models of the benchmark alone, by the name of their folder.
 RANDOM = PARAMS.benchmark.random
 
+# What `snakemake study` adds.
+STUDY = PARAMS.study
+
 # What is quantized and how often: (recipe, bits, calibration images, seed).
 RUNS = list(product(PARAMS.recipes, PARAMS.bits, [PARAMS.calibration.images], PARAMS.calibration.seeds))
 KEYS = {run: f"{run[1]}-n{run[2]}-s{run[3]}" for run in RUNS}

@@ -382,7 +382,7 @@ def test_no_more_images_than_are_evaluated(key: str) -> None:
 def test_a_recipe_is_checked_with_the_bits_asked_for(tmp_path: Path) -> None:
     text = (ROOT / "recipes/vanilla.yaml").read_text().replace("observer: percentile", "observer: kl")
     (tmp_path / "kl.yaml").write_text(text)
-    mapping = {**DEFAULT, "recipes": ["kl"], "bits": ["w8a8"]}
+    mapping = {**without("study"), "recipes": ["kl"], "bits": ["w8a8"]}
     Params.from_mapping(mapping, "params.yaml", tmp_path)
     said = refusal(
         lambda: Params.from_mapping({**mapping, "bits": ["w8a8", "w4a8"]}, "params.yaml", tmp_path)

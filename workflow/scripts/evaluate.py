@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon.data import Preprocessing, batches, class_count, open_source, read_info, read_manifest
+from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
 from ptq2themoon.errors import UserError
-from ptq2themoon.evaluate.accuracy import are_labelled, evaluate_float, evaluate_quantized
-from ptq2themoon.evaluate.arguments import add_model_and_images
+from ptq2themoon.evaluate.accuracy import evaluate_float, evaluate_quantized
+from ptq2themoon.evaluate.arguments import add_model_and_images, evaluated_images
 from ptq2themoon.evaluate.attention import attention_spec
-from ptq2themoon.graph.files import check_same_model
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run, write_json
 
@@ -45,14 +44,7 @@ def main() -> None:
         },
         device=device,
     ) as stage:
-        info = read_info(args.info)
-        preprocessing = Preprocessing.from_info(info, args.info)
-        rows, classes = read_manifest(args.manifest), class_count(info, args.info)
-        kind = classes is not None, are_labelled([row.label for row in rows], args.manifest)
-        if all(kind):
-            rows = read_manifest(args.manifest, classes)  # holds each label against the classes
-        check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
-        data = batches(rows, source, preprocessing, args.batch_size)
+        data, *kind = evaluated_images(args, source, args.batch_size)
         model = load_model(args.graph, device, args.qparams)
         if args.qparams:
             spec = attention_spec(args.fusion, args.block)

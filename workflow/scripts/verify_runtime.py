@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ptq2themoon.data import Preprocessing, batches, class_count, open_source, read_info, read_manifest
+from ptq2themoon.data import batches, open_source
 from ptq2themoon.deploy.compare import compare
 from ptq2themoon.deploy.modes import Mode
 from ptq2themoon.deploy.report import Place
@@ -21,9 +21,8 @@ from ptq2themoon.deploy.runtime import integer_kernels, runner, session
 from ptq2themoon.deploy.verify import compare_runs, operator_table, verdict
 from ptq2themoon.device import resolve_device
 from ptq2themoon.errors import UserError, at_least
-from ptq2themoon.evaluate.accuracy import are_labelled
-from ptq2themoon.evaluate.arguments import add_model_and_images
-from ptq2themoon.graph.files import check_same_model, read_graph
+from ptq2themoon.evaluate.arguments import add_model_and_images, evaluated_images
+from ptq2themoon.graph.files import read_graph
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.quantize.tensors import load
 from ptq2themoon.stage import Stage, run, sha256, write_json
@@ -59,19 +58,12 @@ def main() -> None:
         },
         device=device,
     ) as stage:
-        info = read_info(args.info)
-        preprocessing = Preprocessing.from_info(info, args.info)
-        check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
+        data, *kind = evaluated_images(args, source, args.batch_size)
         reports = read_reports(args.deployed, args.int8, args.graph, args.qparams[0])
-        rows, classes = read_manifest(args.manifest), class_count(info, args.info)
-        kind = classes is not None, are_labelled([row.label for row in rows], args.manifest)
-        if all(kind):
-            rows = read_manifest(args.manifest, classes)  # holds each label against the classes
         simulated = load_model(args.graph, device, args.qparams)
         floating, *int8 = (runner(session(path, threads=args.threads)) for path in (args.graph, *args.int8))
-        data = batches(rows, source, preprocessing, args.batch_size)
         metrics = compare_runs(dict(zip(reports, int8, strict=True)), floating, simulated, data, *kind)
-        few = batches(rows[: args.operator_images], source, preprocessing, args.operator_images)
+        few = batches(data.rows[: args.operator_images], source, data.preprocessing, args.operator_images)
         images = torch.cat([images for images, _ in few])
         found, tables = {}, []
         for (mode, report), path in zip(reports.items(), args.int8, strict=True):

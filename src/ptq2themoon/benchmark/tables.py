@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ptq2themoon.markdown import table
 
 Row = Mapping[str, str]
 SHOWN_SHARES = 6  # operators a model; the CSV has all
-
-
-def table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> list[str]:
-    rule = ["---"] * len(header)
-    return ["| " + " | ".join(map(str, line)) + " |" for line in (header, rule, *lines)]
 
 
 def with_spread(row: Row, name: str = "ratio") -> str:

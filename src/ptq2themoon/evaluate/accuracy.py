@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from ptq2themoon.quantize.simulation import SimulatedModel
 
 COMPARISONS = ("logits_nsr", "logits_sqnr_db", "output_cosine", "attention_cosine", "attention_kl")
 Metrics = dict[str, float | int | None]
+Floating = tuple[Tensor, Tensor]  # output [B, ...] and the query's attention, as `run_with_attention` gives
 
 
 def are_labelled(labels: Sequence[int], manifest: Path) -> bool:
@@ -88,6 +90,12 @@ class Evaluation:
     attention: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
+def floating_point(model: SimulatedModel, images: Tensor, spec: AttentionSpec) -> Floating:
+    """Of images [B, C, H, W], whatever is quantized in the model otherwise."""
+    with model.only(()):
+        return run_with_attention(model, images, spec)
+
+
 def evaluate_float(
     model: SimulatedModel,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -115,13 +123,18 @@ def evaluate_quantized(
     spec: AttentionSpec,
     classifier: bool = True,
     labelled: bool = True,
+    references: Iterable[Floating] | None = None,
 ) -> Evaluation:
-    """Accuracy, where there is any; output and attention against floating point's on the same images."""
+    """Accuracy, where there is any; output and attention against floating point's on the same images.
+
+    Args:
+        references: floating point's of each batch, if it is known already.
+    """
     counter, meter = AccuracyCounter(classifier, labelled), ErrorMeter()
     rows: list[pd.DataFrame] = []
+    known = iter(references) if references is not None else repeat(None)
     for images, labels in progress(batches, desc="evaluate quantized"):
-        with model.only(()):
-            reference, expected = run_with_attention(model, images, spec)
+        reference, expected = next(known) or floating_point(model, images, spec)
         output, attention = run_with_attention(model, images, spec)
         counter.add(output, reference, labels)
         meter.add(output, reference, len(images))

@@ -8,7 +8,7 @@ decides. Fixed for all: linear and symmetric, -2^(bits-1) to 2^(bits-1)-1, round
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,15 @@ class Recipe:
             "rules": [located.rule.model_dump(exclude_none=True) for located in self.rules],
             "methods": [method.model_dump() for method in self.methods],
         }
+
+    def with_rule(self, rule: Rule) -> Recipe:
+        """The same with one more rule, which comes last and so wins."""
+        return replace(self, rules=[*self.rules, LocatedRule(self.sources[-1], len(self.rules), rule)])
+
+    @property
+    def states_weight_axis(self) -> bool:
+        """Whether any rule says along which axis a weight has its scales."""
+        return any(located.rule.weight_axis is not None for located in self.rules)
 
     def check(self, operators: Iterable[Operator]) -> None:
         """`UserError` where a rule selects no operator, or a block that the model does not have."""

@@ -47,7 +47,7 @@ class Study(Strict):
         "w5a5",
         "w4a4",
     ]
-    """The ablation is at the first, and at the first of the others at which `vanilla` loses more than `loss`."""
+    """The ablation is at the first, and at the next of them at which `vanilla` loses more than `loss`."""
     loss: float = Field(default=5.0, ge=0)
     """Percentage points of top-1; without labels, of agreement with FP32."""
     images: Positive = 1000

@@ -1,0 +1,91 @@
+"""Stage study_ablation: calibrate and evaluate several recipes on the same images, one row each."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from ptq2themoon.data import calibration_batches, open_source
+from ptq2themoon.device import resolve_device
+from ptq2themoon.errors import at_least
+from ptq2themoon.evaluate.arguments import add_images, add_model, evaluated_images
+from ptq2themoon.evaluate.attention import attention_spec
+from ptq2themoon.quantize.bits import parse_bits
+from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.stage import Stage, run
+from ptq2themoon.study.ablation import METRICS, RUN
+from ptq2themoon.study.narrow import chosen_bits
+from ptq2themoon.study.quantizing import VARIANTS, Subject
+from ptq2themoon.study.reference import Reference
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_model(parser)
+    add_images(parser)
+    parser.add_argument("--recipes", type=Path, nargs="+", required=True)
+    parser.add_argument("--variant", choices=VARIANTS, required=True, help="how recipes are read")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--bits", help="as w8a8")
+    which.add_argument("--bits-from", type=Path, help="bits.json of study_bits: the narrow ones")
+    parser.add_argument("--calibration", type=Path, required=True, help="calibration images")
+    parser.add_argument("--calibration-batch-size", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True, help="that drew them; for the table")
+    parser.add_argument("--reference", type=Path, required=True, help="reference.safetensors")
+    parser.add_argument("--images", type=int, required=True, help="as in the reference")
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--block", type=int, default=-1)
+    parser.add_argument("--out", type=Path, required=True, help="CSV")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    at_least(1, args.images, "--images")
+    device, source = resolve_device(args.device), open_source(args.kind, args.source)
+    bits = args.bits or chosen_bits(args.bits_from)
+    recipes = [load_recipe(path, [parse_bits(bits)]) for path in args.recipes]
+    files = (args.graph, args.fusion, args.info, args.manifest, args.calibration, args.reference)
+    with Stage(
+        "study_ablation",
+        inputs=[
+            *files,
+            *source.files,
+            *dict.fromkeys(path for recipe in recipes for path in recipe.sources),
+            *([args.bits_from] if args.bits_from else []),
+        ],
+        outputs=[args.out],
+        parameters={
+            "kind": args.kind,
+            "source": str(args.source),
+            "recipes": [recipe.name for recipe in recipes],
+            "variant": args.variant,
+            "bits": bits,
+            "calibration_batch_size": args.calibration_batch_size,
+            "images": args.images,
+            "batch_size": args.batch_size,
+            "block": args.block,
+        },
+        seed=args.seed,
+        device=device,
+    ) as stage:
+        images = evaluated_images(args, source, args.batch_size, args.images)
+        subject = Subject.read(args.graph, args.fusion, device)
+        calibration = calibration_batches(
+            args.calibration, images.batches.preprocessing, args.calibration_batch_size
+        )
+        reference, spec = Reference.load(args.reference), attention_spec(args.fusion, args.block)
+        rows = []
+        for recipe in recipes:
+            quantized = subject.quantized(subject.read_as(recipe, args.variant), bits, calibration)
+            metrics = reference.evaluate(subject.model(quantized), images, spec).metrics
+            facts = (recipe.name, bits, args.variant, calibration.images, args.seed, metrics["images"])
+            rows.append((*facts, *(metrics[name] for name in METRICS)))
+        table = pd.DataFrame(rows, columns=RUN)
+        table.to_csv(stage.temporary(args.out), index=False, float_format="%.8g")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,64 @@
+"""Stage study_table: the ablation's runs as means over seeds, CSV and Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from ptq2themoon.errors import UserError
+from ptq2themoon.plots.inputs import read_table
+from ptq2themoon.stage import Stage, run
+from ptq2themoon.study.ablation import RUN, in_order, means
+from ptq2themoon.study.quantizing import VARIANTS
+from ptq2themoon.study.tables import ablation_markdown
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--variant", choices=VARIANTS, required=True)
+    parser.add_argument("--recipes", nargs="+", required=True, help="the rows, in order")
+    parser.add_argument(
+        "--runs", type=Path, nargs="+", required=True, help="of study_ablation, widest bits first"
+    )
+    parser.add_argument("--metrics", type=Path, required=True, help="fp32.json")
+    parser.add_argument("--published", type=Path, required=True, help="resources/study/ablation.csv")
+    parser.add_argument("--out", type=Path, required=True, help="CSV")
+    parser.add_argument("--out-md", type=Path, required=True)
+    return parser.parse_args()
+
+
+def read_runs(paths: list[Path], recipes: list[str]) -> pd.DataFrame:
+    """Rows of these recipes; each must be there once for its bits and seed."""
+    runs = pd.concat([read_table(path, RUN) for path in paths], ignore_index=True)
+    runs = runs[runs["recipe"].isin(recipes)]
+    double = runs[runs.duplicated(["recipe", "bits", "seed"])]
+    if not double.empty:
+        row = double.iloc[0]
+        raise UserError(f"--runs: {row.recipe}, {row.bits}, seed {row.seed}: given twice")
+    return runs
+
+
+def main() -> None:
+    args = parse_args()
+    with Stage(
+        "study_table",
+        inputs=[*args.runs, args.metrics, args.published],
+        outputs=[args.out, args.out_md],
+        parameters={"model": args.model, "variant": args.variant, "recipes": args.recipes},
+    ) as stage:
+        # A row without a part that the variant changes is the plain one's: it is not computed again.
+        runs = read_runs(args.runs, args.recipes).assign(variant=args.variant)
+        table = in_order(means(runs), args.recipes)
+        table.to_csv(stage.temporary(args.out), index=False, float_format="%.8g")
+        floating = json.loads(args.metrics.read_text(encoding="utf-8"))
+        published = read_table(args.published, ["recipe", "top1"])
+        text = ablation_markdown(table, floating, published, args.model, args.variant)
+        stage.temporary(args.out_md).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

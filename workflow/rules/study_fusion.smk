@@ -7,7 +7,7 @@ rule study_fusion:
         recipe="recipes/vanilla.yaml",
         code=code("study_fusion"),
     output:
-        table=studied("fusion.csv", "3 Fusion", caption="fusion_table", show="table"),
+        table=studied("fusion.csv", "3 Fusion", caption="fusion_table", shows="The numbers"),
         operators="results/{model}/study/fusion_operators.csv",
     log:
         "logs/{model}/study_fusion.log",
@@ -38,7 +38,7 @@ rule plot_study_fusion:
         operators="results/{model}/study/fusion_operators.csv",
         code=code("plot_study_fusion"),
     output:
-        png=studied("fusion.png", "3 Fusion", show="figure"),
+        png=studied("fusion.png", "3 Fusion", shows="Time and operators"),
         svg="results/{model}/study/fusion.svg",
     log:
         "logs/{model}/plot_study_fusion.log",

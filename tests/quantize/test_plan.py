@@ -213,3 +213,9 @@ def test_the_axes_of_an_average_pool_are_no_weight(tmp_path: Path) -> None:
         place: tensor.operand for place, tensor in places(pooled.plan("vanilla")).items() if place[0] == name
     }
     assert found == {(name, "input", 0): "input", (name, "output", 0): "output"}
+
+
+def test_an_exponent_is_no_weight(tmp_path: Path) -> None:
+    square = Node("Pow", [False, True], [3, 0], [3], transposed_weight=False)
+    (planned,) = plan([Operator("square", "Pow")], {"square": square}, write_recipe(tmp_path), 8, 8)
+    assert [(tensor.operand, tensor.position) for tensor in planned.tensors] == [("input", 0), ("output", 0)]

@@ -25,18 +25,27 @@ WITHOUT_VNNI = {"session.x64quantprecision": "1"}
 
 
 def onnx_session(
-    path: Path, threads: int, *, quantized: bool, optimised: Path | None = None, profile: Path | None = None
+    path: Path,
+    threads: int,
+    *,
+    quantized: bool,
+    optimise: bool = True,
+    optimised: Path | None = None,
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """On the CPU.
 
     Args:
         quantized: whether the model is an integer one.
+        optimise: let ONNX Runtime rewrite the graph.
         optimised: where to write the graph that really runs.
         profile: how the file of the profile begins.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     entries = ALWAYS | (QUANTIZED if quantized else {})
     if quantized and not has_vnni():
         entries |= WITHOUT_VNNI

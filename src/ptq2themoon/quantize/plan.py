@@ -25,9 +25,9 @@ QUANTIZABLE_TYPES = IMAGE_TYPES | frozenset((
     "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Mish", "Softplus", "Tanh", "Erf", "Clip", "ReduceMean",
     "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2",
 ))
-# Their other inputs are axes, sizes or bounds.
+# Their other inputs are axes, sizes, bounds or an exponent: 1.99 in the place of 2 has no power of -1.
 ONE_FLOAT_INPUT = frozenset((
-    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "Clip", "Resize",
+    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "Clip", "Resize", "Pow",
 ))
 # fmt: on
 

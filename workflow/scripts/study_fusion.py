@@ -1,0 +1,87 @@
+"""Stage study_fusion: operators and time an image, with and without fusion, in two executors."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import onnx
+import pandas as pd
+import torch
+
+from ptq2themoon.benchmark.machine import machine
+from ptq2themoon.config import parse_bits
+from ptq2themoon.data import Preprocessing, calibration_batches, read_info
+from ptq2themoon.errors import at_least
+from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.stage import Stage, run
+from ptq2themoon.study.fusion import (
+    COLUMNS,
+    COUNTS,
+    WITH,
+    WITHOUT,
+    Subject,
+    comparison,
+    contestants,
+    operator_counts,
+    same_logits,
+    without_fusion,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", required=True, help="what the table calls the model")
+    parser.add_argument("--model", type=Path, required=True, help="model.onnx")
+    parser.add_argument("--fused", type=Path, required=True, help="fused.onnx")
+    parser.add_argument("--info", type=Path, required=True, help="model.json")
+    parser.add_argument(
+        "--recipe", type=Path, required=True, help="one that names no role, block or operator"
+    )
+    parser.add_argument("--bits", required=True, help="as w8a8")
+    parser.add_argument("--images", type=Path, required=True, help="calibration images")
+    parser.add_argument("--calibration-count", type=int, default=8, help="of them, at most")
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="fusion.csv")
+    parser.add_argument("--out-operators", type=Path, required=True, help="fusion_operators.csv")
+    args = parser.parse_args()
+    for option in ("calibration_count", "rounds", "threads"):
+        at_least(1, getattr(args, option), f"--{option.replace('_', '-')}")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    recipe, bits = load_recipe(args.recipe), parse_bits(args.bits)
+    settings = {key: getattr(args, key) for key in ("bits", "calibration_count", "rounds", "threads")}
+    with (
+        Stage(
+            "study_fusion",
+            inputs=[args.model, args.fused, args.info, args.images, *recipe.sources],
+            outputs=[args.out_operators, args.out],  # the sidecar beside fusion.csv is the figure's
+            parameters={"model": args.name, "recipe": recipe.name, **settings},
+            device="cpu",
+        ) as stage,
+        tempfile.TemporaryDirectory() as temporary,
+    ):
+        stage.parameters["machine"] = machine(args.threads, ("torch", "onnxruntime", "ppq"))
+        folder = Path(temporary)
+        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        images = next(iter(calibration_batches(args.images, preprocessing, args.calibration_count))).numpy()
+        onnx.save(without_fusion(args.model), folder / "model.onnx")
+        paths = {WITHOUT: folder / "model.onnx", WITH: args.fused}
+        subjects = [Subject(fusion, path, recipe, bits, images) for fusion, path in paths.items()]
+        logits = same_logits(subjects)
+        found = contestants(subjects, args.bits, args.threads, folder)
+        table = pd.DataFrame(comparison(found, images, logits, args.rounds))
+        table = table.assign(model=args.name, threads=args.threads, rounds=args.rounds)
+        table = table.reindex(columns=COLUMNS).astype(dict.fromkeys(COUNTS, "Int64"))
+        table.to_csv(stage.temporary(args.out), index=False, float_format="%.6g")
+        operator_counts(subjects).to_csv(stage.temporary(args.out_operators), index=False)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -25,8 +25,12 @@ RECORDED_PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "ppq", "numpy", "pa
 
 
 def sidecar_path(output: Path) -> Path:
-    """`qparams.json` -> `qparams.sidecar.json`."""
-    return output.with_name(f"{output.stem}.sidecar.json")
+    """`qparams.json` -> `qparams.sidecar.json`; `top1.png` -> `top1.png.sidecar.json`.
+
+    A figure's keeps the suffix: the table that it shows has its name.
+    """
+    stem = output.name if output.suffix == ".png" else output.stem
+    return output.with_name(f"{stem}.sidecar.json")
 
 
 def sha256(path: Path) -> str:

@@ -229,7 +229,7 @@ def test_the_script_fails_with_a_line_for_each_problem() -> None:
             2,
             [
                 *2 * ["operators: parameters.logits_images: recorded 3, expected 2"],
-                "errors_along_network: parameters.mode_images.logits: recorded 3, expected 2",
+                "errors_along_network.png: parameters.mode_images.logits: recorded 3, expected 2",
             ],
         ),
         (
@@ -243,7 +243,7 @@ def test_the_script_fails_with_a_line_for_each_problem() -> None:
         (
             "plots.colormap",
             "gray",
-            ['attention_overview: parameters.colormap: recorded "magma", expected "gray"'],
+            ['attention_overview.png: parameters.colormap: recorded "magma", expected "gray"'],
         ),
         ("plots.dpi", 91, 3 * ["parameters.dpi: recorded 90, expected 91"]),
         ("device", "cuda", ['qparams: device: recorded "cpu", expected "cuda"']),
@@ -373,7 +373,7 @@ def test_a_result_of_older_inputs_is_caught() -> None:
     make_run("fp32", text="other")
     assert sorted(line.partition(": recorded")[0] for line in problems()) == [
         f"results/summary.sidecar.json: input {LIGHT}/fp32/metrics.json",
-        f"{LIGHT}/figures/attention_overview.sidecar.json: input {HEAVY}/fp32/attention_maps.safetensors",
+        f"{LIGHT}/figures/attention_overview.png.sidecar.json: input {HEAVY}/fp32/attention_maps.safetensors",
     ]
 
 

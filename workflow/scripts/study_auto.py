@@ -88,8 +88,8 @@ def main() -> None:
         ranking["chosen"] = [place in chosen for place in places]
         facts = [
             f"Written by study_auto for {bits}: {len(chosen)} of {len(places)} places per channel remove",
-            f"{100 * search.removed:.1f} % of the output error (1 - cosine) that all {len(useful)} with a gain remove;",
-            f"asked for were {100 * args.share:g} %. Measured on {len(few)} calibration images of seed {args.seed}.",
+            f"{100 * search.removed:.1f} % (asked: {100 * args.share:g} %) of the output error (1 - cosine)",
+            f"that all {len(useful)} with a gain do, on {len(few)} calibration images of seed {args.seed}.",
             "Every activation is quantized once, by the operators that read it.",
         ]
         stage.temporary(args.out).write_text(recipe_text(base, chosen, ranking, facts), encoding="utf-8")

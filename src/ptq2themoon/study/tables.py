@@ -70,9 +70,9 @@ def ablation_markdown(
     lines = [
         f"# Ablation of {model}: {READ_AS[variant]}",
         "",
-        f"Means ± standard deviation over {first['seeds']} draws of {first['calibration_images']} calibration",
-        f"images; {first['images']} evaluation images.",
-        "The last column is the study's own, on ViT-Base, ImageNet and W8A8: to be compared in order, not in size.",
+        f"Means ± standard deviation over {first['seeds']} draws of {first['calibration_images']} images",
+        f"to calibrate with; {first['images']} evaluation images. The last column is the study's own,",
+        "on ViT-Base, ImageNet and W8A8: to be compared in order, not in size.",
     ]
     theirs = published.set_index("recipe")["top1"]
     for bits, rows in means.groupby("bits", sort=False):

@@ -1,0 +1,47 @@
+"""Draw one table of the ablation beside the study's published figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ptq2themoon.plots.ablation import ABLATION_COLUMNS, PUBLISHED_COLUMNS, ablation
+from ptq2themoon.plots.inputs import read_table
+from ptq2themoon.plots.style import check_dpi, save
+from ptq2themoon.stage import Stage, run
+from ptq2themoon.study.tables import READ_AS, ROWS
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--variant", choices=list(READ_AS), required=True)
+    parser.add_argument("--table", type=Path, required=True, help="of study_table")
+    parser.add_argument("--metrics", type=Path, required=True, help="fp32.json")
+    parser.add_argument("--published", type=Path, required=True, help="resources/study/ablation.csv")
+    parser.add_argument("--dpi", type=int, default=150)
+    parser.add_argument("--out-png", type=Path, required=True)
+    parser.add_argument("--out-svg", type=Path, required=True)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    check_dpi(args.dpi)
+    with Stage(
+        "plot_study_ablation",
+        inputs=[args.table, args.metrics, args.published],
+        outputs=[args.out_png, args.out_svg],
+        parameters={"model": args.model, "variant": args.variant, "dpi": args.dpi},
+    ) as stage:
+        table = read_table(args.table, ABLATION_COLUMNS)
+        floating = json.loads(args.metrics.read_text(encoding="utf-8"))
+        published = read_table(args.published, PUBLISHED_COLUMNS)
+        title = f"What {args.model} needs per channel\n{READ_AS[args.variant]}"
+        figure = ablation(table, floating, published, ROWS, title)
+        save(figure, stage, args.out_png, args.out_svg, args.dpi)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -42,6 +42,7 @@ include: "workflow/rules/plot.smk"
 include: "workflow/rules/benchmark_common.smk"
 include: "workflow/rules/benchmark.smk"
 include: "workflow/rules/study_common.smk"
+include: "workflow/rules/study_attention.smk"
 include: "workflow/rules/study.smk"
 
 

@@ -1,7 +1,7 @@
 """Attention rollout: how much of each patch reaches a token of the last block, through all blocks.
 
-Abnar and Zuidema, "Quantifying Attention Flow in Transformers", 2020, arXiv 2005.00928. With A_l the attention
-of block l, mean of its heads, and the identity for the residual connection,
+Abnar and Zuidema, "Quantifying Attention Flow in Transformers", 2020, arXiv 2005.00928. With A_l the
+attention of block l, mean of its heads, and the identity for the residual connection,
 
     R = R_L ... R_2 R_1,    R_l = 0.5 A_l + 0.5 I, each row divided by its sum.
 

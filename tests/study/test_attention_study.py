@@ -152,6 +152,7 @@ def test_one_image_and_no_recipe_are_no_nan() -> None:
 def test_the_page_says_whose_attention_it_is() -> None:
     text = fidelity_markdown(fidelity_table({"layernorm": images()}, "w8a8", SPEC), SPEC)
     assert f"Attention of the class token to the patches, block 11: {NOTE}." in text
+    assert "`layernorm` is what the study's own figures call vanilla." in text
     assert "| layernorm | w8a8 | 41 |" in text
     mean = replace(SPEC, class_token=False, note="no class token: the output is a mean over tokens")
     table = fidelity_table({"layernorm": images().assign(query="mean of tokens")}, "w8a8", mean)

@@ -79,7 +79,7 @@ rule plot_attention:
         runtime=5,
     params:
         maps=lambda wildcards, input: flags("--maps", ["fp32", *run_names()], [input.float, *input.quantized]),
-        tables="",
+        tables="",  # the study has the numbers of its figures written too
         rows=PARAMS.attention.images,
         colormap=PARAMS.plots.colormap,
         dpi=PARAMS.plots.dpi,

@@ -10,6 +10,7 @@ from ptq2themoon.benchmark.tables import table
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.attention import AttentionSpec
 from ptq2themoon.evaluate.query import CLASS_TOKEN
+from ptq2themoon.study.settings import NORMS
 
 NEEDED = ("image", "query", "cosine", "kl")
 NEAR = 0.99  # cosine similarity from which on an image's attention counts as kept
@@ -70,5 +71,7 @@ def fidelity_markdown(found: pd.DataFrame, spec: AttentionSpec) -> str:
         "Of each image: cosine similarity (1 is equal) and KL(quantized || FP32) in nats (0 is equal), means",
         "over heads, and over groups of tokens that attend apart.",
     ]
+    if NORMS in set(found["recipe"]):
+        said.append(f"`{NORMS}` is what the study's own figures call vanilla.")
     header = ["Recipe", "Bits", "Images", *FIGURES.values()]
     return "\n".join(["# Attention against full precision", "", *said, "", *table(header, lines), ""])

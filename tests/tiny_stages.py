@@ -96,6 +96,22 @@ STAGES: dict[str, Options] = {
         "maps": [f"{name}=out/{name}/attention_maps.safetensors" for name in ("fp32", "q")],
         "label-names": "out/model.json", "rows": 2, "dpi": 60,
         **{f"out-{f}": f"out/figures/{f.replace('-', '.')}" for f in FIGURES},
+        **{f"out-{f}-csv": f"out/figures/{f}.csv" for f in ("overview", "heads")},
+    },
+    "study_rollout fp32": {
+        **GRAPH, **DATA, "recipe": "fp32", "images": 3, "out": "out/fp32/rollout.safetensors",
+    },
+    "study_rollout": {
+        **GRAPH, **DATA, **QPARAMS, "recipe": "layernorm", "images": 3, "out": "out/q/rollout.safetensors",
+    },
+    "plot_rollout": {
+        "maps": [f"{name}=out/{name}/rollout.safetensors" for name in ("fp32", "q")],
+        "label-names": "out/model.json", "rows": 2, "dpi": 60,
+        **{f"out-{kind}": f"out/study/attention_rollout.{kind}" for kind in ("png", "svg", "csv")},
+    },
+    "study_fidelity": {
+        "fusion": "out/fusion.json", "table": "layernorm=out/q/attention.csv", "bits": "w8a8",
+        **{f"out-{kind}": f"out/study/attention_fidelity.{kind}" for kind in ("csv", "md")},
     },
 }  # fmt: skip
 REPEATED = ("entry", "maps", "runtime", "table")  # options given once for each value

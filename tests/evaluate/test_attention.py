@@ -125,7 +125,8 @@ def place(**changes: Any) -> AttentionSpec:
 @pytest.mark.parametrize(("block", "wanted"), [(0, ("a", 0)), (2, ("c", 2)), (-1, ("c", 2)), (-3, ("a", 0))])
 def test_blocks_count_from_either_end(tmp_path: Path, block: int, wanted: tuple[str, int]) -> None:
     spec = attention_spec(write(tmp_path), block)
-    assert spec == AttentionSpec(*wanted, 1, prefix_tokens=1, grid=(2, 3), class_token=True, note=NOTE)
+    facts = {"groups": 1, "prefix_tokens": 1, "grid": (2, 3), "class_token": True, "note": NOTE, "tokens": 7}
+    assert spec == AttentionSpec(*wanted, **facts)
 
 
 @pytest.mark.parametrize("block", [3, -4, 99])

@@ -19,7 +19,7 @@ from ptq2themoon.stage import sha256
 
 FILES = ("graph", "fusion", "info", "model", "qparams", "manifest", "table", "maps", "label-names", "summary")
 DATA_SETS = ("calibration.safetensors", "evaluation.safetensors")
-QUANTIZED = ("evaluate", "operator_errors", "attention_maps")
+QUANTIZED = ("evaluate", "operator_errors", "attention_maps", "study_rollout")
 ON_IMAGES = ("evaluate fp32", *QUANTIZED)
 ON_GRAPHS = ("calibrate", *ON_IMAGES)
 
@@ -213,6 +213,7 @@ def test_weights_that_are_no_numbers(copy: Path, stage: str) -> None:
         ("evaluate", "the model gives logits that are not finite"),
         ("operator_errors", "out/fused.onnx: operator 'blocks."),
         ("attention_maps fp32", "the model gives attention that is not finite"),
+        ("study_rollout fp32", "the model gives attention that is not finite"),
     ],
 )
 def test_infinite_weights(copy: Path, stage: str, message: str) -> None:
@@ -362,6 +363,9 @@ def test_a_recipe_for_a_deeper_model(copy: Path) -> None:
         ("operator_errors", {"logits_images": 0}, "--logits-images 0: must be 1 or more"),
         ("attention_maps", {"images": 32}, "--images 32: out/evaluation.csv lists 31 images"),
         ("attention_maps", {"images": 0}, "--images 0: must be 1 or more"),
+        ("study_rollout", {"images": 0}, "--images 0: must be 1 or more"),
+        ("study_fidelity", {"block": 2}, "block: 2: the model has 2 blocks"),
+        ("plot_rollout", {"rows": 0}, "--rows 0: must be 1 or more"),
         ("attention_maps", {"block": 2}, "block: 2: the model has 2 blocks"),
         ("attention_maps", {"block": -3}, "block: -3: the model has 2 blocks"),
         ("evaluate", {"block": 7}, "block: 7: the model has 2 blocks"),

@@ -79,6 +79,7 @@ rule plot_attention:
         runtime=5,
     params:
         maps=lambda wildcards, input: flags("--maps", ["fp32", *run_names()], [input.float, *input.quantized]),
+        tables="",  # the study has the numbers of its figures written too
         rows=PARAMS.attention.images,
         colormap=PARAMS.plots.colormap,
         dpi=PARAMS.plots.dpi,
@@ -88,4 +89,4 @@ rule plot_attention:
         "python workflow/scripts/plot_attention.py {params.maps:q} --label-names {input.info} "
         "--rows {params.rows} --colormap {params.colormap} --dpi {params.dpi} "
         "--out-overview-png {output.overview_png} --out-overview-svg {output.overview_svg} "
-        "--out-heads-png {output.heads_png} --out-heads-svg {output.heads_svg} > {log} 2>&1"
+        "--out-heads-png {output.heads_png} --out-heads-svg {output.heads_svg} {params.tables} > {log} 2>&1"

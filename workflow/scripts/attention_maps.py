@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from pathlib import Path
 
-import torch
-
-from ptq2themoon.data import (
-    FolderSource,
-    Preprocessing,
-    Row,
-    open_source,
-    read_info,
-    read_manifest,
-    spread,
-)
+from ptq2themoon.data import Preprocessing, few_images, open_source, read_info, read_manifest
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.arguments import add_model_and_images
 from ptq2themoon.evaluate.attention import attention_spec, run_with_attention, save_maps
@@ -33,19 +22,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--block", type=int, default=-1)
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
-
-
-def of_many_classes(manifest: list[Row], count: int, path: Path) -> list[Row]:
-    """`count` rows, no class twice before every class was there once; without labels at equal distances."""
-    if all(row.label < 0 for row in manifest):
-        return spread(manifest, count, "--images", path)
-    seen: Counter[int] = Counter()
-    rounds: list[tuple[int, int, Row]] = []
-    for row in manifest:
-        rounds.append((seen[row.label], row.label, row))
-        seen[row.label] += 1
-    first = [row for *_, row in sorted(rounds)][: max(count, len(seen))]
-    return spread(first, count, "--images", path)
 
 
 def main() -> None:
@@ -66,15 +42,12 @@ def main() -> None:
         device=device,
     ) as stage:
         spec = attention_spec(args.fusion, args.block)
-        rows = of_many_classes(read_manifest(args.manifest), args.images, args.manifest)
         preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
         check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
-        pixels = torch.stack([source.pixels(row.source, preprocessing) for row in rows])
+        few = few_images(source, read_manifest(args.manifest), args.images, args.manifest, preprocessing)
         model = load_model(args.graph, device, args.qparams)
-        _, attention = run_with_attention(model, preprocessing.normalise(pixels), spec)
-        labels = [row.label for row in rows]
-        names = [source.class_name(row.source) for row in rows] if isinstance(source, FolderSource) else []
-        save_maps(stage.temporary(args.out), pixels, attention, spec, args.recipe, labels, names)
+        _, attention = run_with_attention(model, few.normalised, spec)
+        save_maps(stage.temporary(args.out), few.pixels, attention, spec, args.recipe, few.labels, few.names)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from ptq2themoon.data.csv_source import CsvSource
 from ptq2themoon.data.draw import Report, draw_calibration, draw_order, list_evaluation
+from ptq2themoon.data.few import FewImages, few_images
 from ptq2themoon.data.files import Row, read_manifest, spread, write_images, write_manifest
 from ptq2themoon.data.loading import Batches, CalibrationBatches, batches, calibration_batches
 from ptq2themoon.data.opening import check_classes, open_source
@@ -14,6 +15,7 @@ __all__ = [
     "Batches",
     "CalibrationBatches",
     "CsvSource",
+    "FewImages",
     "FolderSource",
     "Preprocessing",
     "Report",
@@ -26,6 +28,7 @@ __all__ = [
     "class_count",
     "draw_calibration",
     "draw_order",
+    "few_images",
     "list_evaluation",
     "open_source",
     "read_info",

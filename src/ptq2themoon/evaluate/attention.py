@@ -28,6 +28,7 @@ class AttentionSpec:
         prefix_tokens: tokens before the patches; the first of them is the class token, if there is one.
         grid: rows and columns of patches; None where the tokens make no single grid.
         note: what is treated as class token, or that there is none and why.
+        tokens: that attend to each other in a group; None where fusion.json does not know.
     """
 
     operator: str
@@ -37,6 +38,7 @@ class AttentionSpec:
     grid: tuple[int, int] | None
     class_token: bool
     note: str
+    tokens: int | None = None
 
     @property
     def query(self) -> str:
@@ -44,7 +46,13 @@ class AttentionSpec:
         return CLASS_TOKEN if self.class_token and self.prefix_tokens else MEAN_OF_TOKENS
 
     def of_query(self, attention: Tensor, images: int) -> Tensor:
-        """[B, groups, heads, patches] of a Softmax output [B*groups, heads, tokens, tokens] of `images` (B).
+        """[B, groups, heads, patches] of a Softmax output of `images` (B), as `of_each` reads it."""
+        of_each = self.of_each(attention, images)
+        query = of_each[:, :, :, 0] if self.query == CLASS_TOKEN else of_each.mean(3)
+        return query[..., self.prefix_tokens :]
+
+    def of_each(self, attention: Tensor, images: int) -> Tensor:
+        """[B, groups, heads, tokens, tokens] of a Softmax output [B*groups, heads, tokens, tokens].
 
         [B, groups, heads, tokens, tokens] and [B*groups*heads, tokens, tokens] are read alike.
         """
@@ -56,9 +64,7 @@ class AttentionSpec:
                 f"fusion.json says {self.groups} groups, {self.prefix_tokens} tokens before the patches, "
                 f"grid {self.grid}; run the fuse stage again"
             )
-        of_each = attention.reshape(images, self.groups, apart, -1, tokens)
-        query = of_each[:, :, :, 0] if self.query == CLASS_TOKEN else of_each.mean(3)
-        return query[..., self.prefix_tokens :]
+        return attention.reshape(images, self.groups, apart, -1, tokens)
 
     def maps(self, attention: Tensor) -> Tensor:
         """[B, heads, patches], mean over groups, of what `of_query` gives.
@@ -68,26 +74,36 @@ class AttentionSpec:
         return attention.transpose(1, 2).flatten(2) if self.grid is None else attention.mean(1)
 
 
+def attention_specs(fusion: Path) -> list[AttentionSpec]:
+    """Of every block, read from fusion.json.
+
+    Raises:
+        UserError: no block at all, or a file of another form.
+    """
+    try:
+        facts = json.loads(fusion.read_text(encoding="utf-8"))["attention"]
+        specs = [_spec(facts, block) for block in range(len(facts["blocks"]))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{fusion}: no fusion report of ptq2themoon ({reason}); run the fuse stage") from None
+    if not specs:
+        raise UserError(f"{fusion}: lists no block with attention; ptq2themoon quantizes Vision Transformers")
+    return specs
+
+
 def attention_spec(fusion: Path, block: int) -> AttentionSpec:
-    """Read from fusion.json; a negative block counts from the end.
+    """Of one block; a negative one counts from the end.
 
     Raises:
         UserError: a block that the model does not have, or a file of another form.
     """
-    try:
-        facts = json.loads(fusion.read_text(encoding="utf-8"))["attention"]
-        count = len(facts["blocks"])
-        index = block + count if block < 0 else block
-        spec = _spec(facts, index) if 0 <= index < count else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"{fusion}: no fusion report of ptq2themoon ({reason}); run the fuse stage") from None
-    if not count:
-        raise UserError(f"{fusion}: lists no block with attention; ptq2themoon quantizes Vision Transformers")
-    if spec is None:
-        valid = range(-count, count)
-        raise UserError(f"attention.block: {block}: the model has {count} blocks; {nearest(block, valid)}")
-    return spec
+    specs = attention_specs(fusion)
+    valid = range(-len(specs), len(specs))
+    if block not in valid:
+        raise UserError(
+            f"attention.block: {block}: the model has {len(specs)} blocks; {nearest(block, valid)}"
+        )
+    return specs[block]
 
 
 def _spec(facts: Mapping[str, Any], block: int) -> AttentionSpec:
@@ -101,6 +117,7 @@ def _spec(facts: Mapping[str, Any], block: int) -> AttentionSpec:
         grid=None if grid is None else (int(grid[0]), int(grid[1])),
         class_token=bool(facts["class_token"]),
         note=str(facts["note"]),
+        tokens=found["tokens"],
     )
 
 
@@ -125,11 +142,11 @@ def save_maps(
     recipe: str,
     labels: Sequence[int],
     names: Sequence[str] = (),
+    **instead: str,
 ) -> None:
     """Write uint8 `images` [N, C, H, W] and the maps of `attention`, as `of_query` gives it.
 
-    `names`: of each image's class, where the data set tells them.
-    safetensors orders metadata at random; it is put in sorted here, so that equal maps are equal bytes.
+    `names`: of each image's class, where the data set tells them; `instead`: metadata other than the spec's.
 
     Raises:
         UserError: attention that is not finite.
@@ -145,9 +162,14 @@ def save_maps(
         "recipe": recipe,
         "labels": ",".join(map(str, labels)),
         **({"names": json.dumps(list(names))} if any(names) else {}),
+        **instead,
     }
-    maps = spec.maps(attention).float().contiguous()
-    plain = save({"images": images.contiguous(), "attention": maps})
+    write_tensors(path, {"images": images, "attention": spec.maps(attention).float()}, metadata)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file of the same bytes each time: safetensors alone orders metadata at random."""
+    plain = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     length = int.from_bytes(plain[:8], "little")
     header = json.loads(plain[8 : 8 + length])
     text = json.dumps(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from ptq2themoon.evaluate.query import ROLLOUT
 from ptq2themoon.plots.attention_numbers import head_numbers, overview_numbers
 from ptq2themoon.plots.attention_text import (
     LINE,
@@ -79,8 +80,9 @@ def attention_overview(
     write_lines(canvas, MARGIN, FIRST_LINE, said)
     write_lines(canvas, left, below + 0.17, meaning)
     canvas.text(left + CELL / 2, top - 0.1, "original", ha="center", va="baseline")
+    map_name = "rollout" if reference.measure == ROLLOUT else "head mean"
     for x, name in zip(groups, maps, strict=True):
-        _group_title(canvas, x, top, display_name(name))
+        _group_title(canvas, x, top, display_name(name), map_name)
     for row in range(count):
         y = top + row * (height + NOTE)
         show_row_image(canvas, reference, row, label_names, (MARGIN + 0.14, left, y, CELL))
@@ -90,11 +92,11 @@ def attention_overview(
     return canvas.figure
 
 
-def _group_title(canvas: Canvas, x: float, top: float, name: str) -> None:
+def _group_title(canvas: Canvas, x: float, top: float, name: str, map_name: str) -> None:
     width = 2 * CELL + GAP
     canvas.text(x + width / 2, top - 0.33, name, ha="center", va="baseline", weight="bold", fontsize=9.5)
     canvas.rule(x, x + width, top - 0.26)
-    canvas.text(x + CELL / 2, top - 0.1, "head mean", ha="center", va="baseline")
+    canvas.text(x + CELL / 2, top - 0.1, map_name, ha="center", va="baseline")
     canvas.text(x + CELL * 1.5 + GAP, top - 0.1, "overlay", ha="center", va="baseline")
 
 
@@ -112,12 +114,14 @@ def _overview_row(
     height = CELL * image.shape[1] / image.shape[2]
     reference, *_ = means.values()
     scale, extend = common_scale(list(means.values()))
+    # Rollouts hardly differ in direction: most of each is what all patches have in common.
+    digits = 5 if next(iter(maps.values())).measure == ROLLOUT else 3
     for i, (x, (name, mean)) in enumerate(zip(groups, means.items(), strict=True)):
         show_map(canvas.axes(x, y, CELL, height, f"mean:{name}:{row}"), mean, scale, colormap)
         overlay = canvas.axes(x + CELL + GAP, y, CELL, height, f"overlay:{name}:{row}")
         show_overlay(overlay, image, mean, scale, colormap)
         if i:
-            _similarity_note(canvas, x + CELL / 2, y + height, reference, mean)
+            _similarity_note(canvas, x + CELL / 2, y + height, reference, mean, digits)
     return scale, extend
 
 
@@ -185,6 +189,8 @@ def _head_column(
     colour_bar(bar, scale, extend, colormap, "horizontal")
 
 
-def _similarity_note(canvas: Canvas, x: float, y: float, reference: Array, attention: Array) -> None:
-    text = f"cos {cosine_similarity(reference, attention):.3f}"
+def _similarity_note(
+    canvas: Canvas, x: float, y: float, reference: Array, attention: Array, digits: int = 3
+) -> None:
+    text = f"cos {cosine_similarity(reference, attention):.{digits}f}"
     canvas.text(x, y + 0.1, text, ha="center", va="center", fontsize=7, color=GREY)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ptq2themoon.evaluate.query import FLOOR
+from ptq2themoon.evaluate.query import FLOOR, ROLLOUT
 from ptq2themoon.plots.attention_text import (
     LINE,
     aspect,
@@ -59,7 +59,7 @@ def overview_numbers(
         y = top + row * (height + NOTE)
         show_row_image(canvas, reference, row, label_names, (MARGIN + 0.14, left, y, IMAGE))
         for x, other in zip(columns, others, strict=True):
-            cosine, kl = (values.mean() for values in _of_heads(reference, other, row))
+            cosine, kl = (values.mean() for values in numbers_of_heads(reference, other, row))
             canvas.text(x, y + height / 2, f"cos {cosine:.4f}\nKL {kl:.4f} nats", ha="center", va="center")
         if not others:
             canvas.text(numbers, y + height / 2, NOTHING, va="center", color=GREY)
@@ -86,7 +86,7 @@ def head_numbers(maps: Mapping[str, AttentionMaps], index: int, label_names: Seq
         handles.append(
             Line2D([], [], color=look.colour, marker=look.marker, markersize=5, label=display_name(name))
         )
-        for axes, values in zip(panels, _of_heads(reference, other, index), strict=True):
+        for axes, values in zip(panels, numbers_of_heads(reference, other, index), strict=True):
             axes.plot(values, color=look.colour, marker=look.marker, markersize=5, linewidth=0.8)
     _label_heads(panels, reference.heads, bool(others))
     if handles:
@@ -107,17 +107,17 @@ def _why_no_map(maps: Mapping[str, AttentionMaps], width: float) -> list[str]:
     groups, tokens = reference.attention.shape[2:]
     apart = f"attends within {groups} windows or groups of {tokens} tokens, each apart"
     alone = f"has {tokens} patches that make no grid"
-    why = f"No map: block {reference.block} {apart if groups > 1 else alone}."
+    where = "the rollout" if reference.measure == ROLLOUT else f"block {reference.block}"
+    why = f"No map: {where} {apart if groups > 1 else alone}."
     over = "groups and heads" if groups > 1 else "heads"
     name = display_name(next(iter(maps)))
-    numbers = (
-        f"Numbers: this attention against {name}'s, cosine similarity (1 is equal) and KL(recipe || {name})"
-    )
-    text = f"{why} {numbers} in nats (0 is equal), means over {over}."
+    compared = f"this {reference.measure} against {name}'s"
+    measures = f"cosine similarity (1 is equal) and KL(recipe || {name}) in nats (0 is equal)"
+    text = f"{why} Numbers: {compared}, {measures}, means over {over}."
     return [*wrapped(text, width - 2 * MARGIN), *remarks(reference, width - 2 * MARGIN)]
 
 
-def _of_heads(reference: AttentionMaps, other: AttentionMaps, index: int) -> tuple[Array, Array]:
+def numbers_of_heads(reference: AttentionMaps, other: AttentionMaps, index: int) -> tuple[Array, Array]:
     """Cosine similarity and KL(other || reference) in nats of each head, means over groups."""
     f, q = reference.attention[index].astype(np.float64), other.attention[index].astype(np.float64)
     cosines = [

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ptq2themoon.errors import UserError
-from ptq2themoon.evaluate.query import CLASS_TOKEN
+from ptq2themoon.evaluate.query import CLASS_TOKEN, ROLLOUT
 from ptq2themoon.plots.canvas import Canvas
 from ptq2themoon.plots.heatmap import Array, show_image
 from ptq2themoon.plots.inputs import AttentionMaps
@@ -21,8 +21,10 @@ NOTE_SIZE = 7.5
 
 
 def title(maps: AttentionMaps) -> str:
-    whose = "Attention of the class token" if maps.query == CLASS_TOKEN else "Mean attention of all tokens"
-    return f"{whose} to the patches, block {maps.block}"
+    own = maps.query == CLASS_TOKEN
+    whose = f"{maps.measure} of the class token" if own else f"mean {maps.measure} of all tokens"
+    blocks = "blocks" if maps.measure == ROLLOUT else "block"
+    return f"{whose[0].upper()}{whose[1:]} to the patches, {blocks} {maps.block}"
 
 
 def remarks(maps: AttentionMaps, width: float) -> list[str]:
@@ -36,8 +38,8 @@ def remarks(maps: AttentionMaps, width: float) -> list[str]:
 
 def key(maps: Mapping[str, AttentionMaps], scaled: str) -> str:
     """What colours and notes mean; `scaled` is what has a colour scale of its own."""
-    reference = display_name(next(iter(maps)))
-    colour = f"Colour: attention weight; each {scaled}'s scale ends at {reference}'s largest"
+    reference, measure = display_name(next(iter(maps))), next(iter(maps.values())).measure
+    colour = f"Colour: {measure} weight; each {scaled}'s scale ends at {reference}'s largest"
     return f"{colour} (arrow: exceeded). cos: cosine similarity with {reference}'s map."
 
 

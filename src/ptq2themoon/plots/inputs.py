@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from ptq2themoon.errors import UserError, nearest
-from ptq2themoon.evaluate.query import CLASS_TOKEN, NO_GRID, QUERIES
+from ptq2themoon.evaluate.query import ATTENTION, CLASS_TOKEN, MEASURES, NO_GRID, QUERIES
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,12 @@ class AttentionMaps:
             [N, heads, groups, patches] where they make no map.
         labels: class index of each image, -1 when unknown.
         names: of each image's class as the data set has it; none where it has none.
-        block: index of the transformer block.
+        block: index of the transformer block; of a rollout `FIRST to LAST`.
         query: whose attention, one of `QUERIES`.
         note: what is treated as class token, or that there is none and why.
         groups: sets of tokens that attend apart; a map is the mean over them.
         is_map: whether the patches have a place in the image.
+        measure: what is shown, one of `MEASURES`.
     """
 
     images: npt.NDArray[np.uint8]
@@ -42,6 +44,7 @@ class AttentionMaps:
     groups: int = 1
     is_map: bool = True
     names: tuple[str, ...] = ()
+    measure: str = ATTENTION
 
     @property
     def heads(self) -> int:
@@ -89,16 +92,24 @@ def read_label_names(path: Path) -> list[str] | None:
 
 def read_maps(path: Path) -> AttentionMaps:
     """Attention maps from a safetensors file with `images`, `attention` and their metadata."""
+    tensors, metadata = _read(path)
+    for key in ("attention", "images"):
+        if key not in tensors:
+            raise UserError(f"{path}: no tensor {key!r}; found: {', '.join(tensors) or 'none'}")
+    return _checked_maps(path, tensors["images"], tensors["attention"], metadata)
+
+
+def read_rollout(path: Path) -> AttentionMaps | str:
+    """The same of a rollout; of a model that has none, the reason."""
+    return _read(path)[1].get("undefined") or read_maps(path)
+
+
+def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            for key in ("attention", "images"):
-                if key not in file.keys():  # noqa: SIM118 (not a mapping)
-                    raise UserError(f"{path}: no tensor {key!r}; found: {', '.join(file.keys()) or 'none'}")
-            images, attention = file.get_tensor("images"), file.get_tensor("attention")
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
-    return _checked_maps(path, images, attention, metadata)
 
 
 def _checked_maps(
@@ -114,9 +125,6 @@ def _checked_maps(
         )
     if not np.isfinite(attention).all():
         raise UserError(f"{path}: 'attention' holds values that are not finite")
-    query = metadata.get("query", "")
-    if query not in QUERIES:
-        raise UserError(f"{path}: metadata 'query' is {query!r}; {nearest(query, QUERIES)}")
     groups = _groups(path, metadata)
     is_map = metadata.get("grid") != NO_GRID
     size = _grid(path, metadata, attention.shape[2]) if is_map else (groups, -1)
@@ -127,12 +135,22 @@ def _checked_maps(
         attention=attention.reshape(*attention.shape[:2], *size),
         labels=_labels(path, metadata, len(images)),
         block=metadata.get("block", "?"),
-        query=query,
+        query=_one_of(path, metadata, "query", QUERIES),
         note=metadata.get("note", ""),
         groups=groups,
         is_map=is_map,
         names=_names(path, metadata, len(images)),
+        measure=_one_of(path, metadata, "measure", MEASURES, ATTENTION),
     )
+
+
+def _one_of(
+    path: Path, metadata: Mapping[str, str], key: str, valid: Collection[str], otherwise: str = ""
+) -> str:
+    value = metadata.get(key, otherwise)
+    if value not in valid:
+        raise UserError(f"{path}: metadata {key!r} is {value!r}; {nearest(value, valid)}")
+    return value
 
 
 def _grid(path: Path, metadata: Mapping[str, str], patches: int) -> tuple[int, int]:
@@ -195,4 +213,4 @@ def check_same_images(maps: Mapping[str, AttentionMaps]) -> None:
 def _place(maps: AttentionMaps) -> str:
     size = "x".join(map(str, maps.attention.shape[2:]))
     what = "grid" if maps.is_map else "groups and tokens"
-    return f"block {maps.block}, {maps.heads} heads, {what} {size}, attention of {maps.query}"
+    return f"block {maps.block}, {maps.heads} heads, {what} {size}, {maps.measure} of {maps.query}"

@@ -47,7 +47,7 @@ def ranking(table: pd.DataFrame, search: pd.DataFrame, model: str, bits: str, sh
         x=0.01, ha="left", fontsize=10.5,
     )  # fmt: skip
     top, bottom = figure.subfigures(2, 1, height_ratios=(high + 1.2, 2.9))
-    gains, ranges = top.subplots(1, 2, sharey=True)  # type: ignore[misc]
+    gains, ranges = np.ravel(top.subplots(1, 2, sharey=True))
     _gain(gains, table, roles, blocks)
     _range(ranges, table, roles, blocks)
     _search(bottom.subplots(), search, share)
@@ -84,11 +84,22 @@ def _gain(axes: Axes, table: pd.DataFrame, roles: Sequence[str], blocks: Sequenc
         "output NSR per tensor less that per channel,\nonly the place itself quantized (above 0: a gain)"
     )
     bar.ax.minorticks_off()
-    axes.set_title("Gain; numbers: rank; frames: chosen for recipe auto")
+    ticks = [most / 10**power for power in (0, 1, 2)]
+    bar.set_ticks([*(-tick for tick in ticks), 0, *reversed(ticks)])
+    bar.ax.set_xticklabels([f"{tick:.0e}".replace("e-0", "e-") if tick else "0" for tick in bar.get_ticks()])
+    axes.set_title("Gain (numbers: rank; \N{MINUS SIGN}: loss; frames: chosen for auto)")
     for row in table[table["rank"] <= NUMBERED].itertuples():
         x, y = _place(row, roles, blocks)
-        axes.text(x, y, str(row.rank), ha="center", va="center", fontsize=7.5, color="black")
+        axes.text(x, y, str(row.rank), ha="center", va="center", fontsize=7.5, color=_on(row.gain, most))
+    for row in table[table["gain"] < 0].itertuples():
+        x, y = _place(row, roles, blocks)
+        axes.text(x, y, "\N{MINUS SIGN}", ha="center", va="center", fontsize=8, color=_on(row.gain, most))
     _frames(axes, table, roles, blocks)
+
+
+def _on(gain: float, most: float) -> str:
+    """A colour that reads on that of a cell."""
+    return "white" if abs(gain) > most / 4 else "black"
 
 
 def _range(axes: Axes, table: pd.DataFrame, roles: Sequence[str], blocks: Sequence[str]) -> None:
@@ -100,9 +111,8 @@ def _range(axes: Axes, table: pd.DataFrame, roles: Sequence[str], blocks: Sequen
     bar = axes.figure.colorbar(axes.images[0], ax=axes, location="bottom", shrink=0.9, aspect=40)
     bar.set_label("largest range of a channel of the input,\nin the activation's own unit")
     bar.ax.minorticks_off()
-    ticks = np.unique([float(f"{tick:.2g}") for tick in np.geomspace(low, high, 5)])
-    bar.set_ticks([tick for tick in ticks if low <= tick <= high])
-    bar.ax.set_xticklabels([f"{tick:g}" for tick in bar.get_ticks()])
+    bar.set_ticks(np.geomspace(low, high, 5))
+    bar.ax.set_xticklabels([f"{tick:.2g}" for tick in bar.get_ticks()])
     axes.set_title("Largest channel range, FP32")
     _frames(axes, table, roles, blocks)
 

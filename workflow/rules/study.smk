@@ -1,1 +1,334 @@
-# The study
+rule study_reference:
+    input:
+        **fused_model("study_reference"),
+    output:
+        reference="results/models/{model}/study/reference.safetensors",
+        metrics="results/{model}/study/fp32.json",
+    log:
+        "logs/{model}/study/reference.log",
+    benchmark:
+        "benchmarks/{model}/study_reference.tsv"
+    conda:
+        "../../environment.yml"
+    threads: SHARE
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        source=test_images,
+        device=PARAMS.device,
+        images=STUDY.images,
+        batch_size=PARAMS.evaluation.batch_size,
+        block=PARAMS.attention.block,
+    message:
+        "{wildcards.model}: floating point on the images of the ablation"
+    shell:
+        "python workflow/scripts/study_reference.py --graph {input.graph} --fusion {input.fusion} "
+        "--info {input.info} --manifest {input.manifest} {params.source:q} --device {params.device} "
+        "--images {params.images} --batch-size {params.batch_size} --block {params.block} "
+        "--out {output.reference} --out-metrics {output.metrics} > {log} 2>&1"
+
+
+rule study_bits:
+    input:
+        **fused_model("study_bits"),
+        reference="results/models/{model}/study/reference.safetensors",
+        metrics="results/{model}/study/fp32.json",
+        calibration=study_calibration(STUDY.seeds[0]),
+        recipe=lambda wildcards: recipe_chain(BASE),
+    output:
+        "results/{model}/study/bits.json",
+    log:
+        "logs/{model}/study/bits.log",
+    benchmark:
+        "benchmarks/{model}/study_bits.tsv"
+    conda:
+        "../../environment.yml"
+    threads: SHARE
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        source=test_images,
+        device=PARAMS.device,
+        recipe=BASE,
+        bits=STUDY.bits[1:],
+        loss=STUDY.loss,
+        calibration_batch_size=PARAMS.calibration.batch_size,
+        images=STUDY.images,
+        batch_size=PARAMS.evaluation.batch_size,
+        block=PARAMS.attention.block,
+    message:
+        "{wildcards.model}: the first bits at which {params.recipe} loses more than {params.loss} points"
+    shell:
+        "python workflow/scripts/study_bits.py --graph {input.graph} --fusion {input.fusion} --info {input.info} "
+        "--manifest {input.manifest} {params.source:q} --device {params.device} "
+        "--recipe recipes/{params.recipe}.yaml --bits {params.bits} --loss {params.loss} "
+        "--calibration {input.calibration} --calibration-batch-size {params.calibration_batch_size} "
+        "--reference {input.reference} --metrics {input.metrics} --images {params.images} "
+        "--batch-size {params.batch_size} --block {params.block} --out {output} > {log} 2>&1"
+
+
+rule study_auto:
+    input:
+        graph="results/models/{model}/fused.onnx",
+        fusion="results/models/{model}/fusion.json",
+        info="results/models/{model}/model.json",
+        narrow="results/{model}/study/bits.json",
+        calibration=study_calibration(STUDY.seeds[0]),
+        recipes=lambda wildcards: recipe_chain(BASE, CHANNELWISE),
+        code=code("study_auto"),
+    output:
+        recipe=f"results/{{model}}/study/{AUTO}.yaml",
+        ranking=studied(
+            "ranking.csv", "2 Which operators", caption="ranking_table", shows="Ranking, all numbers"
+        ),
+        search="results/{model}/study/search.csv",
+    log:
+        "logs/{model}/study/auto.log",
+    benchmark:
+        "benchmarks/{model}/study_auto.tsv"
+    conda:
+        "../../environment.yml"
+    threads: SHARE
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        device=PARAMS.device,
+        base=BASE,
+        channelwise=CHANNELWISE,
+        batch_size=PARAMS.calibration.batch_size,
+        images=STUDY.ranking_images,
+        share=STUDY.share,
+        seed=STUDY.seeds[0],
+    message:
+        "{wildcards.model}: rank what a scale a channel gains, and find the recipe that needs fewest"
+    shell:
+        "python workflow/scripts/study_auto.py --graph {input.graph} --fusion {input.fusion} --info {input.info} "
+        "--device {params.device} --base recipes/{params.base}.yaml "
+        "--channelwise recipes/{params.channelwise}.yaml --bits-from {input.narrow} "
+        "--calibration {input.calibration} --batch-size {params.batch_size} --images {params.images} "
+        "--share {params.share} --seed {params.seed} --out {output.recipe} --out-ranking {output.ranking} "
+        "--out-search {output.search} > {log} 2>&1"
+
+
+rule study_ablation:
+    input:
+        **fused_model("study_ablation"),
+        reference="results/models/{model}/study/reference.safetensors",
+        calibration=study_calibration(),
+        narrow=lambda wildcards: ["results/{model}/study/bits.json"] * (wildcards.width == "narrow"),
+        recipes=ablation_sources,
+    output:
+        "results/{model}/study/ablation/{width}-{part}-s{seed}.csv",
+    log:
+        "logs/{model}/study/ablation-{width}-{part}-s{seed}.log",
+    benchmark:
+        "benchmarks/{model}/study_ablation-{width}-{part}-s{seed}.tsv"
+    wildcard_constraints:
+        width="|".join(PARTS),
+        part="|".join(PARTS["narrow"]),
+    conda:
+        "../../environment.yml"
+    threads: STUDY_THREADS
+    resources:
+        mem_mb=4000,
+        runtime=480,
+    params:
+        source=test_images,
+        device=PARAMS.device,
+        recipes=ablation_recipes,
+        variant=lambda wildcards: "input" if wildcards.part == AUTO else wildcards.part,
+        bits=lambda wildcards, input: (
+            ["--bits-from", *input.narrow] if input.narrow else ["--bits", STUDY.bits[0]]
+        ),
+        calibration_batch_size=PARAMS.calibration.batch_size,
+        images=STUDY.images,
+        batch_size=PARAMS.evaluation.batch_size,
+        block=PARAMS.attention.block,
+    message:
+        "{wildcards.model}: ablation, {wildcards.width} bits, {wildcards.part}, seed {wildcards.seed}"
+    shell:
+        "python workflow/scripts/study_ablation.py --graph {input.graph} --fusion {input.fusion} "
+        "--info {input.info} --manifest {input.manifest} {params.source:q} --device {params.device} "
+        "--recipes {params.recipes} --variant {params.variant} {params.bits} --calibration {input.calibration} "
+        "--calibration-batch-size {params.calibration_batch_size} --seed {wildcards.seed} "
+        "--reference {input.reference} --images {params.images} --batch-size {params.batch_size} "
+        "--block {params.block} --out {output} > {log} 2>&1"
+
+
+rule study_table:
+    input:
+        runs=table_runs,
+        plain=lambda wildcards: ablation_runs("input") if wildcards.variant == "output" else [],
+        metrics="results/{model}/study/fp32.json",
+        published=f"{PUBLISHED}/ablation.csv",
+        code=code("study_table"),
+    output:
+        csv=report(
+            "results/{model}/study/ablation_{variant}.csv",
+            caption="../report/study_ablation_table.rst",
+            category="Study of {model}",
+            subcategory=ablation_chapter,
+            labels=ablation_labels("Table"),
+        ),
+        markdown="results/{model}/study/ablation_{variant}.md",
+    log:
+        "logs/{model}/study/table-{variant}.log",
+    benchmark:
+        "benchmarks/{model}/study_table-{variant}.tsv"
+    wildcard_constraints:
+        variant="|".join(TABLES_OF),
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    params:
+        recipes=table_rows,
+        plain=lambda wildcards, input: ["--plain", *input.plain] if input.plain else [],
+    message:
+        "{wildcards.model}: table of the ablation, {wildcards.variant}"
+    shell:
+        "python workflow/scripts/study_table.py --model {wildcards.model} --variant {wildcards.variant} "
+        "--recipes {params.recipes} --runs {input.runs} {params.plain} --metrics {input.metrics} "
+        "--published {input.published} --out {output.csv} --out-md {output.markdown} > {log} 2>&1"
+
+
+rule plot_study_ablation:
+    input:
+        table="results/{model}/study/ablation_{variant}.csv",
+        metrics="results/{model}/study/fp32.json",
+        published=f"{PUBLISHED}/ablation.csv",
+        code=code("plot_study_ablation"),
+    output:
+        png=report(
+            "results/{model}/study/ablation_{variant}.png",
+            caption="../report/study_ablation.rst",
+            category="Study of {model}",
+            subcategory=ablation_chapter,
+            labels=ablation_labels("Bars"),
+        ),
+        svg="results/{model}/study/ablation_{variant}.svg",
+    log:
+        "logs/{model}/study/plot_ablation-{variant}.log",
+    benchmark:
+        "benchmarks/{model}/plot_study_ablation-{variant}.tsv"
+    wildcard_constraints:
+        variant="|".join(TABLES_OF),
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    params:
+        dpi=PARAMS.plots.dpi,
+    message:
+        "{wildcards.model}: plot the ablation, {wildcards.variant}"
+    shell:
+        "python workflow/scripts/plot_study_ablation.py --model {wildcards.model} --variant {wildcards.variant} "
+        "--table {input.table} --metrics {input.metrics} --published {input.published} --dpi {params.dpi} "
+        "--out-png {output.png} --out-svg {output.svg} > {log} 2>&1"
+
+
+rule plot_study_ranking:
+    input:
+        ranking="results/{model}/study/ranking.csv",
+        search="results/{model}/study/search.csv",
+        narrow="results/{model}/study/bits.json",
+        code=code("plot_study_ranking"),
+    output:
+        png=studied("ranking.png", "2 Which operators", shows="Ranking and search"),
+        svg="results/{model}/study/ranking.svg",
+    log:
+        "logs/{model}/study/plot_ranking.log",
+    benchmark:
+        "benchmarks/{model}/plot_study_ranking.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    params:
+        share=STUDY.share,
+        dpi=PARAMS.plots.dpi,
+    message:
+        "{wildcards.model}: plot what a scale a channel gains"
+    shell:
+        "python workflow/scripts/plot_study_ranking.py --model {wildcards.model} --ranking {input.ranking} "
+        "--search {input.search} --bits-from {input.narrow} --share {params.share} --dpi {params.dpi} "
+        "--out-png {output.png} --out-svg {output.svg} > {log} 2>&1"
+
+
+rule study_models:
+    input:
+        metrics=expand("results/{model}/study/fp32.json", model=PARAMS.models),
+        tables=expand("results/{model}/study/ablation_input.csv", model=PARAMS.models),
+        published=f"{PUBLISHED}/models.csv",
+        code=code("study_models"),
+    output:
+        csv=report(
+            "results/study/models.csv",
+            caption="../report/study_models_table.rst",
+            category="Study of all models",
+            labels={"shows": "Table"},
+        ),
+        markdown="results/study/models.md",
+    log:
+        "logs/study/models.log",
+    benchmark:
+        "benchmarks/study_models.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    params:
+        models=list(PARAMS.models),
+    message:
+        "Table of all models"
+    shell:
+        "python workflow/scripts/study_models.py --models {params.models} --metrics {input.metrics} "
+        "--tables {input.tables} --published {input.published} --out {output.csv} "
+        "--out-md {output.markdown} > {log} 2>&1"
+
+
+rule plot_study_models:
+    input:
+        table="results/study/models.csv",
+        code=code("plot_study_models"),
+    output:
+        png=report(
+            "results/study/models.png",
+            caption="../report/study_models.rst",
+            category="Study of all models",
+            labels={"shows": "Bars"},
+        ),
+        svg="results/study/models.svg",
+    log:
+        "logs/study/plot_models.log",
+    benchmark:
+        "benchmarks/plot_study_models.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    params:
+        dpi=PARAMS.plots.dpi,
+    message:
+        "Plot all models"
+    shell:
+        "python workflow/scripts/plot_study_models.py --table {input.table} --dpi {params.dpi} "
+        "--out-png {output.png} --out-svg {output.svg} > {log} 2>&1"
+
+
+rule study:
+    input:
+        study_results(),

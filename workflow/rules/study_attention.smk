@@ -1,6 +1,4 @@
 # Attention in full precision, with LayerNorm per channel, and with the study's own choice of operators.
-from ptq2themoon.study.settings import CUSTOMIZED, NORMS
-
 CHAPTER = "6 Attention"
 LOOKED_AT = [recipe for recipe in (NORMS, CUSTOMIZED) if recipe in STUDY.recipes]
 

@@ -24,6 +24,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--runs", type=Path, nargs="+", required=True, help="of study_ablation, widest bits first"
     )
+    parser.add_argument(
+        "--plain", type=Path, nargs="*", default=[], help="the same for recipes that the variant leaves alone"
+    )
     parser.add_argument("--metrics", type=Path, required=True, help="fp32.json")
     parser.add_argument("--published", type=Path, required=True, help="resources/study/ablation.csv")
     parser.add_argument("--out", type=Path, required=True, help="CSV")
@@ -31,10 +34,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_runs(paths: list[Path], recipes: list[str]) -> pd.DataFrame:
-    """Rows of these recipes; each must be there once for its bits and seed."""
+def read_runs(paths: list[Path]) -> pd.DataFrame:
+    """All rows; each recipe must be there once for its bits and seed."""
     runs = pd.concat([read_table(path, RUN) for path in paths], ignore_index=True)
-    runs = runs[runs["recipe"].isin(recipes)]
     double = runs[runs.duplicated(["recipe", "bits", "seed"])]
     if not double.empty:
         row = double.iloc[0]
@@ -46,13 +48,15 @@ def main() -> None:
     args = parse_args()
     with Stage(
         "study_table",
-        inputs=[*args.runs, args.metrics, args.published],
+        inputs=[*args.runs, *args.plain, args.metrics, args.published],
         outputs=[args.out, args.out_md],
         parameters={"model": args.model, "variant": args.variant, "recipes": args.recipes},
     ) as stage:
-        # A row without a part that the variant changes is the plain one's: it is not computed again.
-        runs = read_runs(args.runs, args.recipes).assign(variant=args.variant)
-        table = in_order(means(runs), args.recipes)
+        runs = read_runs(args.runs)
+        if args.plain:
+            plain = read_runs(args.plain)
+            runs = pd.concat([runs, plain[~plain["recipe"].isin(runs["recipe"])]], ignore_index=True)
+        table = in_order(means(runs.assign(variant=args.variant)), args.recipes)
         table.to_csv(stage.temporary(args.out), index=False, float_format="%.8g")
         floating = json.loads(args.metrics.read_text(encoding="utf-8"))
         published = read_table(args.published, ["recipe", "top1"])

@@ -46,11 +46,11 @@ def ranking(table: pd.DataFrame, search: pd.DataFrame, model: str, bits: str, sh
         f"Which operators of {model} gain from a scale a channel, {bits.upper()}",
         x=0.01, ha="left", fontsize=10.5,
     )  # fmt: skip
-    top, bottom = figure.subfigures(2, 1, height_ratios=(high + 1.2, 2.9))
-    gains, ranges = np.ravel(top.subplots(1, 2, sharey=True))
-    _gain(gains, table, roles, blocks)
-    _range(ranges, table, roles, blocks)
-    _search(bottom.subplots(), search, share)
+    panels = figure.subplot_mosaic([["gain", "range"], ["search", "search"]], height_ratios=(high + 1.2, 2.9))
+    _gain(panels["gain"], table, roles, blocks)
+    _range(panels["range"], table, roles, blocks)
+    panels["range"].tick_params(labelleft=False)
+    _search(panels["search"], search, share)
     return figure
 
 
@@ -111,7 +111,7 @@ def _range(axes: Axes, table: pd.DataFrame, roles: Sequence[str], blocks: Sequen
     bar = axes.figure.colorbar(axes.images[0], ax=axes, location="bottom", shrink=0.9, aspect=40)
     bar.set_label("largest range of a channel of the input,\nin the activation's own unit")
     bar.ax.minorticks_off()
-    bar.set_ticks(np.geomspace(low, high, 5))
+    bar.set_ticks(np.geomspace(low, high, 5).tolist())
     bar.ax.set_xticklabels([f"{tick:.2g}" for tick in bar.get_ticks()])
     axes.set_title("Largest channel range, FP32")
     _frames(axes, table, roles, blocks)

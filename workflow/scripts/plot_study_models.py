@@ -1,0 +1,35 @@
+"""Draw every model's full precision and compared quantizers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ptq2themoon.plots.inputs import read_table
+from ptq2themoon.plots.models import MODELS_COLUMNS, models
+from ptq2themoon.plots.style import check_dpi, save
+from ptq2themoon.stage import Stage, run
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", type=Path, required=True, help="models.csv")
+    parser.add_argument("--dpi", type=int, default=150)
+    parser.add_argument("--out-png", type=Path, required=True)
+    parser.add_argument("--out-svg", type=Path, required=True)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    check_dpi(args.dpi)
+    outputs = [args.out_png, args.out_svg]
+    with Stage(
+        "plot_study_models", inputs=[args.table], outputs=outputs, parameters={"dpi": args.dpi}
+    ) as stage:
+        figure = models(read_table(args.table, MODELS_COLUMNS))
+        save(figure, stage, args.out_png, args.out_svg, args.dpi)
+
+
+if __name__ == "__main__":
+    run(main)

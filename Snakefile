@@ -43,6 +43,7 @@ include: "workflow/rules/benchmark_common.smk"
 include: "workflow/rules/benchmark.smk"
 include: "workflow/rules/study_common.smk"
 include: "workflow/rules/study.smk"
+include: "workflow/rules/study_inputs.smk"
 
 
 rule all:

@@ -20,7 +20,9 @@ def test_captions_are_there() -> None:
 
 @pytest.mark.parametrize("path", CAPTIONS, ids=lambda path: path.stem)
 def test_caption_renders(path: Path) -> None:
-    job = SimpleNamespace(wildcards=SimpleNamespace(model="demo", recipe="vanilla"))
+    job = SimpleNamespace(
+        wildcards=SimpleNamespace(model="demo", recipe="vanilla"), output=["results/demo/study/errors.png"]
+    )
     template = jinja2.Template(path.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined)
     settings = {"halt_level": 2, "report_level": 2, "raw_enabled": False, "file_insertion_enabled": False}
     html = docutils_core.publish_parts(

@@ -44,6 +44,7 @@ include: "workflow/rules/benchmark.smk"
 include: "workflow/rules/study_common.smk"
 include: "workflow/rules/study_fusion.smk"
 include: "workflow/rules/study_attention.smk"
+include: "workflow/rules/study_inputs.smk"
 include: "workflow/rules/study.smk"
 
 

@@ -22,6 +22,11 @@ def studied(name, part, caption=None, **labels):
     )
 
 
+def study_qparams(recipe):
+    """Quantization parameters of a model by one of the study's recipes."""
+    return multiext(f"results/models/{{model}}/{recipe}/{STUDY_KEY}/qparams", ".json", ".safetensors")
+
+
 def study_calibration(seed="{seed}"):
     return f"results/models/{{model}}/calibration-n{STUDY.calibration_images}-s{seed}.safetensors"
 

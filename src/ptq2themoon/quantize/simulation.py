@@ -80,11 +80,11 @@ class SimulatedModel:
                 f"{path}: has no operator {name!r} of type {item.operator.type}; "
                 "the parameters belong to another graph"
             )
-        inputs = [_config(None) for _ in operation.inputs]
-        outputs = [_config(None) for _ in operation.outputs]
+        inputs = [ppq_config(None) for _ in operation.inputs]
+        outputs = [ppq_config(None) for _ in operation.outputs]
         self._configs[name] = []
         for tensor in item.tensors:
-            config = _config(tensor)
+            config = ppq_config(tensor)
             (outputs if tensor.operand == "output" else inputs)[tensor.position] = config
             self._configs[name].append(config)
         whole = core.OperationQuantizationConfig(inputs, outputs)
@@ -252,7 +252,7 @@ def _axes_to_attribute(graph: ir.BaseGraph) -> None:
             graph.remove_variable(axes)
 
 
-def _config(tensor: QuantizedTensor | None) -> core.TensorQuantizationConfig:
+def ppq_config(tensor: QuantizedTensor | None) -> core.TensorQuantizationConfig:
     """PPQ's configuration of a tensor; None: stays in floating point."""
     properties = core.QuantizationProperty
     per_channel = tensor is not None and tensor.granularity == "per-channel"

@@ -50,15 +50,15 @@ class Study(Strict):
     """The ablation is at the first, and at the next of them at which `vanilla` loses more than `loss`."""
     loss: float = Field(default=5.0, ge=0)
     """Percentage points of top-1; without labels, of agreement with FP32."""
-    images: Positive = 1000
+    images: Positive = 600
     """Evaluation images of the ablation, at most."""
-    calibration_images: Positive = 128
+    calibration_images: Positive = 64
     """Calibration images of the ablation; all else has those of `calibration`."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], *_some] = [0, 1, 2]
     """The ablation is repeated for each: a seed draws its own calibration images."""
     share: float = Field(default=0.9, gt=0, le=1)
     """Of the error that quantizing everything per channel removes: how much the recipe `auto` must."""
-    ranking_images: Positive = 32
+    ranking_images: Positive = 64
     """Calibration images that operators are ranked on, and candidates for `auto` compared."""
     input_images: Positive = 64
     """Evaluation images for the ranges and errors of the layers' inputs."""

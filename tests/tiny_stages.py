@@ -29,6 +29,10 @@ MODEL_ARGS = {
 DATA = {"kind": "arrays", "source": "evaluation.safetensors", "manifest": "out/evaluation.csv"}
 GRAPH = {"graph": "out/fused.onnx", "fusion": "out/fusion.json", "info": "out/model.json", "device": "cpu"}
 QPARAMS = {"qparams": ["out/q/qparams.json", "out/q/qparams.safetensors"]}
+STUDIED = {
+    "calibration": "out/calibration.safetensors", "calibration-batch-size": 10, "images": 20, "batch-size": 8,
+    "reference": "out/reference.safetensors",
+}  # fmt: skip
 FIGURES = [f"{figure}-{kind}" for figure in ("overview", "heads") for kind in ("png", "svg")]
 
 # Script, and a word where it runs twice; options as the rules give them, paths from the working directory.
@@ -112,6 +116,52 @@ STAGES: dict[str, Options] = {
     "study_fidelity": {
         "fusion": "out/fusion.json", "table": "layernorm=out/q/attention.csv", "bits": "w8a8",
         **{f"out-{kind}": f"out/study/attention_fidelity.{kind}" for kind in ("csv", "md")},
+    },
+    "study_reference": {
+        **GRAPH, **DATA, "images": 20, "batch-size": 8,
+        "out": "out/reference.safetensors", "out-metrics": "out/study/fp32.json",
+    },
+    "study_bits": {
+        **GRAPH, **DATA, **STUDIED, "recipe": "recipes/vanilla.yaml", "bits": ["w6a6", "w3a3"], "loss": 200.0,
+        "metrics": "out/study/fp32.json", "out": "out/study/bits.json",
+    },
+    "study_auto": {
+        **GRAPH, "base": "recipes/vanilla.yaml", "channelwise": "recipes/layernorm_all.yaml",
+        "bits-from": "out/study/bits.json", "calibration": "out/calibration.safetensors", "batch-size": 10,
+        "images": 12, "share": 0.5, "seed": 3, "out": "out/study/auto.yaml",
+        "out-ranking": "out/study/ranking.csv", "out-search": "out/study/search.csv",
+    },
+    "study_ablation": {
+        **GRAPH, **DATA, **STUDIED, "recipes": ["recipes/layernorm.yaml", "recipes/layernorm_fc2.yaml"],
+        "variant": "input", "bits": "w8a8", "seed": 3, "out": "out/study/ablation/wide.csv",
+    },
+    "study_ablation auto": {
+        **GRAPH, **DATA, **STUDIED, "recipes": ["out/study/auto.yaml", "recipes/vanilla.yaml"],
+        "variant": "once", "bits-from": "out/study/bits.json", "seed": 3, "out": "out/study/ablation/narrow.csv",
+    },
+    "study_table": {
+        "model": "tiny", "variant": "input", "recipes": ["vanilla", "layernorm", "layernorm_fc2", "auto"],
+        "runs": ["out/study/ablation/wide.csv"], "plain": ["out/study/ablation/narrow.csv"],
+        "metrics": "out/study/fp32.json", "published": "published/ablation.csv",
+        "out": "out/study/ablation_input.csv", "out-md": "out/study/ablation_input.md",
+    },
+    "plot_study_ablation": {
+        "model": "tiny", "variant": "input", "table": "out/study/ablation_input.csv", "dpi": 60,
+        "metrics": "out/study/fp32.json", "published": "published/ablation.csv",
+        **{f"out-{kind}": f"out/study/ablation_input.{kind}" for kind in ("png", "svg")},
+    },
+    "plot_study_ranking": {
+        "model": "tiny", "ranking": "out/study/ranking.csv", "search": "out/study/search.csv",
+        "bits-from": "out/study/bits.json", "share": 0.5, "dpi": 60,
+        **{f"out-{kind}": f"out/study/ranking.{kind}" for kind in ("png", "svg")},
+    },
+    "study_models": {
+        "models": ["tiny"], "metrics": ["out/study/fp32.json"], "tables": ["out/study/ablation_input.csv"],
+        "published": "published/models.csv", "out": "out/study/models.csv", "out-md": "out/study/models.md",
+    },
+    "plot_study_models": {
+        "table": "out/study/models.csv", "dpi": 60,
+        **{f"out-{kind}": f"out/study/models.{kind}" for kind in ("png", "svg")},
     },
 }  # fmt: skip
 REPEATED = ("entry", "maps", "runtime", "table")  # options given once for each value
@@ -203,11 +253,12 @@ def write_weights(folder: Path, seed: int = 0, **overrides: Any) -> Path:
 
 
 def write_inputs(folder: Path, seed: int = 0) -> Path:
-    """What the first stages read: weights, images, recipes."""
+    """What the first stages read: weights, images, recipes, published figures."""
     write_weights(folder / "weights", seed)
     for name in ("calibration", "evaluation"):
         (folder / f"{name}.safetensors").symlink_to(ROOT / f"resources/demo/{name}.safetensors")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
+    shutil.copytree(ROOT / "resources/study", folder / "published")
     return folder
 
 

@@ -60,7 +60,7 @@ def activations_block(rows: pd.DataFrame, largest: pd.DataFrame) -> Figure:
 def activations(channels: pd.DataFrame, largest: pd.DataFrame) -> Figure:
     """All blocks, a row each, and layers, a column each: minimum to maximum of each channel, all tokens.
 
-    Panels of a layer share the scale, so that blocks compare; each names its largest range.
+    Panels of a layer share the y axis, so that blocks compare; each names its largest range.
     """
     layers, blocks = layers_of(channels), sorted(channels["block"].unique())
     figure = Figure(figsize=(WIDTH, 1.1 + 0.72 * len(blocks)), layout="constrained")

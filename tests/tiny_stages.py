@@ -117,6 +117,39 @@ STAGES: dict[str, Options] = {
         "fusion": "out/fusion.json", "table": "layernorm=out/q/attention.csv", "bits": "w8a8",
         **{f"out-{kind}": f"out/study/attention_fidelity.{kind}" for kind in ("csv", "md")},
     },
+    "study_activations": {
+        **GRAPH, **DATA, "images": 9, "batch-size": 4,
+        "out": "out/study/activations.csv", "out-largest": "out/study/activations_largest.csv",
+    },
+    "plot_study_activations": {
+        "channels": "out/study/activations.csv", "largest": "out/study/activations_largest.csv", "block": -1,
+        "dpi": 60, "out-block": "out/study/activations_block.csv",
+        **{f"out-block-{kind}": f"out/study/activations_block.{kind}" for kind in ("png", "svg")},
+        **{f"out-{kind}": f"out/study/activations.{kind}" for kind in ("png", "svg")},
+    },
+    "calibrate per channel": {
+        **GRAPH, "recipe": "recipes/layernorm_all.yaml", "bits": "w8a8",
+        "images": "out/calibration.safetensors", "batch-size": 10,
+        "out": "out/c/qparams.json", "out-arrays": "out/c/qparams.safetensors",
+    },
+    "study_errors": {
+        **GRAPH, **DATA, "images": 9, "batch-size": 4, "block": -1, "per-tensor": QPARAMS["qparams"],
+        "per-channel": ["out/c/qparams.json", "out/c/qparams.safetensors"],
+        "out": "out/study/errors.csv", "out-average": "out/study/errors_average.csv",
+        "out-histograms": "out/study/error_histograms.csv", "out-channels": "out/study/error_channels.csv",
+    },
+    "plot_study_errors": {
+        "errors": "out/study/errors.csv", "average": "out/study/errors_average.csv",
+        "histograms": "out/study/error_histograms.csv", "dpi": 60,
+        **{
+            f"out-{quantizer.replace('_', '-')}": [
+                f"out/study/error_histograms_{quantizer}.{kind}" for kind in ("csv", "png", "svg")
+            ]
+            for quantizer in ("per_tensor", "per_channel")
+        },
+        "out": ["out/study/errors.png", "out/study/errors.svg"],
+        "out-average": [f"out/study/errors_average.{kind}" for kind in ("png", "svg")],
+    },
     "study_reference": {
         **GRAPH, **DATA, "images": 20, "batch-size": 8,
         "out": "out/reference.safetensors", "out-metrics": "out/study/fp32.json",
@@ -137,21 +170,22 @@ STAGES: dict[str, Options] = {
     },
     "study_ablation auto": {
         **GRAPH, **DATA, **STUDIED, "recipes": ["out/study/auto.yaml", "recipes/vanilla.yaml"],
-        "variant": "once", "bits-from": "out/study/bits.json", "seed": 3, "out": "out/study/ablation/narrow.csv",
+        "variant": "once", "bits-from": "out/study/bits.json", "seed": 3,
+        "out": "out/study/ablation/narrow.csv",
     },
     "study_table": {
-        "model": "tiny", "variant": "input", "recipes": ["vanilla", "layernorm", "layernorm_fc2", "auto"],
+        "name": "tiny", "variant": "input", "recipes": ["vanilla", "layernorm", "layernorm_fc2", "auto"],
         "runs": ["out/study/ablation/wide.csv"], "plain": ["out/study/ablation/narrow.csv"],
         "metrics": "out/study/fp32.json", "published": "published/ablation.csv",
         "out": "out/study/ablation_input.csv", "out-md": "out/study/ablation_input.md",
     },
     "plot_study_ablation": {
-        "model": "tiny", "variant": "input", "table": "out/study/ablation_input.csv", "dpi": 60,
+        "name": "tiny", "variant": "input", "table": "out/study/ablation_input.csv", "dpi": 60,
         "metrics": "out/study/fp32.json", "published": "published/ablation.csv",
         **{f"out-{kind}": f"out/study/ablation_input.{kind}" for kind in ("png", "svg")},
     },
     "plot_study_ranking": {
-        "model": "tiny", "ranking": "out/study/ranking.csv", "search": "out/study/search.csv",
+        "name": "tiny", "ranking": "out/study/ranking.csv", "search": "out/study/search.csv",
         "bits-from": "out/study/bits.json", "share": 0.5, "dpi": 60,
         **{f"out-{kind}": f"out/study/ranking.{kind}" for kind in ("png", "svg")},
     },
@@ -217,7 +251,8 @@ def between(stage: str, inputs: str, outputs: str) -> Options:
 
 def outputs(stage: str) -> list[str]:
     """What a stage writes, its main output first."""
-    return [value for name, value in STAGES[stage].items() if name.startswith("out")]
+    values = [value for name, value in STAGES[stage].items() if name.startswith("out")]
+    return [path for value in values for path in (value if isinstance(value, list) else [value])]
 
 
 def process(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import pytest
 import yaml
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
-from tiny_stages import STAGES, command, files, process, run_stage, write_inputs, write_weights
+from tiny_stages import STAGES, between, command, files, process, run_stage, write_inputs, write_weights
 
 from ptq2themoon.stage import sha256
 
-FILES = ("graph", "fusion", "info", "model", "qparams", "manifest", "table", "maps", "label-names", "summary")
+FOLDERS = ("out/", "recipes/", "published/")
 DATA_SETS = ("calibration.safetensors", "evaluation.safetensors")
 QUANTIZED = ("evaluate", "operator_errors", "attention_maps", "study_rollout")
 ON_IMAGES = ("evaluate fp32", *QUANTIZED)
@@ -26,7 +27,7 @@ ON_GRAPHS = ("calibrate", *ON_IMAGES)
 
 def refused(folder: Path, stage: str, **changes: Any) -> str:
     """The one line, without `error: `, with which `stage` refuses what is in `folder`."""
-    outputs = {k: v.replace("out/", "new/") for k, v in STAGES[stage].items() if k.startswith("out")}
+    outputs = {k: v for k, v in between(stage, "out", "new").items() if k.startswith("out")}
     before = files(folder)
     ended = run_stage(folder, stage, **outputs | changes)
     assert ended.status == 2
@@ -46,13 +47,10 @@ def inputs() -> Iterator[tuple[str, str]]:
         for option, value in options.items():
             if option.startswith("out"):
                 continue
-            for word in value if isinstance(value, list) else [value]:
-                if option in FILES and (stage, option) != ("plot_top1", "model"):
-                    yield stage, word.partition("=")[2] or word
-                elif option == "entry":
-                    yield stage, word.split()[-1]
-                elif word in (*DATA_SETS, "recipes/layernorm.yaml") or word == "out/calibration.safetensors":
-                    yield stage, word
+            for words in value if isinstance(value, list) else [value]:
+                for word in re.split(r"[ =]", str(words)):
+                    if word.startswith(FOLDERS) or word in DATA_SETS:
+                        yield stage, word
 
 
 def missing(path: Path) -> None:

@@ -192,7 +192,7 @@ rule study_table:
     message:
         "{wildcards.model}: table of the ablation, {wildcards.variant}"
     shell:
-        "python workflow/scripts/study_table.py --model {wildcards.model} --variant {wildcards.variant} "
+        "python workflow/scripts/study_table.py --name {wildcards.model} --variant {wildcards.variant} "
         "--recipes {params.recipes} --runs {input.runs} {params.plain} --metrics {input.metrics} "
         "--published {input.published} --out {output.csv} --out-md {output.markdown} > {log} 2>&1"
 
@@ -229,7 +229,7 @@ rule plot_study_ablation:
     message:
         "{wildcards.model}: plot the ablation, {wildcards.variant}"
     shell:
-        "python workflow/scripts/plot_study_ablation.py --model {wildcards.model} --variant {wildcards.variant} "
+        "python workflow/scripts/plot_study_ablation.py --name {wildcards.model} --variant {wildcards.variant} "
         "--table {input.table} --metrics {input.metrics} --published {input.published} --dpi {params.dpi} "
         "--out-png {output.png} --out-svg {output.svg} > {log} 2>&1"
 
@@ -259,7 +259,7 @@ rule plot_study_ranking:
     message:
         "{wildcards.model}: plot what a scale a channel gains"
     shell:
-        "python workflow/scripts/plot_study_ranking.py --model {wildcards.model} --ranking {input.ranking} "
+        "python workflow/scripts/plot_study_ranking.py --name {wildcards.model} --ranking {input.ranking} "
         "--search {input.search} --bits-from {input.narrow} --share {params.share} --dpi {params.dpi} "
         "--out-png {output.png} --out-svg {output.svg} > {log} 2>&1"
 

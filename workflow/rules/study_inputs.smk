@@ -6,7 +6,7 @@ rule study_activations:
         largest=studied(
             "activations_largest.csv",
             "4 Activations",
-            table="channel of the largest range, by layer and block",
+            shows="channel of the largest range, by layer and block",
         ),
     log:
         "logs/{model}/study/activations.log",
@@ -36,8 +36,8 @@ rule study_errors:
         per_tensor=study_qparams(BASE),
         per_channel=study_qparams(CHANNELWISE),
     output:
-        errors=studied("errors.csv", "5 Errors", caption="errors", table="by layer and block"),
-        average=studied("errors_average.csv", "5 Errors", caption="errors_average", table="mean over blocks"),
+        errors=studied("errors.csv", "5 Errors", caption="errors", shows="by layer and block"),
+        average=studied("errors_average.csv", "5 Errors", caption="errors_average", shows="mean over blocks"),
         histograms="results/{model}/study/error_histograms.csv",
         channels="results/{model}/study/error_channels.csv",
     log:
@@ -71,10 +71,10 @@ rule plot_study_activations:
         largest="results/{model}/study/activations_largest.csv",
         code=code("plot_study_activations"),
     output:
-        png=studied("activations.png", "4 Activations", figure="every block"),
+        png=studied("activations.png", "4 Activations", shows="every block"),
         svg="results/{model}/study/activations.svg",
         block="results/{model}/study/activations_block.csv",
-        block_png=studied("activations_block.png", "4 Activations", figure=f"block {STUDY.block}"),
+        block_png=studied("activations_block.png", "4 Activations", shows=f"block {STUDY.block}"),
         block_svg="results/{model}/study/activations_block.svg",
     log:
         "logs/{model}/study/plot_activations.log",
@@ -105,16 +105,16 @@ rule plot_study_errors:
         histograms="results/{model}/study/error_histograms.csv",
         code=code("plot_study_errors"),
     output:
-        errors_png=studied("errors.png", "5 Errors", figure="by block"),
+        errors_png=studied("errors.png", "5 Errors", shows="by block"),
         errors_svg="results/{model}/study/errors.svg",
-        average_png=studied("errors_average.png", "5 Errors", figure="mean over blocks"),
+        average_png=studied("errors_average.png", "5 Errors", shows="mean over blocks"),
         average_svg="results/{model}/study/errors_average.svg",
         per_tensor="results/{model}/study/error_histograms_per_tensor.csv",
         per_tensor_png=studied(
             "error_histograms_per_tensor.png",
             "5b Error histograms",
             caption="error_histograms",
-            figure="channels by percentage error",
+            shows="channels by percentage error",
             quantizer="per tensor",
         ),
         per_tensor_svg="results/{model}/study/error_histograms_per_tensor.svg",
@@ -123,7 +123,7 @@ rule plot_study_errors:
             "error_histograms_per_channel.png",
             "5b Error histograms",
             caption="error_histograms",
-            figure="channels by percentage error",
+            shows="channels by percentage error",
             quantizer="per channel",
         ),
         per_channel_svg="results/{model}/study/error_histograms_per_channel.svg",

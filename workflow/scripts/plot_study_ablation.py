@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from ptq2themoon.plots.ablation import ABLATION_COLUMNS, PUBLISHED_COLUMNS, ablation
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run
+from ptq2themoon.study.files import read_floating
 from ptq2themoon.study.tables import READ_AS, ROWS
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--name", required=True, help="what the table or figure calls the model")
     parser.add_argument("--variant", choices=list(READ_AS), required=True)
     parser.add_argument("--table", type=Path, required=True, help="of study_table")
     parser.add_argument("--metrics", type=Path, required=True, help="fp32.json")
@@ -33,12 +33,12 @@ def main() -> None:
         "plot_study_ablation",
         inputs=[args.table, args.metrics, args.published],
         outputs=[args.out_png, args.out_svg],
-        parameters={"model": args.model, "variant": args.variant, "dpi": args.dpi},
+        parameters={"model": args.name, "variant": args.variant, "dpi": args.dpi},
     ) as stage:
         table = read_table(args.table, ABLATION_COLUMNS)
-        floating = json.loads(args.metrics.read_text(encoding="utf-8"))
+        floating = read_floating(args.metrics)
         published = read_table(args.published, PUBLISHED_COLUMNS)
-        title = f"What {args.model} needs per channel\n{READ_AS[args.variant]}"
+        title = f"What {args.name} needs per channel\n{READ_AS[args.variant]}"
         figure = ablation(table, floating, published, ROWS, title)
         save(figure, stage, args.out_png, args.out_svg, args.dpi)
 

@@ -9,12 +9,12 @@ from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.ranking import RANKING_COLUMNS, SEARCH_COLUMNS, ranking
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run
-from ptq2themoon.study.narrow import chosen_bits
+from ptq2themoon.study.files import chosen_bits
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--name", required=True, help="what the table or figure calls the model")
     parser.add_argument("--ranking", type=Path, required=True, help="of study_auto")
     parser.add_argument("--search", type=Path, required=True, help="of study_auto")
     parser.add_argument("--bits-from", type=Path, required=True, help="bits.json of study_bits")
@@ -32,11 +32,11 @@ def main() -> None:
         "plot_study_ranking",
         inputs=[args.ranking, args.search, args.bits_from],
         outputs=[args.out_png, args.out_svg],
-        parameters={"model": args.model, "share": args.share, "dpi": args.dpi},
+        parameters={"model": args.name, "share": args.share, "dpi": args.dpi},
     ) as stage:
         table = read_table(args.ranking, RANKING_COLUMNS)
         search = read_table(args.search, SEARCH_COLUMNS)
-        figure = ranking(table, search, args.model, chosen_bits(args.bits_from), args.share)
+        figure = ranking(table, search, args.name, chosen_bits(args.bits_from), args.share)
         save(figure, stage, args.out_png, args.out_svg, args.dpi)
 
 

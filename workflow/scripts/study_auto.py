@@ -17,7 +17,7 @@ from ptq2themoon.graph.files import check_same_model
 from ptq2themoon.quantize.recipe import load_recipe
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.auto import Search, output_error, recipe_text
-from ptq2themoon.study.narrow import chosen_bits
+from ptq2themoon.study.files import chosen_bits
 from ptq2themoon.study.quantizing import Subject
 from ptq2themoon.study.ranking import Place, mixed, rank
 

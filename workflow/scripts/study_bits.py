@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from ptq2themoon.data import calibration_batches, open_source
@@ -15,6 +14,7 @@ from ptq2themoon.quantize.bits import parse_bits
 from ptq2themoon.quantize.recipe import load_recipe
 from ptq2themoon.stage import Stage, run, write_json
 from ptq2themoon.study.ablation import lost
+from ptq2themoon.study.files import read_floating
 from ptq2themoon.study.quantizing import Subject
 from ptq2themoon.study.reference import Reference
 
@@ -75,7 +75,7 @@ def main() -> None:
             args.calibration, images.batches.preprocessing, args.calibration_batch_size
         )
         reference, spec = Reference.load(args.reference), attention_spec(args.fusion, args.block)
-        floating = json.loads(args.metrics.read_text(encoding="utf-8"))
+        floating = read_floating(args.metrics)
         tried = []
         for bits in args.bits:
             model = subject.model(subject.quantized(recipe, bits, calibration))

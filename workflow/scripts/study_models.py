@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +11,7 @@ from ptq2themoon.errors import UserError
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.ablation import KEYS, METRICS
+from ptq2themoon.study.files import read_floating
 from ptq2themoon.study.models import model_rows, models_markdown
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     ) as stage:
         rows = []
         for model, metrics, table in zip(args.models, args.metrics, args.tables, strict=True):
-            floating = json.loads(metrics.read_text(encoding="utf-8"))
+            floating = read_floating(metrics)
             rows += model_rows(model, floating, read_table(table, [*KEYS, *METRICS]))
         found = pd.DataFrame(rows)
         found.to_csv(stage.temporary(args.out), index=False, float_format="%.8g")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -12,13 +11,14 @@ from ptq2themoon.errors import UserError
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.ablation import RUN, in_order, means
+from ptq2themoon.study.files import read_floating
 from ptq2themoon.study.quantizing import VARIANTS
 from ptq2themoon.study.tables import ablation_markdown
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--name", required=True, help="what the table or figure calls the model")
     parser.add_argument("--variant", choices=VARIANTS, required=True)
     parser.add_argument("--recipes", nargs="+", required=True, help="the rows, in order")
     parser.add_argument(
@@ -50,7 +50,7 @@ def main() -> None:
         "study_table",
         inputs=[*args.runs, *args.plain, args.metrics, args.published],
         outputs=[args.out, args.out_md],
-        parameters={"model": args.model, "variant": args.variant, "recipes": args.recipes},
+        parameters={"model": args.name, "variant": args.variant, "recipes": args.recipes},
     ) as stage:
         runs = read_runs(args.runs)
         if args.plain:
@@ -58,9 +58,9 @@ def main() -> None:
             runs = pd.concat([runs, plain[~plain["recipe"].isin(runs["recipe"])]], ignore_index=True)
         table = in_order(means(runs.assign(variant=args.variant)), args.recipes)
         table.to_csv(stage.temporary(args.out), index=False, float_format="%.8g")
-        floating = json.loads(args.metrics.read_text(encoding="utf-8"))
+        floating = read_floating(args.metrics)
         published = read_table(args.published, ["recipe", "top1"])
-        text = ablation_markdown(table, floating, published, args.model, args.variant)
+        text = ablation_markdown(table, floating, published, args.name, args.variant)
         stage.temporary(args.out_md).write_text(text, encoding="utf-8")
 
 

@@ -51,7 +51,7 @@ def activations_block(rows: pd.DataFrame, largest: pd.DataFrame) -> Figure:
     figure.supxlabel("channel", fontsize=9)
     block = int(rows["block"].iloc[0])
     first = largest.iloc[0]
-    title = f"Inputs of the layers of block {block} in floating point, by channel"
+    title = f"Inputs of the layers of block {block} by channel, in floating point and their own unit"
     entitle(figure, title, first["images"], first["class_token"])
     return figure
 
@@ -83,7 +83,10 @@ def activations(channels: pd.DataFrame, largest: pd.DataFrame) -> Figure:
         axes.set_ylim(low, high + 0.35 * (high - low))  # room for the text
     figure.supxlabel("channel", fontsize=9)
     first = largest.iloc[0]
-    title = "Inputs of the layers in floating point: each channel from minimum to maximum; one y axis a layer"
+    title = (
+        "Inputs of the layers in floating point and their own unit: each channel from minimum to maximum; "
+        "one y axis a layer"
+    )
     entitle(figure, title, first["images"], first["class_token"])
     return figure
 

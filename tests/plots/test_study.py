@@ -1,0 +1,178 @@
+"""Figures of the ablation, the ranking and all models: every number is the table's, nothing is clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from ptq2themoon.plots.ablation import ablation
+from ptq2themoon.plots.models import models
+from ptq2themoon.plots.ranking import ranking
+from ptq2themoon.study.tables import READ_AS, ROWS
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = pd.read_csv(ROOT / "resources/study/ablation.csv")
+RECIPES = ["vanilla", "layernorm", "layernorm_all_activations", "mine", "auto"]
+
+
+def means(**changes: object) -> pd.DataFrame:
+    """Two bits of each recipe."""
+    count = len(RECIPES)
+    table = pd.DataFrame(
+        {
+            "recipe": RECIPES * 2,
+            "bits": ["w8a8"] * count + ["w4a4"] * count,
+            "seeds": 3,
+            "images": 1234,
+            "top1": np.linspace(91.234, 7.899, 2 * count),
+            "agreement": np.linspace(99.1, 30.3, 2 * count),
+            "output_cosine": np.linspace(0.9991, 0.4321, 2 * count),
+        }
+    )
+    for name in ("top1", "agreement", "output_cosine"):
+        table[f"{name}_std"] = 0.01 * table[name]
+    return table.assign(**changes)
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def drawn(table: pd.DataFrame, top1: float | None = 93.21) -> Figure:
+    return ablation(table, {"top1": top1}, PUBLISHED, ROWS, f"What tiny needs\n{READ_AS['once']}")
+
+
+# Ablation -------------------------------------------------------------------------------------------
+
+
+def test_every_bar_of_the_ablation_is_a_number_of_the_table(inside: Callable[[Figure], bool]) -> None:
+    table, figure = means(), drawn(means())
+    assert inside(figure)
+    wide, narrow, theirs = figure.axes
+    for axes, bits in ((wide, "w8a8"), (narrow, "w4a4")):
+        expected = [*table[table["bits"] == bits]["top1"], 93.21]
+        assert [bar.get_width() for bar in axes.patches] == expected
+        assert [text.get_text() for text in axes.texts] == [f"{value:.2f}" for value in expected]
+        assert bits.upper() in axes.get_title(loc="left")
+    known = PUBLISHED.set_index("recipe")["top1"]
+    expected = [known[name] for name in (*RECIPES, "fp32") if name in known]
+    assert [bar.get_width() for bar in theirs.patches] == expected
+    assert "published" in theirs.get_title(loc="left")
+
+
+def test_rows_are_called_by_what_they_quantize_per_channel() -> None:
+    names = [label.get_text() for label in drawn(means()).axes[0].get_yticklabels()]
+    assert names == [
+        "nothing",
+        "LayerNorm",
+        ROWS["layernorm_all_activations"],
+        "mine",
+        ROWS["auto"],
+        ROWS["fp32"],
+    ]
+
+
+def test_a_row_that_the_other_side_lacks_is_said_to_be_missing() -> None:
+    assert [text.get_text() for text in drawn(means()).axes[2].texts].count("not there") == 3
+
+
+@pytest.mark.parametrize(
+    ("column", "factor", "axis"), [("agreement", 1, "agreement"), ("output_cosine", 100, "cosine")]
+)
+def test_without_top1_another_measure_is_drawn_and_named(column: str, factor: float, axis: str) -> None:
+    gone = {"top1": np.nan} if column == "agreement" else {"top1": np.nan, "agreement": np.nan}
+    table = means(**gone)
+    axes = drawn(table, None).axes[0]
+    expected = [*(factor * table[column][: len(RECIPES)]), 100.0]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx(expected)
+    assert axis in axes.get_xlabel()
+
+
+def test_one_seed_has_no_whiskers(inside: Callable[[Figure], bool]) -> None:
+    figure = drawn(means(top1_std=np.nan, seeds=1))
+    assert inside(figure)
+    assert not any(
+        axes.containers[0].errorbar
+        for axes in figure.axes
+        if hasattr(axes.containers[0], "errorbar") and axes.containers[0].errorbar
+    )
+
+
+# Ranking --------------------------------------------------------------------------------------------
+
+
+def places() -> pd.DataFrame:
+    rows = [(role, block) for role in ("norm1", "fc1", "fc2") for block in range(12)] + [("norm", None)]
+    gains = np.linspace(0.02, -0.003, len(rows))
+    return pd.DataFrame(
+        {
+            "rank": range(1, len(rows) + 1),
+            "role": [role for role, _ in rows],
+            "block": pd.array([block for _, block in rows], dtype="Int64"),
+            "nsr_per_tensor": 0.03,
+            "nsr_per_channel": 0.03 - gains,
+            "gain": gains,
+            "range_largest": np.geomspace(1, 50, len(rows)),
+            "chosen": [number in (0, 3) for number in range(len(rows))],
+        }
+    )
+
+
+def search() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "tried": ["none", "all with a gain", "first 8", "first 4", "without fc1 · 2"],
+            "places": [0, 30, 8, 4, 3],
+            "error": [0.3, 0.1, 0.105, 0.14, 0.118],
+            "share": [0, 1, 0.975, 0.8, 0.91],
+        }
+    )
+
+
+def test_the_ranking_is_drawn_where_it_belongs(inside: Callable[[Figure], bool]) -> None:
+    table, figure = places(), ranking(places(), search(), "tiny", "w4a4", 0.9)
+    assert inside(figure)
+    gains, ranges, tried = figure.axes[:3]
+    roles = [label.get_text() for label in gains.get_yticklabels()]
+    shown = np.asarray(gains.images[0].get_array())
+    row = table[(table["role"] == "fc2") & (table["block"] == 7)].iloc[0]
+    assert shown[roles.index("fc2"), 7] == row["gain"]
+    assert np.asarray(ranges.images[0].get_array())[roles.index("fc2"), 7] == row["range_largest"]
+    outside = table[table["role"] == "norm"].iloc[0]
+    assert shown[roles.index("norm"), 12] == outside["gain"]
+    assert len(gains.patches) == len(ranges.patches) == table["chosen"].sum()
+    points = np.concatenate([line.get_xydata() for line in tried.lines if len(line.get_xdata()) != 2])
+    assert {tuple(point) for point in points} == set(zip(search()["places"], search()["error"], strict=True))
+
+
+def test_losses_are_marked_not_by_colour_alone() -> None:
+    said = [text.get_text() for text in ranking(places(), search(), "tiny", "w4a4", 0.9).axes[0].texts]
+    assert said.count("\N{MINUS SIGN}") == (places()["gain"] < 0).sum()
+    assert [text for text in said if text.isdecimal()] == [str(number) for number in range(1, 11)]
+
+
+# Models ---------------------------------------------------------------------------------------------
+
+
+def test_every_model_s_numbers_are_drawn(inside: Callable[[Figure], bool]) -> None:
+    rows = [
+        *[("demo", "fp32", "fp32", 91.5, np.nan, 0.0), ("demo", "w8a8", "vanilla", 91.4, 0.1, 0.1)],
+        *[("demo", "w4a4", "vanilla", 64.0, 2.0, 27.5), ("demo", "w4a4", "auto", 75.0, 1.0, 16.5)],
+        *[("a_long_name_of_a_model", "fp32", "fp32", 80.0, np.nan, 0.0)],
+        *[("a_long_name_of_a_model", "w8a8", "auto", 81.0, 0.5, -1.0)],
+    ]
+    table = pd.DataFrame(rows, columns=["model", "bits", "recipe", "value", "std", "drop"])
+    figure = models(table.assign(measure="top1", images=100))
+    assert inside(figure)
+    said = texts(figure)
+    assert "64.00 (−27.50)" in said
+    assert "81.00 (+1.00)" in said
+    assert said.count("91.50") == 2  # beside each bits
+    assert "demo, W4A4" in said
+    widths = [bar.get_width() for bar in figure.axes[0].patches]
+    assert widths == [91.5, 91.4, 91.5, 64.0, 75.0, 80.0, 81.0]

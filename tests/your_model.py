@@ -59,11 +59,15 @@ def blocks(text: str, kind: str) -> list[str]:
     return [block for name, block in found if name == kind]
 
 
-def run_section(head: str, folder: Path) -> Ran:
-    """Write the section's parameter file, made small, and its inputs; run every command."""
+def prepare(head: str, folder: Path, **more: Any) -> tuple[str, str, dict[str, Any]]:
+    """Write the section's parameter file, made small, and its inputs; (the file's name, the model's, params).
+
+    Args:
+        more: further sections of the parameters.
+    """
     text = sections()[head]
     (name,), (block,) = re.findall(r"`(\w+\.yaml)`:\n", text), blocks(text, "yaml")
-    params = yaml.safe_load(block)
+    params = yaml.safe_load(block) | more
     for extra in blocks(text, "yaml offline"):
         for model, changes in yaml.safe_load(extra)["models"].items():
             params["models"][model] |= changes
@@ -72,6 +76,13 @@ def run_section(head: str, folder: Path) -> Ran:
     ((model, entry),) = params["models"].items()
     INPUTS[model](clone(folder), entry)
     (folder / name).write_text(yaml.safe_dump(params))
+    return name, model, params
+
+
+def run_section(head: str, folder: Path) -> Ran:
+    """Prepare the section and run every command of it."""
+    _, model, params = prepare(head, folder)
+    text = sections()[head]
     said = {line: run(folder, *shlex.split(line)) for line in commands(text)}
     return Ran(folder, model, params, said)
 

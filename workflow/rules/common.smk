@@ -12,6 +12,7 @@ from ptq2themoon.deploy.modes import MODES
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.source import Source
 from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.study.settings import AUTO, BASE, CHANNELWISE, CUSTOMIZED, NORMS
 from ptq2themoon.validation import read_yaml
 
 PACKAGE = Path(workflow.basedir, "src/ptq2themoon")
@@ -39,6 +40,7 @@ RANDOM = PARAMS.benchmark.random
 
 # What `snakemake study` adds.
 STUDY = PARAMS.study
+QUANTIZERS = list(dict.fromkeys([*PARAMS.recipes, *STUDY.recipes, BASE, CHANNELWISE]))
 
 # What is quantized and how often: (recipe, bits, calibration images, seed).
 RUNS = list(product(PARAMS.recipes, PARAMS.bits, [PARAMS.calibration.images], PARAMS.calibration.seeds))

@@ -1,6 +1,4 @@
 # What the rules of the study have in common.
-from ptq2themoon.study.settings import AUTO, BASE, CHANNELWISE, CUSTOMIZED, NORMS
-
 # Bits, images and seed of what the study looks at closely: as the pipeline's own, so that nothing is made twice.
 STUDY_KEY = f"{STUDY.bits[0]}-n{PARAMS.calibration.images}-s{PARAMS.calibration.seeds[0]}"
 # What is evaluated together: the recipes as they are, with the other weight axis, with each activation quantized

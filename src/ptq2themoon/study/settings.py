@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from ptq2themoon.quantize.bits import Bits
 from ptq2themoon.validation import Strict, no_repeats
@@ -66,3 +66,12 @@ class Study(Strict):
     """Whose inputs have a figure of their own; from the end when negative."""
     rounds: Positive = 11
     """How often each graph is timed with and without fusion."""
+
+    @field_validator("recipes")
+    @classmethod
+    def _not_auto(cls, recipes: list[str]) -> list[str]:
+        if AUTO in recipes:
+            raise ValueError(
+                f"{AUTO!r} is the recipe that the study writes; leave it out, it is always a row"
+            )
+        return recipes

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ptq2themoon.config import load_params
 from ptq2themoon.provenance.results import expected_results
+from ptq2themoon.provenance.study import study_results
 from ptq2themoon.provenance.verification import Verifier
 from ptq2themoon.stage import run
 
@@ -23,6 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--recipes-dir", type=Path, default=Path("recipes"))
     parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--study", action="store_true", help="check the results of `snakemake study` too")
     return parser.parse_args()
 
 
@@ -30,6 +32,8 @@ def main() -> None:
     args = parse_args()
     params = load_params(args.params, args.recipes_dir)
     results = expected_results(params, args.recipes_dir, args.results)
+    if args.study:
+        results += study_results(params, args.results)
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     problems = list(Verifier(schema, args.results / "models").problems(results))
     if problems:

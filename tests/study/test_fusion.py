@@ -199,7 +199,7 @@ def test_script_writes_both_tables(folder: Path, tmp_path: Path, monkeypatch: py
     operators = pd.read_csv(tmp_path / "fusion_operators.csv")
     in_ppq = table[(table["executor"] == PPQ) & (table["precision"] == "fp32")].set_index("fusion")
     assert dict(in_ppq["operators"]) == {fusion: operators[fusion].sum() for fusion in (WITHOUT, WITH)}
-    sidecar = json.loads((tmp_path / "fusion_operators.sidecar.json").read_text())
+    sidecar = json.loads((tmp_path / "fusion.sidecar.json").read_text())
     assert sidecar["parameters"]["machine"]["threads"] == 1
     assert sidecar["parameters"]["recipe"] == "vanilla"
 

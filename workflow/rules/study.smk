@@ -8,6 +8,7 @@ rule study_reference:
         "logs/{model}/study/reference.log",
     benchmark:
         "benchmarks/{model}/study_reference.tsv"
+    priority: 50  # much waits for it
     conda:
         "../../environment.yml"
     threads: SHARE
@@ -42,6 +43,7 @@ rule study_bits:
         "logs/{model}/study/bits.log",
     benchmark:
         "benchmarks/{model}/study_bits.tsv"
+    priority: 50  # much waits for it
     conda:
         "../../environment.yml"
     threads: SHARE
@@ -88,6 +90,7 @@ rule study_auto:
         "logs/{model}/study/auto.log",
     benchmark:
         "benchmarks/{model}/study_auto.tsv"
+    priority: 50  # much waits for it
     conda:
         "../../environment.yml"
     threads: SHARE

@@ -71,13 +71,13 @@ def ablation_labels(shows):
 
 
 def ablation_runs(*parts):
-    """The tables of these parts, widest bits first."""
+    """The tables of these parts at the bits that have them all, widest bits first."""
     return [
         f"results/{{model}}/study/ablation/{width}-{part}-s{seed}.csv"
         for width in PARTS
         for part in parts
         for seed in STUDY.seeds
-        if part in PARTS[width]
+        if set(parts) <= set(PARTS[width])
     ]
 
 

@@ -13,6 +13,7 @@ rule study_fusion:
         "logs/{model}/study_fusion.log",
     benchmark:
         "benchmarks/{model}/study_fusion.tsv"
+    priority: 100  # before others occupy the cores, all of which it needs
     conda:
         "../../environment.yml"
     threads: ALL_CORES

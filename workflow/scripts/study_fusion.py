@@ -61,7 +61,7 @@ def main() -> None:
         Stage(
             "study_fusion",
             inputs=[args.model, args.fused, args.info, args.images, *recipe.sources],
-            outputs=[args.out_operators, args.out],  # the sidecar beside fusion.csv is the figure's
+            outputs=[args.out, args.out_operators],
             parameters={"model": args.name, "recipe": recipe.name, **settings},
             device="cpu",
         ) as stage,

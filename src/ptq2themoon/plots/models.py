@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ptq2themoon.markdown import signed
 from ptq2themoon.plots.style import FULL_PRECISION, LIGHT_GREY, Series, display_name, series, styled
 
 MODELS_COLUMNS = ("model", "bits", "recipe", "measure", "value", "std", "drop", "images")
@@ -68,5 +69,5 @@ def _bar(axes: Axes, y: float, row: dict[str, Any], look: Series) -> None:
         axes.errorbar(row["value"], y, xerr=row["std"], color="black", linewidth=1, capsize=2)
         end += row["std"]
     if row["recipe"] != FULL_PRECISION:
-        text += f" ({-row['drop']:+.2f})"
-    axes.text(end + 1.5, y, text.replace("-", "\N{MINUS SIGN}"), va="center", fontsize=7.5)
+        text += f" ({signed(-row['drop'])})"
+    axes.text(end + 1.5, y, text, va="center", fontsize=7.5)

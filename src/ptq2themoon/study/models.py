@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ptq2themoon.markdown import table
+from ptq2themoon.markdown import signed, table
 from ptq2themoon.study.ablation import METRICS, points
 from ptq2themoon.study.settings import AUTO, BASE, CUSTOMIZED, NORMS
 from ptq2themoon.study.tables import with_deviation
@@ -68,7 +68,7 @@ def models_markdown(rows: pd.DataFrame, published: pd.DataFrame) -> str:
         [
             row.model,
             f"{row.top1_full_precision:.2f}",
-            f"{row.top1_quantized_w8a8:.2f} (−{row.top1_full_precision - row.top1_quantized_w8a8:.2f})",
+            f"{row.top1_quantized_w8a8:.2f} ({signed(row.top1_quantized_w8a8 - row.top1_full_precision)})",
         ]
         for row in published.itertuples()
     ]
@@ -92,4 +92,4 @@ def _cell(row: pd.DataFrame) -> str:
     if row.empty:
         return "–"
     value, deviation, drop = row.iloc[0][["value", "std", "drop"]]
-    return f"{with_deviation(value, deviation, 2)} ({-drop:+.2f})".replace("-", "−")
+    return f"{with_deviation(value, deviation, 2)} ({signed(-drop)})"

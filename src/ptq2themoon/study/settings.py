@@ -50,7 +50,7 @@ class Study(Strict):
     """The ablation is at the first, and at the next of them at which `vanilla` loses more than `loss`."""
     loss: float = Field(default=5.0, ge=0)
     """Percentage points of top-1; without labels, of agreement with FP32."""
-    images: Positive = 600
+    images: Positive = 500
     """Evaluation images of the ablation, at most."""
     calibration_images: Positive = 64
     """Calibration images of the ablation; all else has those of `calibration`."""

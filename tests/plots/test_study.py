@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ptq2themoon.plots.ablation import ablation
 from ptq2themoon.plots.models import models
 from ptq2themoon.plots.ranking import ranking
-from ptq2themoon.study.tables import READ_AS, ROWS
+from ptq2themoon.study.names import READ_AS, ROWS
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = pd.read_csv(ROOT / "resources/study/ablation.csv")
@@ -45,7 +45,7 @@ def texts(figure: Figure) -> list[str]:
 
 
 def drawn(table: pd.DataFrame, top1: float | None = 93.21) -> Figure:
-    return ablation(table, {"top1": top1}, PUBLISHED, ROWS, f"What tiny needs\n{READ_AS['once']}")
+    return ablation(table, {"top1": top1}, PUBLISHED, f"What tiny needs\n{READ_AS['once']}")
 
 
 # Ablation -------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.recipe import Recipe, load_recipe
 from ptq2themoon.quantize.tensors import QuantizedTensor
 from ptq2themoon.study.ablation import KEYS, METRICS, RUN, in_order, lost, means, points
-from ptq2themoon.study.quantizing import Subject, Variant
+from ptq2themoon.study.names import Variant
+from ptq2themoon.study.quantizing import Subject
 from ptq2themoon.study.tables import ablation_markdown
 
 

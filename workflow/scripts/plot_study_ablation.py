@@ -10,13 +10,13 @@ from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.files import read_floating
-from ptq2themoon.study.tables import READ_AS, ROWS
+from ptq2themoon.study.names import READ_AS, VARIANTS
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True, help="what the table or figure calls the model")
-    parser.add_argument("--variant", choices=list(READ_AS), required=True)
+    parser.add_argument("--variant", choices=VARIANTS, required=True)
     parser.add_argument("--table", type=Path, required=True, help="of study_table")
     parser.add_argument("--metrics", type=Path, required=True, help="fp32.json")
     parser.add_argument("--published", type=Path, required=True, help="resources/study/ablation.csv")
@@ -39,7 +39,7 @@ def main() -> None:
         floating = read_floating(args.metrics)
         published = read_table(args.published, PUBLISHED_COLUMNS)
         title = f"What {args.name} needs per channel\n{READ_AS[args.variant]}"
-        figure = ablation(table, floating, published, ROWS, title)
+        figure = ablation(table, floating, published, title)
         save(figure, stage, args.out_png, args.out_svg, args.dpi)
 
 

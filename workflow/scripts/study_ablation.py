@@ -17,7 +17,8 @@ from ptq2themoon.quantize.recipe import load_recipe
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.ablation import METRICS, RUN
 from ptq2themoon.study.files import chosen_bits
-from ptq2themoon.study.quantizing import VARIANTS, Subject
+from ptq2themoon.study.names import VARIANTS
+from ptq2themoon.study.quantizing import Subject
 from ptq2themoon.study.reference import Reference
 
 

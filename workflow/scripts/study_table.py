@@ -12,7 +12,7 @@ from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.ablation import RUN, in_order, means
 from ptq2themoon.study.files import read_floating
-from ptq2themoon.study.quantizing import VARIANTS
+from ptq2themoon.study.names import VARIANTS
 from ptq2themoon.study.tables import ablation_markdown
 
 

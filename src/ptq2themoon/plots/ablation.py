@@ -11,13 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ptq2themoon.plots.style import FULL_PRECISION, LIGHT_GREY, Series, series, styled
+from ptq2themoon.study.names import MEASURES, row_name
 
-# What is drawn: the first that a model has, and its factor and name on the axis.
-MEASURES = {
-    "top1": (1.0, "top-1 (%)"),
-    "agreement": (1.0, "agreement with FP32 (%)"),
-    "output_cosine": (100.0, "output cosine × 100"),
-}
 ABLATION_COLUMNS = ("recipe", "bits", "seeds", "images", *MEASURES, *(f"{name}_std" for name in MEASURES))
 PUBLISHED_COLUMNS = ("recipe", "top1")
 PUBLISHED = Series("#CC79A7", "", "...")
@@ -28,7 +23,6 @@ def ablation(
     table: pd.DataFrame,
     floating: Mapping[str, Any],
     published: pd.DataFrame,
-    names: Mapping[str, str],
     title: str,
 ) -> Figure:
     """Bars from 0, a row a recipe, full precision last; whiskers are one standard deviation over seeds.
@@ -37,7 +31,6 @@ def ablation(
         table: means of one variant, as the stage study_table writes them.
         floating: fp32.json.
         published: resources/study/ablation.csv, a panel of its own.
-        names: of the rows, by recipe.
     """
     measure = next(name for name in MEASURES if table[name].notna().any())
     recipes = [*dict.fromkeys(table["recipe"]), FULL_PRECISION]
@@ -57,7 +50,7 @@ def ablation(
     )
     theirs.set_title("W8A8, published")
     theirs.set_xlabel("top-1 (%), n = 10,000\nViT-Base, ImageNet; the study's")
-    panels[0].set_yticks(range(len(recipes)), [names.get(name, name) for name in recipes])
+    panels[0].set_yticks(range(len(recipes)), [row_name(name) for name in recipes])
     panels[0].set_ylim(len(recipes) - 0.4, -0.6)
     return figure
 

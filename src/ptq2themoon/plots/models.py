@@ -11,13 +11,9 @@ from matplotlib.figure import Figure
 
 from ptq2themoon.markdown import signed
 from ptq2themoon.plots.style import FULL_PRECISION, LIGHT_GREY, Series, display_name, series, styled
+from ptq2themoon.study.names import MEASURES
 
 MODELS_COLUMNS = ("model", "bits", "recipe", "measure", "value", "std", "drop", "images")
-MEASURES = {
-    "top1": "top-1 (%)",
-    "agreement": "agreement with FP32 (%)",
-    "output_cosine": "output cosine × 100",
-}
 
 
 @styled
@@ -50,7 +46,7 @@ def models(table: pd.DataFrame) -> Figure:
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
-    kinds = " or ".join(MEASURES[name] for name in dict.fromkeys(table["measure"]))
+    kinds = " or ".join(MEASURES[name][1] for name in dict.fromkeys(table["measure"]))
     axes.set_xlabel(f"{kinds}; in brackets the loss in points; whiskers: ± 1 σ over seeds")
     axes.set_title("Full precision and quantized, all models")
     return figure

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ptq2themoon.evaluate.accuracy import Metrics
+from ptq2themoon.study.names import MEASURES
 
 # What a row is of, and what is measured of it.
 KEYS = ("recipe", "bits", "variant")
@@ -16,16 +17,14 @@ METRICS = (
     "logits_sqnr_db", "output_cosine", "attention_cosine", "attention_kl",
 )  # fmt: skip
 RUN = (*KEYS, "calibration_images", "seed", "images", *METRICS)
-# What a loss in percentage points is counted in: the first that a model has.
-POINTS = ("top1", "agreement", "output_cosine")
 
 
 def points(metrics: Mapping[str, float | int | None]) -> tuple[str, float]:
     """(measure, value in percent): top-1; without labels agreement with FP32; of features 100 * cosine."""
-    for name in POINTS:
+    for name, (factor, _) in MEASURES.items():
         value = metrics[name]
         if value is not None:
-            return name, 100 * value if name == "output_cosine" else float(value)
+            return name, factor * float(value)
     raise ValueError("metrics without any measure")
 
 

@@ -9,16 +9,12 @@ import pandas as pd
 
 from ptq2themoon.markdown import signed, table
 from ptq2themoon.study.ablation import METRICS, points
+from ptq2themoon.study.names import MEASURES
 from ptq2themoon.study.settings import AUTO, BASE, CUSTOMIZED, NORMS
 from ptq2themoon.study.tables import with_deviation
 
 COMPARED = (BASE, NORMS, CUSTOMIZED, AUTO)
 FP32 = "fp32"
-MEASURES = {
-    "top1": "top-1 (%)",
-    "agreement": "agreement with FP32 (%)",
-    "output_cosine": "output cosine × 100",
-}
 
 
 def model_rows(model: str, floating: Mapping[str, Any], means: pd.DataFrame) -> list[dict[str, Any]]:
@@ -29,7 +25,7 @@ def model_rows(model: str, floating: Mapping[str, Any], means: pd.DataFrame) -> 
     compared = means[means["recipe"].isin(COMPARED)]
     known = {name: compared[name].iloc[0] if compared[name].notna().any() else None for name in METRICS}
     measure, _ = points(known)
-    factor = 100.0 if measure == "output_cosine" else 1.0
+    factor, _ = MEASURES[measure]
     full = float(floating["top1"]) if measure == "top1" else 100.0
     facts = {"model": model, "measure": measure, "images": int(means["images"].iloc[0])}
     rows: list[dict[str, Any]] = [{**facts, "bits": FP32, "recipe": FP32, "value": full, "drop": 0.0}]

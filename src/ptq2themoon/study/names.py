@@ -1,14 +1,58 @@
-"""What the study's tables name: kinds of tokens, quantizers, blocks. Without torch, for figures too."""
+"""What the study's tables name: variants, rows, measures, tokens, blocks. Without torch, for figures too."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal, get_args
+
 from ptq2themoon.errors import UserError
+from ptq2themoon.study.settings import AUTO
 
 ALL, PATCH, CLASS = "all", "patch", "class"
 KINDS = (CLASS, PATCH)
 
 PER_TENSOR, PER_CHANNEL = "per tensor", "per channel"
 QUANTIZERS = (PER_TENSOR, PER_CHANNEL)
+
+# How a recipe is read: its per-channel weights along the input channel, as the study has them; along the
+# output channel, as integer GEMMs need them; or along the input channel, and each activation quantized
+# once, by the operators that read it: elsewhere the one that makes it quantizes it per tensor before.
+Variant = Literal["input", "output", "once"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+READ_AS: Mapping[Variant, str] = {
+    "input": "weights per input channel, as the study has them",
+    "output": "weights per output channel, as integer GEMMs need them",
+    "once": "weights per input channel, every activation quantized once, by the operators that read it",
+}
+
+# What a loss in points is counted in: the first that a model has. Its factor, and its name on an axis.
+MEASURES = {
+    "top1": (1.0, "top-1 (%)"),
+    "agreement": (1.0, "agreement with FP32 (%)"),
+    "output_cosine": (100.0, "output cosine × 100"),
+}
+
+# What a recipe quantizes per channel, for people.
+ROWS = {
+    "fp32": "full precision",
+    "vanilla": "nothing",
+    "layernorm": "LayerNorm",
+    "layernorm_fc1": "LayerNorm, fc1",
+    "layernorm_fc2": "LayerNorm, fc2",
+    "layernorm_qkv": "LayerNorm, qkv",
+    "layernorm_proj": "LayerNorm, proj",
+    "layernorm_all": "LayerNorm, all four",
+    "layernorm_all_but_fc2": "LayerNorm, all but fc2",
+    "layernorm_fc2_0_to_5": "LayerNorm, fc2 of blocks 0-5",
+    "customized": "LayerNorm, fc2 of blocks 5-6",
+    "layernorm_all_activations": "LayerNorm, all four, activations only",
+    AUTO: "found for this model (auto)",
+}
+
+
+def row_name(recipe: str) -> str:
+    """What a recipe quantizes per channel; one of the user's own has only its name."""
+    return ROWS.get(recipe, recipe)
 
 
 def block_index(block: int, count: int, name: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
@@ -21,12 +21,7 @@ from ptq2themoon.quantize.recipe import Recipe
 from ptq2themoon.quantize.recipe_file import Rule, Select
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator
-
-# How a recipe is read: its per-channel weights along the input channel, as the study has them; along the
-# output channel, as integer GEMMs need them; or along the input channel, and each activation quantized
-# once, by the operators that read it: elsewhere the one that makes it quantizes it per tensor before.
-Variant = Literal["input", "output", "once"]
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
+from ptq2themoon.study.names import Variant
 
 
 @dataclass(frozen=True)

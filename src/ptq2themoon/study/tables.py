@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ptq2themoon.markdown import table
-from ptq2themoon.study.quantizing import Variant
-from ptq2themoon.study.settings import AUTO
+from ptq2themoon.study.names import READ_AS, Variant, row_name
 
 # Head and decimals of each column that people read.
 SHOWN = {
@@ -20,32 +19,6 @@ SHOWN = {
     "output_cosine": ("Output cosine", 4),
     "attention_cosine": ("Attention cosine", 4),
 }
-READ_AS: Mapping[Variant, str] = {
-    "input": "weights per input channel, as the study has them",
-    "output": "weights per output channel, as integer GEMMs need them",
-    "once": "weights per input channel, every activation quantized once, by the operators that read it",
-}
-# What a recipe quantizes per channel, for people.
-ROWS = {
-    "fp32": "full precision",
-    "vanilla": "nothing",
-    "layernorm": "LayerNorm",
-    "layernorm_fc1": "LayerNorm, fc1",
-    "layernorm_fc2": "LayerNorm, fc2",
-    "layernorm_qkv": "LayerNorm, qkv",
-    "layernorm_proj": "LayerNorm, proj",
-    "layernorm_all": "LayerNorm, all four",
-    "layernorm_all_but_fc2": "LayerNorm, all but fc2",
-    "layernorm_fc2_0_to_5": "LayerNorm, fc2 of blocks 0-5",
-    "customized": "LayerNorm, fc2 of blocks 5-6",
-    "layernorm_all_activations": "LayerNorm, all four, activations only",
-    AUTO: "found for this model (auto)",
-}
-
-
-def row_name(recipe: str) -> str:
-    """What a recipe quantizes per channel; one of the user's own has only its name."""
-    return ROWS.get(recipe, recipe)
 
 
 def with_deviation(mean: Any, deviation: Any, decimals: int) -> str:

@@ -33,7 +33,7 @@ FIGURES = (
 
 CHAPTERS = (
     "1 Ablation", "2 Which operators", "3 Fusion", "4 Activations", "5 Errors", "6 Attention",
-    "Study of all models",
+    "Study 7: all models",
 )  # fmt: skip
 
 

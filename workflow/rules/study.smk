@@ -172,7 +172,7 @@ rule study_table:
         csv=report(
             "results/{model}/study/ablation_{variant}.csv",
             caption="../report/study_ablation_table.rst",
-            category="Study of {model}",
+            category="Study 1-6: {model}",
             subcategory=ablation_chapter,
             labels=ablation_labels("Table"),
         ),
@@ -210,7 +210,7 @@ rule plot_study_ablation:
         png=report(
             "results/{model}/study/ablation_{variant}.png",
             caption="../report/study_ablation.rst",
-            category="Study of {model}",
+            category="Study 1-6: {model}",
             subcategory=ablation_chapter,
             labels=ablation_labels("Bars"),
         ),
@@ -277,7 +277,7 @@ rule study_models:
         csv=report(
             "results/study/models.csv",
             caption="../report/study_models_table.rst",
-            category="Study of all models",
+            category="Study 7: all models",
             labels={"shows": "Table"},
         ),
         markdown="results/study/models.md",
@@ -309,7 +309,7 @@ rule plot_study_models:
         png=report(
             "results/study/models.png",
             caption="../report/study_models.rst",
-            category="Study of all models",
+            category="Study 7: all models",
             labels={"shows": "Bars"},
         ),
         svg="results/study/models.svg",

@@ -14,7 +14,7 @@ def studied(name, part, caption=None, **labels):
     return report(
         f"results/{{model}}/study/{name}",
         caption=f"../report/study_{caption or Path(name).stem}.rst",
-        category="Study of {model}",
+        category="Study 1-6: {model}",
         subcategory=part,
         labels=labels,
     )

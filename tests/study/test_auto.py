@@ -83,6 +83,22 @@ def test_ranges_are_of_the_channels_of_the_first_input(tiny: Tiny, subject: Subj
     torch.testing.assert_close(found, values.amax(0) - values.amin(0))
 
 
+def test_operators_of_one_place_may_differ_in_width(tmp_path: Path) -> None:
+    """A Swin has LayerNorms between its stages, each of its own number of channels."""
+    swin = Tiny.of_family("swin", tmp_path)
+    subject = Subject(swin.path, swin.operators, swin.nodes, [], "cpu")
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    quantized = swin.calibrated("vanilla", batches=[pixels])[1]
+    caught: list[torch.Tensor] = []
+    names = [item.operator.name for item in quantized if place_of(item) == NORM]
+    subject.model([])(
+        pixels, dict.fromkeys(names, lambda _, inputs, __: caught.append(inputs[0].flatten(0, -2)))
+    )
+    found = channel_ranges(subject, quantized, {NORM}, [pixels])[NORM]
+    torch.testing.assert_close(found, torch.cat([value.amax(0) - value.amin(0) for value in caught]))
+    assert len({value.shape[1] for value in caught}) > 1
+
+
 def test_mixing_takes_the_chosen_places_from_the_other(pair: Pair) -> None:
     for item, first, second in zip(mixed(*pair, [FC2, NORM]), *pair, strict=True):
         assert item is (second if place_of(item) in (FC2, NORM) else first)

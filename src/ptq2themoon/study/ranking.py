@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ptq2themoon.evaluate.operators import Meters, logits_errors
-from ptq2themoon.quantize.lowered import Watcher
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.study.quantizing import Subject
 
@@ -104,25 +103,24 @@ def channel_ranges(
     places: set[Place],
     batches: Iterable[Tensor],
 ) -> dict[Place, Tensor]:
-    """Maximum less minimum of every channel [channels] of the first inputs at each place, not quantized."""
+    """Maximum less minimum of every channel [channels] of the first inputs at each place, not quantized.
+
+    Operators of one place, such as the LayerNorms between stages, may have channels of their own: all count.
+    """
     model = subject.model(list(quantized))
-    bounds: dict[Place, Tensor] = {}
+    operators = {item.operator.name: item for item in quantized if place_of(item) in places}
+    bounds: dict[str, Tensor] = {}
 
-    def watch_for(place: Place, axis: int) -> Watcher:
-        def watch(_name: str, inputs: list[Tensor], _outputs: list[Tensor]) -> None:
-            channels = inputs[0].movedim(axis, -1).flatten(0, -2)
-            found = torch.stack([channels.amax(0), -channels.amin(0)]).cpu()
-            bounds[place] = torch.maximum(bounds[place], found) if place in bounds else found
+    def watch(name: str, inputs: list[Tensor], _outputs: list[Tensor]) -> None:
+        axis = 1 if operators[name].operator.type == "Conv" else -1  # channels follow the batch, or come last
+        channels = inputs[0].movedim(axis, -1).flatten(0, -2)
+        found = torch.stack([channels.amax(0), -channels.amin(0)]).cpu()
+        bounds[name] = torch.maximum(bounds[name], found) if name in bounds else found
 
-        return watch
-
-    watchers: dict[str, Watcher] = {}
-    for item in quantized:
-        place = place_of(item)
-        if place in places and place is not None:
-            image = item.operator.type == "Conv"  # channels follow the batch
-            watchers[item.operator.name] = watch_for(place, 1 if image else -1)
     with model.only(()):
         for images in batches:
-            model(images, watchers)
-    return {place: found.sum(0) for place, found in bounds.items()}
+            model(images, dict.fromkeys(operators, watch))
+    return {
+        place: torch.cat([bounds[name].sum(0) for name, item in operators.items() if place_of(item) == place])
+        for place in places
+    }

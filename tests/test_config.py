@@ -388,3 +388,18 @@ def test_a_recipe_is_checked_with_the_bits_asked_for(tmp_path: Path) -> None:
         lambda: Params.from_mapping({**mapping, "bits": ["w8a8", "w4a8"]}, "params.yaml", tmp_path)
     )
     assert said.startswith(f"{tmp_path}/kl.yaml: defaults.observer: observer kl works from 5 bits on, ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("study.bits", ["w8a8"], "study.bits: too few; give at least 2"),
+        ("study.bits", ["w8a8", "w8a8"], "study.bits: 'w8a8' is not narrower than 'w8a8' before it"),
+        ("study.bits", ["w4a4", "w8a8"], "study.bits: 'w8a8' is not narrower than 'w4a4' before it"),
+        ("study.recipes", ["vanilla", "auto"], "study.recipes: 'auto' is the recipe that the study writes"),
+        ("study.recipes", ["vanila"], "study.recipes[0]: unknown recipe 'vanila' in "),
+        ("study.share", 0.0, "study.share: 0.0: Input should be greater than 0"),
+    ],
+)
+def test_a_study_that_cannot_be_is_named(key: str, value: Any, said: str) -> None:
+    assert said in refusal(lambda: params(changed(key, value)))

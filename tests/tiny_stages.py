@@ -123,9 +123,9 @@ STAGES: dict[str, Options] = {
     },
     "plot_study_activations": {
         "channels": "out/study/activations.csv", "largest": "out/study/activations_largest.csv", "block": -1,
-        "dpi": 60, "out-block": "out/study/activations_block.csv",
+        "dpi": 60, **{f"out-{kind}": f"out/study/activations.{kind}" for kind in ("png", "svg")},
+        "out-block": "out/study/activations_block.csv",
         **{f"out-block-{kind}": f"out/study/activations_block.{kind}" for kind in ("png", "svg")},
-        **{f"out-{kind}": f"out/study/activations.{kind}" for kind in ("png", "svg")},
     },
     "calibrate per channel": {
         **GRAPH, "recipe": "recipes/layernorm_all.yaml", "bits": "w8a8",
@@ -141,14 +141,14 @@ STAGES: dict[str, Options] = {
     "plot_study_errors": {
         "errors": "out/study/errors.csv", "average": "out/study/errors_average.csv",
         "histograms": "out/study/error_histograms.csv", "dpi": 60,
+        "out": ["out/study/errors.png", "out/study/errors.svg"],
+        "out-average": [f"out/study/errors_average.{kind}" for kind in ("png", "svg")],
         **{
             f"out-{quantizer.replace('_', '-')}": [
                 f"out/study/error_histograms_{quantizer}.{kind}" for kind in ("csv", "png", "svg")
             ]
             for quantizer in ("per_tensor", "per_channel")
         },
-        "out": ["out/study/errors.png", "out/study/errors.svg"],
-        "out-average": [f"out/study/errors_average.{kind}" for kind in ("png", "svg")],
     },
     "study_reference": {
         **GRAPH, **DATA, "images": 20, "batch-size": 8,
@@ -179,9 +179,21 @@ STAGES: dict[str, Options] = {
         "metrics": "out/study/fp32.json", "published": "published/ablation.csv",
         "out": "out/study/ablation_input.csv", "out-md": "out/study/ablation_input.md",
     },
+    "study_table once": {
+        "name": "tiny", "variant": "once", "recipes": ["vanilla", "auto"],
+        "runs": ["out/study/ablation/narrow.csv"], "metrics": "out/study/fp32.json",
+        "published": "published/ablation.csv",
+        "out": "out/study/ablation_once.csv", "out-md": "out/study/ablation_once.md",
+    },
+    "plot_study_published": {
+        "errors": "published/errors_by_block.csv", "models": "published/models.csv", "dpi": 60,
+        **{
+            f"out-{name}": [f"out/study/{name}_published.{kind}" for kind in ("png", "svg", "csv")]
+            for name in ("errors", "fusion")
+        },
+    },
     "plot_study_ablation": {
         "name": "tiny", "variant": "input", "table": "out/study/ablation_input.csv", "dpi": 60,
-        "metrics": "out/study/fp32.json", "published": "published/ablation.csv",
         **{f"out-{kind}": f"out/study/ablation_input.{kind}" for kind in ("png", "svg")},
     },
     "plot_study_ranking": {
@@ -190,7 +202,8 @@ STAGES: dict[str, Options] = {
         **{f"out-{kind}": f"out/study/ranking.{kind}" for kind in ("png", "svg")},
     },
     "study_models": {
-        "models": ["tiny"], "metrics": ["out/study/fp32.json"], "tables": ["out/study/ablation_input.csv"],
+        "models": ["tiny"], "plain": ["out/study/ablation_input.csv"],
+        "once": ["out/study/ablation_once.csv"],
         "published": "published/models.csv", "out": "out/study/models.csv", "out-md": "out/study/models.md",
     },
     "plot_study_models": {

@@ -152,7 +152,8 @@ def _complaint(error: ErrorDetails, value: Any, nodes: list[dict[str, Any]]) -> 
     if kind == "invalid_key":
         return "unknown key; a key must be text"
     if kind == "too_short":
-        return "is empty; give at least one"
+        least = context.get("min_length", 1)
+        return "is empty; give at least one" if least == 1 else f"too few; give at least {least}"
     if kind == "value_error":
         return str(context["error"])
     return f"{shown(value)}: {error['msg']}"

@@ -289,7 +289,7 @@ def test_script_writes_the_same_bytes_as_any_other_process(tmp_path: Path, scrip
     options += ["--dpi", "60", "--image-index", "1", "--rows", "1"]
     done = script("plot_attention.py", *options, *arguments(tmp_path / "a"))
     assert (done.returncode, done.stderr) == (0, "")
-    recorded = json.loads((tmp_path / "a" / "overview.sidecar.json").read_text())["parameters"]
+    recorded = json.loads((tmp_path / "a" / "overview.png.sidecar.json").read_text())["parameters"]
     expected = {"graphs": ["fp32", "vanilla"], "image_index": 1, "rows": 1, "colormap": "viridis", "dpi": 60}
     assert recorded == expected
     again = outputs(tmp_path / "b")

@@ -102,7 +102,7 @@ def test_script_writes_the_same_bytes_as_any_other_process(tmp_path: Path, scrip
     options = ["--table", tmp_path / "fusion.csv", "--operators", tmp_path / "operators.csv", "--dpi", 60]
     done = script("plot_study_fusion.py", *options, "--out-png", png, "--out-svg", svg)
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads((tmp_path / "a" / "fusion.sidecar.json").read_text())["parameters"] == {"dpi": 60}
+    assert json.loads((tmp_path / "a" / "fusion.png.sidecar.json").read_text())["parameters"] == {"dpi": 60}
     again = [tmp_path / "b.png", tmp_path / "b.svg"]
     with Stage("plot", inputs=[], outputs=again, parameters={}) as stage:
         save(fusion(pd.read_csv(tmp_path / "fusion.csv"), OPERATORS), stage, *again, 60)

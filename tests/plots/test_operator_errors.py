@@ -166,7 +166,7 @@ def test_script_writes_the_same_bytes_as_any_other_process(tmp_path: Path, scrip
     options = ["--table", f"vanilla={source}", "--mode-images", "local=64", "--dpi", 60]
     done = script("plot_errors.py", *options, "--out-png", png, "--out-svg", svg)
     assert (done.returncode, done.stderr) == (0, "")
-    recorded = json.loads((tmp_path / "a" / "errors.sidecar.json").read_text())["parameters"]
+    recorded = json.loads((tmp_path / "a" / "errors.png.sidecar.json").read_text())["parameters"]
     assert recorded == {"recipes": ["vanilla"], "mode_images": {"local": 64}, "worst": 3, "dpi": 60}
     again = [tmp_path / "b.png", tmp_path / "b.svg"]
     with Stage("plot", inputs=[], outputs=again, parameters={}) as stage:

@@ -10,19 +10,23 @@ import pandas as pd
 import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ptq2themoon.plots.ablation import ablation
+from ptq2themoon.plots.fusion import SECONDS, fusion_published
+from ptq2themoon.plots.input_errors import as_printed, errors_by_block
 from ptq2themoon.plots.models import models
 from ptq2themoon.plots.ranking import ranking
+from ptq2themoon.study.models import ONCE, PLAIN, model_rows
 from ptq2themoon.study.names import READ_AS, ROWS
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = pd.read_csv(ROOT / "resources/study/ablation.csv")
-RECIPES = ["vanilla", "layernorm", "layernorm_all_activations", "mine", "auto"]
+RECIPES = ["vanilla", "layernorm", "layernorm_all_activations", "mine", "auto", "fp32"]
 
 
 def means(**changes: object) -> pd.DataFrame:
-    """Two bits of each recipe."""
+    """Two bits of each recipe, full precision last."""
     count = len(RECIPES)
     table = pd.DataFrame(
         {
@@ -37,15 +41,16 @@ def means(**changes: object) -> pd.DataFrame:
     )
     for name in ("top1", "agreement", "output_cosine"):
         table[f"{name}_std"] = 0.01 * table[name]
-    return table.assign(**changes)
+    known = PUBLISHED.set_index("recipe")["top1"]
+    return table.assign(published_top1=table["recipe"].map(known), **changes)
 
 
 def texts(figure: Figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-def drawn(table: pd.DataFrame, top1: float | None = 93.21) -> Figure:
-    return ablation(table, {"top1": top1}, PUBLISHED, f"What tiny needs\n{READ_AS['once']}")
+def drawn(table: pd.DataFrame) -> Figure:
+    return ablation(table, f"What tiny needs\n{READ_AS['once']}")
 
 
 # Ablation -------------------------------------------------------------------------------------------
@@ -56,13 +61,12 @@ def test_every_bar_of_the_ablation_is_a_number_of_the_table(inside: Callable[[Fi
     assert inside(figure)
     wide, narrow, theirs = figure.axes
     for axes, bits in ((wide, "w8a8"), (narrow, "w4a4")):
-        expected = [*table[table["bits"] == bits]["top1"], 93.21]
+        expected = table[table["bits"] == bits]["top1"].tolist()
         assert [bar.get_width() for bar in axes.patches] == expected
         assert [text.get_text() for text in axes.texts] == [f"{value:.2f}" for value in expected]
         assert bits.upper() in axes.get_title(loc="left")
-    known = PUBLISHED.set_index("recipe")["top1"]
-    expected = [known[name] for name in (*RECIPES, "fp32") if name in known]
-    assert [bar.get_width() for bar in theirs.patches] == expected
+    published = table[table["bits"] == "w8a8"]["published_top1"].dropna().tolist()
+    assert [bar.get_width() for bar in theirs.patches] == published
     assert "published" in theirs.get_title(loc="left")
 
 
@@ -73,7 +77,7 @@ def test_rows_are_called_by_what_they_quantize_per_channel() -> None:
 
 
 def test_a_row_that_the_other_side_lacks_is_said_to_be_missing() -> None:
-    assert [text.get_text() for text in drawn(means()).axes[2].texts].count("not there") == 3
+    assert [text.get_text() for text in drawn(means()).axes[2].texts].count("not in the study") == 3
 
 
 @pytest.mark.parametrize(
@@ -82,9 +86,9 @@ def test_a_row_that_the_other_side_lacks_is_said_to_be_missing() -> None:
 def test_without_top1_another_measure_is_drawn_and_named(column: str, factor: float, axis: str) -> None:
     gone = {"top1": np.nan} if column == "agreement" else {"top1": np.nan, "agreement": np.nan}
     table = means(**gone)
-    axes = drawn(table, None).axes[0]
-    expected = [*(factor * table[column][: len(RECIPES)]), 100.0]
-    assert [bar.get_width() for bar in axes.patches] == pytest.approx(expected)
+    axes = drawn(table).axes[0]
+    expected = factor * table[column][: len(RECIPES)]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx(expected.tolist())
     assert axis in axes.get_xlabel()
 
 
@@ -153,18 +157,59 @@ def test_losses_are_marked_not_by_colour_alone() -> None:
 
 def test_every_model_s_numbers_are_drawn(inside: Callable[[Figure], bool]) -> None:
     rows = [
-        *[("demo", "fp32", "fp32", 91.5, np.nan, 0.0), ("demo", "w8a8", "vanilla", 91.4, 0.1, 0.1)],
-        *[("demo", "w4a4", "vanilla", 64.0, 2.0, 27.5), ("demo", "w4a4", "auto", 75.0, 1.0, 16.5)],
-        *[("a_long_name_of_a_model", "fp32", "fp32", 80.0, np.nan, 0.0)],
-        *[("a_long_name_of_a_model", "w8a8", "auto", 81.0, 0.5, -1.0)],
+        ("demo", "fp32", "", "fp32", 91.5, np.nan, 0.0),
+        ("demo", "w8a8", "as it is", "vanilla", 91.4, 0.1, -0.1),
+        ("demo", "w4a4", "as it is", "vanilla", 64.0, 2.0, -27.5),
+        ("demo", "w4a4", "once", "auto", 75.0, 1.0, -16.5),
+        ("a_long_name_of_a_model", "fp32", "", "fp32", 80.0, np.nan, 0.0),
+        ("a_long_name_of_a_model", "w8a8", "as it is", "auto", 81.0, 0.5, 1.0),
     ]
-    table = pd.DataFrame(rows, columns=["model", "bits", "recipe", "value", "std", "drop"])
-    figure = models(table.assign(measure="top1", images=100))
+    columns = ["model", "bits", "reading", "recipe", "value", "std", "change"]
+    figure = models(pd.DataFrame(rows, columns=columns).assign(measure="top1", images=100))
     assert inside(figure)
     said = texts(figure)
     assert "64.00 (−27.50)" in said
     assert "81.00 (+1.00)" in said
-    assert said.count("91.50") == 2  # beside each bits
-    assert "demo, W4A4" in said
+    assert said.count("91.50") == 3  # in each group of its model
+    assert "demo, W4A4, once" in said
     widths = [bar.get_width() for bar in figure.axes[0].patches]
-    assert widths == [91.5, 91.4, 91.5, 64.0, 75.0, 80.0, 81.0]
+    assert widths == [91.5, 91.4, 91.5, 64.0, 91.5, 75.0, 80.0, 81.0]
+
+
+def test_auto_stands_among_those_that_are_read_as_it_is() -> None:
+    """At bits at which the others were read once too; elsewhere beside the plain ones."""
+    plain = means().assign(variant="input")
+    once = plain[plain["bits"] == "w4a4"].assign(top1=50.0)
+    rows = pd.DataFrame(model_rows("demo", plain, once))
+    auto = rows[rows["recipe"] == "auto"]
+    assert list(zip(auto["bits"], auto["reading"], strict=True)) == [("w8a8", PLAIN), ("w4a4", ONCE)]
+    full = rows.loc[0, "value"]
+    assert full == plain.loc[plain["recipe"] == "fp32", "top1"].iloc[0]
+    assert (rows["change"] == rows["value"] - full).all()
+
+
+def test_what_the_study_printed_is_drawn_as_ours_is(inside: Callable[[Figure], bool]) -> None:
+    printed = pd.read_csv(ROOT / "resources/study/errors_by_block.csv")
+    rows = as_printed(printed)
+    assert len(rows) == 2 * len(printed)
+    row = rows[(rows["layer"] == "fc2") & (rows["block"] == 6) & (rows["tokens"] == "patch")]
+    assert dict(zip(row["quantizer"], row["mse"], strict=True)) == {
+        "per tensor": 3.46,
+        "per channel": 0.00211,
+    }
+    figure = errors_by_block(rows, "As printed.")
+    assert inside(figure)
+    assert "As printed." in figure.get_suptitle()
+    times = pd.read_csv(ROOT / "resources/study/models.csv")
+    figure = fusion_published(times)
+    assert inside(figure)
+    widths = [bar.get_width() for bar in figure.axes[0].patches]
+    assert widths == [*times[SECONDS[0]], *times[SECONDS[1]]]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("results/*/study/*.png")), ids=lambda path: path.stem)
+def test_a_figure_is_readable_on_a_page(path: Path) -> None:
+    """On A4, upright or across, the smallest letters (7.5 points) are no smaller than 5.5."""
+    width, height = (size / 150 for size in Image.open(path).size)
+    pages = ((8.27, 11.69), (11.69, 8.27))
+    assert max(min(w / width, h / height, 1) for w, h in pages) >= 5.5 / 7.5

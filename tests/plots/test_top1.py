@@ -94,7 +94,7 @@ def test_script_writes_the_same_bytes_as_any_other_process(tmp_path: Path, scrip
     options = ["--summary", table, "--model", "demo", "--dpi", 80, "--out-png", png, "--out-svg", svg]
     done = script("plot_top1.py", *options)
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads((tmp_path / "a" / "top1.sidecar.json").read_text())["parameters"] == {
+    assert json.loads((tmp_path / "a" / "top1.png.sidecar.json").read_text())["parameters"] == {
         "model": "demo",
         "dpi": 80,
     }

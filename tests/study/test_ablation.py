@@ -10,16 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny_stages
-from tiny_quantized import RECIPES
+from tiny_quantized import RECIPES, write_recipe
 from tiny_stages import run_stage
 
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.recipe import Recipe, load_recipe
 from ptq2themoon.quantize.tensors import QuantizedTensor
-from ptq2themoon.study.ablation import KEYS, METRICS, RUN, in_order, lost, means, points
+from ptq2themoon.study.ablation import KEYS, METRICS, RUN, in_order, lost, means, points, with_references
 from ptq2themoon.study.names import Variant
 from ptq2themoon.study.quantizing import Subject
+from ptq2themoon.study.settings import Study
 from ptq2themoon.study.tables import ablation_markdown
+
+PER_CHANNEL = {"granularity": "per-channel", "observer": "minmax"}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,25 @@ def test_a_recipe_for_a_deeper_model_is_named(copy: Path) -> None:
     ended = run_stage(copy, "study_ablation", recipes=["recipes/customized.yaml"])
     assert ended.status == 2
     assert "recipes/customized.yaml: rules[0].select.block: selects no operator with 5" in ended.err
+
+
+def test_what_does_not_fit_is_named_before_anything_is_computed(copy: Path) -> None:
+    """The first recipe would take its time."""
+    recipes = ["recipes/layernorm.yaml", "recipes/customized.yaml"]
+    ended = run_stage(copy, "study_ablation", recipes=recipes)
+    assert ended.status == 2
+    assert "calibrate" not in ended.err
+
+
+def test_a_weight_s_channels_count_whatever_rule_gives_them(tmp_path: Path) -> None:
+    """The axis may come from the defaults of what a recipe extends."""
+    assert write_recipe(tmp_path, {"select": {"role": ["fc2"]}, **PER_CHANNEL}).has_weight_channels
+    assert write_recipe(tmp_path, granularity="per-channel", observer="minmax").has_weight_channels
+    assert not write_recipe(
+        tmp_path, {"select": {"role": ["fc2"], "operand": ["input"]}, **PER_CHANNEL}
+    ).has_weight_channels
+    counted = {name for name in Study().recipes if recipe(name).has_weight_channels}
+    assert counted == {*Study().recipes} - {"vanilla", "layernorm", "layernorm_all_activations"}
 
 
 # Variants -------------------------------------------------------------------------------------------
@@ -173,7 +195,8 @@ def test_the_table_takes_unchanged_rows_from_the_plain_one(chain: Path) -> None:
     """layernorm and layernorm_fc2 of the runs; vanilla and auto of the plain ones, at their bits."""
     found = table(chain / "out/study/ablation_input.csv")
     assert list(zip(found["recipe"], found["bits"], strict=True)) == [
-        ("layernorm", "w8a8"), ("layernorm_fc2", "w8a8"), ("vanilla", "w3a3"), ("auto", "w3a3"),
+        ("layernorm", "w8a8"), ("layernorm_fc2", "w8a8"), ("fp32", "w8a8"),
+        ("vanilla", "w3a3"), ("auto", "w3a3"), ("fp32", "w3a3"),
     ]  # fmt: skip
     wide = table(chain / "out/study/ablation/wide.csv").set_index("recipe")
     row = found.set_index("recipe").loc["layernorm_fc2"]
@@ -189,15 +212,18 @@ def test_a_run_given_twice_is_refused(copy: Path) -> None:
 
 def test_the_published_figures_stand_beside_ours() -> None:
     published = pd.read_csv(tiny_stages.ROOT / "resources/study/ablation.csv")
-    rows = runs(recipe=["layernorm", "mine"] * 2)
-    text = ablation_markdown(means(rows), {"top1": 93.21}, published, "tiny", "input")
+    full = {"images": 100, "top1": 93.21, "top5": 99.0, "loss": 0.3, "agreement": 100.0}
+    rows = with_references(means(runs(recipe=["layernorm", "mine"] * 2)), full, published)
+    assert rows["published_top1"].tolist() == pytest.approx([64.06, np.nan, 75.85], nan_ok=True)
+    assert rows.iloc[-1][["recipe", "top1", "output_cosine"]].tolist() == ["fp32", 93.21, 1.0]
+    text = ablation_markdown(rows, "tiny", "input")
     lines = text.splitlines()
     (ours,) = [line for line in lines if "`layernorm`" in line]
     assert ours.startswith("| LayerNorm | `layernorm` | 2.00 ± 1.41 |")
     assert ours.endswith("| 64.06 |")
     (mine,) = [line for line in lines if "`mine`" in line]
     assert mine.endswith("| – |")
-    assert lines[-1].startswith("| full precision | – | 93.21 |")
+    assert lines[-1].startswith("| full precision | `fp32` | 93.21 |")
     assert lines[-1].endswith("| 75.85 |")
 
 

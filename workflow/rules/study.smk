@@ -164,7 +164,7 @@ rule study_ablation:
 rule study_table:
     input:
         runs=table_runs,
-        plain=lambda wildcards: ablation_runs("input") if wildcards.variant == "output" else [],
+        plain=plain_runs,
         metrics="results/{model}/study/fp32.json",
         published=f"{PUBLISHED}/ablation.csv",
         code=code("study_table"),
@@ -190,7 +190,7 @@ rule study_table:
         mem_mb=1000,
         runtime=5,
     params:
-        recipes=table_rows,
+        recipes=lambda wildcards: table_rows(STUDY, wildcards.variant),
         plain=lambda wildcards, input: ["--plain", *input.plain] if input.plain else [],
     message:
         "{wildcards.model}: table of the ablation, {wildcards.variant}"
@@ -203,8 +203,6 @@ rule study_table:
 rule plot_study_ablation:
     input:
         table="results/{model}/study/ablation_{variant}.csv",
-        metrics="results/{model}/study/fp32.json",
-        published=f"{PUBLISHED}/ablation.csv",
         code=code("plot_study_ablation"),
     output:
         png=report(
@@ -233,7 +231,7 @@ rule plot_study_ablation:
         "{wildcards.model}: plot the ablation, {wildcards.variant}"
     shell:
         "python workflow/scripts/plot_study_ablation.py --name {wildcards.model} --variant {wildcards.variant} "
-        "--table {input.table} --metrics {input.metrics} --published {input.published} --dpi {params.dpi} "
+        "--table {input.table} --dpi {params.dpi} "
         "--out-png {output.png} --out-svg {output.svg} > {log} 2>&1"
 
 
@@ -267,10 +265,42 @@ rule plot_study_ranking:
         "--out-png {output.png} --out-svg {output.svg} > {log} 2>&1"
 
 
+rule plot_study_published:
+    input:
+        errors=f"{PUBLISHED}/errors_by_block.csv",
+        models=f"{PUBLISHED}/models.csv",
+        code=code("plot_study_published"),
+    output:
+        errors_png=studied("errors_published.png", "5 Errors", shows="by block, as the study printed it"),
+        errors_svg="results/{model}/study/errors_published.svg",
+        errors_csv="results/{model}/study/errors_published.csv",
+        fusion_png=studied("fusion_published.png", "3 Fusion", shows="Times, as the study printed them"),
+        fusion_svg="results/{model}/study/fusion_published.svg",
+        fusion_csv="results/{model}/study/fusion_published.csv",
+    log:
+        "logs/{model}/study/plot_published.log",
+    benchmark:
+        "benchmarks/{model}/plot_study_published.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    params:
+        dpi=PARAMS.plots.dpi,
+    message:
+        "{wildcards.model}: draw what the study printed beside it"
+    shell:
+        "python workflow/scripts/plot_study_published.py --errors {input.errors} --models {input.models} "
+        "--dpi {params.dpi} --out-errors {output.errors_png} {output.errors_svg} {output.errors_csv} "
+        "--out-fusion {output.fusion_png} {output.fusion_svg} {output.fusion_csv} > {log} 2>&1"
+
+
 rule study_models:
     input:
-        metrics=expand("results/{model}/study/fp32.json", model=PARAMS.models),
-        tables=expand("results/{model}/study/ablation_input.csv", model=PARAMS.models),
+        plain=expand("results/{model}/study/ablation_input.csv", model=PARAMS.models),
+        once=expand("results/{model}/study/ablation_once.csv", model=PARAMS.models),
         published=f"{PUBLISHED}/models.csv",
         code=code("study_models"),
     output:
@@ -296,8 +326,8 @@ rule study_models:
     message:
         "Table of all models"
     shell:
-        "python workflow/scripts/study_models.py --models {params.models} --metrics {input.metrics} "
-        "--tables {input.tables} --published {input.published} --out {output.csv} "
+        "python workflow/scripts/study_models.py --models {params.models} --plain {input.plain} "
+        "--once {input.once} --published {input.published} --out {output.csv} "
         "--out-md {output.markdown} > {log} 2>&1"
 
 
@@ -334,4 +364,4 @@ rule plot_study_models:
 
 rule study:
     input:
-        study_results(),
+        list(map(str, study_files(PARAMS.models))),

@@ -53,7 +53,7 @@ use rule plot_attention as plot_study_attention with:
     log:
         "logs/{model}/study/plot_attention.log",
     benchmark:
-        "benchmarks/{model}/study/plot_attention.tsv"
+        "benchmarks/{model}/plot_study_attention.tsv"
     params:
         maps=lambda wildcards, input: flags("--maps", ["fp32", *LOOKED_AT], [input.float, *input.quantized]),
         tables=lambda wildcards, output: [
@@ -84,7 +84,7 @@ rule plot_study_rollout:
     log:
         "logs/{model}/study/plot_rollout.log",
     benchmark:
-        "benchmarks/{model}/study/plot_rollout.tsv"
+        "benchmarks/{model}/plot_study_rollout.tsv"
     conda:
         "../../environment.yml"
     threads: 1
@@ -115,7 +115,7 @@ rule study_fidelity:
     log:
         "logs/{model}/study/fidelity.log",
     benchmark:
-        "benchmarks/{model}/study/fidelity.tsv"
+        "benchmarks/{model}/study_fidelity.tsv"
     conda:
         "../../environment.yml"
     threads: 1

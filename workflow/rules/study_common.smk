@@ -1,9 +1,8 @@
 # What the rules of the study have in common.
+from ptq2themoon.study.outputs import PARTS, TABLES_OF, ablation_runs, study_files, table_rows
+
 # Bits, images and seed of what the study looks at closely: as the pipeline's own, so that nothing is made twice.
 STUDY_KEY = f"{STUDY.bits[0]}-n{PARAMS.calibration.images}-s{PARAMS.calibration.seeds[0]}"
-# What is evaluated together: the recipes as they are, with the other weight axis, with each activation quantized
-# once, and the recipe found for the model. The first bits are the wide ones.
-PARTS = {"wide": ("input", "output", "auto"), "narrow": ("input", "output", "once", "auto")}
 STUDY_JOBS = len(PARAMS.models) * len(STUDY.seeds) * sum(map(len, PARTS.values()))
 STUDY_THREADS = max(1, workflow.cores // STUDY_JOBS) if workflow.cores else 4
 PUBLISHED = "resources/study"
@@ -41,7 +40,7 @@ def recipe_chain(*names):
 def ablated(part):
     """The recipes of a part, but for auto's."""
     if part == "output":
-        return [name for name in STUDY.recipes if recipe_of(name).states_weight_axis]
+        return [name for name in STUDY.recipes if recipe_of(name).has_weight_channels]
     return STUDY.recipes
 
 
@@ -70,42 +69,18 @@ def ablation_labels(shows):
     return labels
 
 
-def ablation_runs(*parts):
-    """The tables of these parts at the bits that have them all, widest bits first."""
-    return [
-        f"results/{{model}}/study/ablation/{width}-{part}-s{seed}.csv"
-        for width in PARTS
-        for part in parts
-        for seed in STUDY.seeds
-        if set(parts) <= set(PARTS[width])
+def runs_of(*parts):
+    """An input function: the runs of these parts."""
+    return lambda wildcards: [
+        f"results/{wildcards.model}/study/{name}" for name in ablation_runs(STUDY, parts)
     ]
 
 
 def table_runs(wildcards):
     """What a table of the ablation is made of."""
-    return [path.format(model=wildcards.model) for path in ablation_runs(*TABLES_OF[wildcards.variant])]
+    return runs_of(*TABLES_OF[wildcards.variant])(wildcards)
 
 
-def table_rows(wildcards):
-    return [*STUDY.recipes, *[AUTO] * (AUTO in TABLES_OF[wildcards.variant])]
-
-
-TABLES_OF = {"input": ("input", AUTO), "output": ("output",), "once": ("once", AUTO)}
-STUDY_FIGURES = (
-    *(f"ablation_{variant}" for variant in TABLES_OF),
-    *("ranking", "fusion", "activations", "activations_block", "errors", "errors_average"),
-    *("error_histograms_per_tensor", "error_histograms_per_channel"),
-    *("attention_overview", "attention_heads", "attention_rollout"),
-)
-STUDY_TABLES = (
-    *(f"ablation_{variant}.md" for variant in TABLES_OF),
-    *("bits.json", "fp32.json", "search.csv", f"{AUTO}.yaml", "fusion_operators.csv"),
-    *("attention_fidelity.csv", "attention_fidelity.md"),
-)
-
-
-def study_results():
-    """Every file of the study: a figure has its numbers in a table of its name."""
-    names = [f"{figure}.{kind}" for figure in STUDY_FIGURES for kind in ("png", "svg", "csv")]
-    files = [f"results/{model}/study/{name}" for model in PARAMS.models for name in (*names, *STUDY_TABLES)]
-    return files + [f"results/study/models.{kind}" for kind in ("csv", "md", "png", "svg")]
+def plain_runs(wildcards):
+    """What it takes from the plain runs: rows that the variant leaves alone."""
+    return runs_of("input")(wildcards) if wildcards.variant == "output" else []

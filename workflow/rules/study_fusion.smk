@@ -4,7 +4,7 @@ rule study_fusion:
         fused="results/models/{model}/fused.onnx",
         info="results/models/{model}/model.json",
         images=f"results/models/{{model}}/calibration-{CHECK}.safetensors",
-        recipe="recipes/vanilla.yaml",
+        recipe=lambda wildcards: recipe_chain(BASE),
         code=code("study_fusion"),
     output:
         table=studied("fusion.csv", "3 Fusion", caption="fusion_table", shows="The numbers"),
@@ -21,6 +21,7 @@ rule study_fusion:
         mem_mb=8000,
         runtime=60,
     params:
+        recipe=BASE,
         bits=STUDY.bits[0],
         rounds=STUDY.rounds,
         threads=min(PARAMS.benchmark.threads, ALL_CORES),
@@ -28,7 +29,7 @@ rule study_fusion:
         "{wildcards.model}: time an image with and without fusion"
     shell:
         "python workflow/scripts/study_fusion.py --name {wildcards.model} --model {input.model} "
-        "--fused {input.fused} --info {input.info} --recipe {input.recipe} --bits {params.bits} "
+        "--fused {input.fused} --info {input.info} --recipe recipes/{params.recipe}.yaml --bits {params.bits} "
         "--images {input.images} --rounds {params.rounds} --threads {params.threads} "
         "--out {output.table} --out-operators {output.operators} > {log} 2>&1"
 

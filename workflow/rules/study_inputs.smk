@@ -11,7 +11,7 @@ rule study_activations:
     log:
         "logs/{model}/study/activations.log",
     benchmark:
-        "benchmarks/{model}/study/activations.tsv"
+        "benchmarks/{model}/study_activations.tsv"
     conda:
         "../../environment.yml"
     threads: SHARE
@@ -43,7 +43,7 @@ rule study_errors:
     log:
         "logs/{model}/study/errors.log",
     benchmark:
-        "benchmarks/{model}/study/errors.tsv"
+        "benchmarks/{model}/study_errors.tsv"
     conda:
         "../../environment.yml"
     threads: SHARE
@@ -79,7 +79,7 @@ rule plot_study_activations:
     log:
         "logs/{model}/study/plot_activations.log",
     benchmark:
-        "benchmarks/{model}/study/plot_activations.tsv"
+        "benchmarks/{model}/plot_study_activations.tsv"
     conda:
         "../../environment.yml"
     threads: 1
@@ -130,7 +130,7 @@ rule plot_study_errors:
     log:
         "logs/{model}/study/plot_errors.log",
     benchmark:
-        "benchmarks/{model}/study/plot_errors.tsv"
+        "benchmarks/{model}/plot_study_errors.tsv"
     conda:
         "../../environment.yml"
     threads: 1

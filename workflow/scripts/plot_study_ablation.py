@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon.plots.ablation import ABLATION_COLUMNS, PUBLISHED_COLUMNS, ablation
+from ptq2themoon.plots.ablation import ABLATION_COLUMNS, ablation
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run
-from ptq2themoon.study.files import read_floating
 from ptq2themoon.study.names import READ_AS, VARIANTS
 
 
@@ -18,8 +17,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="what the table or figure calls the model")
     parser.add_argument("--variant", choices=VARIANTS, required=True)
     parser.add_argument("--table", type=Path, required=True, help="of study_table")
-    parser.add_argument("--metrics", type=Path, required=True, help="fp32.json")
-    parser.add_argument("--published", type=Path, required=True, help="resources/study/ablation.csv")
     parser.add_argument("--dpi", type=int, default=150)
     parser.add_argument("--out-png", type=Path, required=True)
     parser.add_argument("--out-svg", type=Path, required=True)
@@ -31,15 +28,13 @@ def main() -> None:
     check_dpi(args.dpi)
     with Stage(
         "plot_study_ablation",
-        inputs=[args.table, args.metrics, args.published],
+        inputs=[args.table],
         outputs=[args.out_png, args.out_svg],
         parameters={"model": args.name, "variant": args.variant, "dpi": args.dpi},
     ) as stage:
         table = read_table(args.table, ABLATION_COLUMNS)
-        floating = read_floating(args.metrics)
-        published = read_table(args.published, PUBLISHED_COLUMNS)
         title = f"What {args.name} needs per channel\n{READ_AS[args.variant]}"
-        figure = ablation(table, floating, published, title)
+        figure = ablation(table, title)
         save(figure, stage, args.out_png, args.out_svg, args.dpi)
 
 

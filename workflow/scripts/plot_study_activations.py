@@ -37,7 +37,7 @@ def main() -> None:
     with Stage(
         "plot_study_activations",
         inputs=[args.channels, args.largest],
-        outputs=[args.out_block, args.out_block_png, args.out_block_svg, args.out_png, args.out_svg],
+        outputs=[args.out_png, args.out_svg, args.out_block, args.out_block_png, args.out_block_svg],
         parameters={"block": args.block, "dpi": args.dpi},
     ) as stage:
         channels = read_table(args.channels, CHANNEL_COLUMNS)

@@ -41,7 +41,7 @@ def main() -> None:
     with Stage(
         "plot_study_errors",
         inputs=[args.errors, args.average, args.histograms],
-        outputs=[*args.out_per_tensor, *args.out_per_channel, *args.out, *args.out_average],
+        outputs=[*args.out, *args.out_average, *args.out_per_tensor, *args.out_per_channel],
         parameters={"dpi": args.dpi},
     ) as stage:
         histograms = read_table(args.histograms, HISTOGRAM_COLUMNS)

@@ -78,6 +78,8 @@ def main() -> None:
             args.calibration, images.batches.preprocessing, args.calibration_batch_size
         )
         reference, spec = Reference.load(args.reference), attention_spec(args.fusion, args.block)
+        for recipe in recipes:
+            subject.plan(recipe, bits)  # what does not fit the model is named before anything is computed
         rows = []
         for recipe in recipes:
             quantized = subject.quantized(subject.read_as(recipe, args.variant), bits, calibration)

@@ -66,6 +66,7 @@ def main() -> None:
             "calibration_batch_size": args.calibration_batch_size,
             "images": args.images,
             "batch_size": args.batch_size,
+            "block": args.block,
         },
         device=device,
     ) as stage:

@@ -11,21 +11,20 @@ from ptq2themoon.errors import UserError
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.ablation import KEYS, METRICS
-from ptq2themoon.study.files import read_floating
 from ptq2themoon.study.models import model_rows, models_markdown
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", required=True)
-    parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="fp32.json of each")
-    parser.add_argument("--tables", type=Path, nargs="+", required=True, help="ablation_input.csv of each")
+    parser.add_argument("--plain", type=Path, nargs="+", required=True, help="ablation_input.csv of each")
+    parser.add_argument("--once", type=Path, nargs="+", required=True, help="ablation_once.csv of each")
     parser.add_argument("--published", type=Path, required=True, help="resources/study/models.csv")
     parser.add_argument("--out", type=Path, required=True, help="CSV")
     parser.add_argument("--out-md", type=Path, required=True)
     args = parser.parse_args()
-    if not len(args.models) == len(args.metrics) == len(args.tables):
-        raise UserError("--models, --metrics and --tables: give one of each for every model")
+    if not len(args.models) == len(args.plain) == len(args.once):
+        raise UserError("--models, --plain and --once: give one of each for every model")
     return args
 
 
@@ -33,14 +32,13 @@ def main() -> None:
     args = parse_args()
     with Stage(
         "study_models",
-        inputs=[*args.metrics, *args.tables, args.published],
+        inputs=[*args.plain, *args.once, args.published],
         outputs=[args.out, args.out_md],
         parameters={"models": args.models},
     ) as stage:
         rows = []
-        for model, metrics, table in zip(args.models, args.metrics, args.tables, strict=True):
-            floating = read_floating(metrics)
-            rows += model_rows(model, floating, read_table(table, [*KEYS, *METRICS]))
+        for model, *paths in zip(args.models, args.plain, args.once, strict=True):
+            rows += model_rows(model, *(read_table(path, [*KEYS, *METRICS]) for path in paths))
         found = pd.DataFrame(rows)
         found.to_csv(stage.temporary(args.out), index=False, float_format="%.8g")
         published = read_table(args.published, ["model", "top1_full_precision", "top1_quantized_w8a8"])

@@ -10,7 +10,7 @@ import pandas as pd
 from ptq2themoon.errors import UserError
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.stage import Stage, run
-from ptq2themoon.study.ablation import RUN, in_order, means
+from ptq2themoon.study.ablation import RUN, in_order, means, with_references
 from ptq2themoon.study.files import read_floating
 from ptq2themoon.study.names import VARIANTS
 from ptq2themoon.study.tables import ablation_markdown
@@ -56,11 +56,13 @@ def main() -> None:
         if args.plain:
             plain = read_runs(args.plain)
             runs = pd.concat([runs, plain[~plain["recipe"].isin(runs["recipe"])]], ignore_index=True)
-        table = in_order(means(runs.assign(variant=args.variant)), args.recipes)
+        table = with_references(
+            in_order(means(runs.assign(variant=args.variant)), args.recipes),
+            read_floating(args.metrics),
+            read_table(args.published, ["recipe", "top1"]),
+        )
         table.to_csv(stage.temporary(args.out), index=False, float_format="%.8g")
-        floating = read_floating(args.metrics)
-        published = read_table(args.published, ["recipe", "top1"])
-        text = ablation_markdown(table, floating, published, args.name, args.variant)
+        text = ablation_markdown(table, args.name, args.variant)
         stage.temporary(args.out_md).write_text(text, encoding="utf-8")
 
 

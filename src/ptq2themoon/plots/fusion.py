@@ -54,6 +54,33 @@ def fusion(times: pd.DataFrame, operators: pd.DataFrame) -> Figure:
     return figure
 
 
+SECONDS = tuple(f"seconds_per_image_{name}_fusion" for name in FUSIONS)
+
+
+@styled
+def fusion_published(models: pd.DataFrame) -> Figure:
+    """The study's printed seconds an image, without and with fusion under one another.
+
+    Args:
+        models: resources/study/models.csv, with `model` and `SECONDS`.
+    """
+    figure = Figure(figsize=(7.4, 1.6 + 0.6 * len(models)), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, column) in enumerate(zip(FUSIONS, SECONDS, strict=True)):
+        for centre, (seconds, without) in enumerate(zip(models[column], models[SECONDS[0]], strict=True)):
+            y = centre + (index - 0.5) * HEIGHT
+            bar = _bar(axes, y, seconds, series(index))
+            bar.set_label(f"_{centre}" if centre else f"{name} fusion")
+            ratio = f" ({without / seconds:.2f}×)" if index else ""
+            _annotate(axes, seconds, y, f"{seconds:.3f} s{ratio}", 8)
+    axes.set_xlim(0, 1.35 * models[list(SECONDS)].to_numpy().max())
+    axes.set_xlabel("time per image (s) of the quantized model, lower is better; ×: times as fast as without")
+    _name_rows(axes, list(models["model"]))
+    figure.suptitle("With and without fusion, as the study printed it", x=0.01, ha="left", fontsize=10.5)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    return figure
+
+
 def _pairs(times: pd.DataFrame) -> list[Pair]:
     found = []
     for (executor, precision), rows in times.groupby(["executor", "precision"], sort=False):

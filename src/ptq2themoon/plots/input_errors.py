@@ -14,16 +14,27 @@ from ptq2themoon.plots.by_layer import WIDTH, entitle, layers_of
 from ptq2themoon.plots.style import GREY, Series, series, styled
 from ptq2themoon.study.names import CLASS, KINDS, QUANTIZERS
 
-MEASURES = {"mse": "mean squared error", "mae_sum": "mean absolute error,\nsummed over channels"}
+MEASURES = {
+    "mse": "mean squared error\n(activation unit, squared)",
+    "mae_sum": "mean absolute error, summed\nover channels (activation unit)",
+}
 ERROR_COLUMNS = ("layer", "block", "tokens", "quantizer", *MEASURES, "images", "class_token")
 AVERAGE_COLUMNS = ("layer", "tokens", "quantizer", "blocks", *MEASURES, "images", "class_token")
+PUBLISHED_COLUMNS = (
+    *("tokens", "layer", "block"),
+    *(f"{name}_{quantizer.replace(' ', '_')}" for name in ("mse", "mae") for quantizer in QUANTIZERS),
+)
 HISTOGRAM_COLUMNS = ("layer", "block", "quantizer", "low", "high", "channels", "median")
 COLOURS = (1, 0)  # of the quantizers, in the palette
 
 
 @styled
-def errors_by_block(errors: pd.DataFrame) -> Figure:
-    """A layer a column, a measure a row: error by block, a line a quantizer and kind of token."""
+def errors_by_block(errors: pd.DataFrame, published: str | None = None) -> Figure:
+    """A layer a column, a measure a row: error by block, a line a quantizer and kind of token.
+
+    Args:
+        published: whose errors these are, where they are not measured here.
+    """
     layers = layers_of(errors)
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     grid = figure.subplots(len(MEASURES), len(layers), squeeze=False, sharex=True, sharey="row")
@@ -46,9 +57,30 @@ def errors_by_block(errors: pd.DataFrame) -> Figure:
         axes.set_xlabel("block")
     handles, names = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, handlelength=3)
-    first = errors.iloc[0]
-    entitle(figure, "Error of the quantized inputs of the layers", first["images"], first["class_token"])
+    title = "Error of the quantized inputs of the layers"
+    if published:
+        figure.suptitle(f"{title}\n{published}", x=0.01, ha="left", fontsize=9.5)
+    else:
+        entitle(figure, title, errors["images"].iloc[0], errors["class_token"].iloc[0])
     return figure
+
+
+def as_printed(published: pd.DataFrame) -> pd.DataFrame:
+    """The study's printed errors in the form of errors.csv: a row a layer, block, tokens and quantizer.
+
+    Args:
+        published: resources/study/errors_by_block.csv.
+    """
+    keys = ["layer", "block", "tokens"]
+    parts = [
+        published[keys].assign(
+            quantizer=quantizer,
+            mse=published[f"mse_{quantizer.replace(' ', '_')}"],
+            mae_sum=published[f"mae_{quantizer.replace(' ', '_')}"],
+        )
+        for quantizer in QUANTIZERS
+    ]
+    return pd.concat(parts).sort_values(keys, kind="stable", ignore_index=True)
 
 
 @styled

@@ -13,14 +13,16 @@ from ptq2themoon.markdown import signed
 from ptq2themoon.plots.style import FULL_PRECISION, LIGHT_GREY, Series, display_name, series, styled
 from ptq2themoon.study.names import MEASURES
 
-MODELS_COLUMNS = ("model", "bits", "recipe", "measure", "value", "std", "drop", "images")
+MODELS_COLUMNS = ("model", "bits", "reading", "recipe", "measure", "value", "std", "change", "images")
 
 
 @styled
 def models(table: pd.DataFrame) -> Figure:
-    """A group of bars for each model and bits, from 0; the loss against FP32 in points beside each value."""
+    """A group of bars for each model, bits and reading, from 0; the change against FP32 beside each value."""
     groups = list(
-        table[table["bits"] != FULL_PRECISION][["model", "bits"]].drop_duplicates().itertuples(index=False)
+        table[table["bits"] != FULL_PRECISION][["model", "bits", "reading"]]
+        .drop_duplicates()
+        .itertuples(index=False)
     )
     recipes = [name for name in dict.fromkeys(table["recipe"]) if name != FULL_PRECISION]
     looks = {name: series(number) for number, name in enumerate(recipes)}
@@ -31,7 +33,7 @@ def models(table: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     y, ticks, names = 0.0, [], []
     for group, rows in zip(groups, lines, strict=True):
-        axes.text(0, y, f"{group.model}, {group.bits.upper()}", weight="bold", va="center")
+        axes.text(0, y, f"{group.model}, {group.bits.upper()}, {group.reading}", weight="bold", va="center")
         for row in rows:
             y += 1
             _bar(axes, y, row, looks[row["recipe"]])
@@ -47,14 +49,15 @@ def models(table: pd.DataFrame) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     kinds = " or ".join(MEASURES[name][1] for name in dict.fromkeys(table["measure"]))
-    axes.set_xlabel(f"{kinds}; in brackets the loss in points; whiskers: ± 1 σ over seeds")
+    axes.set_xlabel(f"{kinds}; in brackets the change against FP32 in points; whiskers: ± 1 σ over seeds")
     axes.set_title("Full precision and quantized, all models")
     return figure
 
 
-def _group(table: pd.DataFrame, model: str, bits: str) -> list[dict[str, Any]]:
+def _group(table: pd.DataFrame, model: str, bits: str, reading: str) -> list[dict[str, Any]]:
     own = table[table["model"] == model]
-    return own[own["bits"].isin([FULL_PRECISION, bits])].to_dict("records")
+    there = (own["bits"] == FULL_PRECISION) | ((own["bits"] == bits) & (own["reading"] == reading))
+    return own[there].to_dict("records")
 
 
 def _bar(axes: Axes, y: float, row: dict[str, Any], look: Series) -> None:
@@ -65,5 +68,5 @@ def _bar(axes: Axes, y: float, row: dict[str, Any], look: Series) -> None:
         axes.errorbar(row["value"], y, xerr=row["std"], color="black", linewidth=1, capsize=2)
         end += row["std"]
     if row["recipe"] != FULL_PRECISION:
-        text += f" ({signed(-row['drop'])})"
+        text += f" ({signed(row['change'])})"
     axes.text(end + 1.5, y, text, va="center", fontsize=7.5)

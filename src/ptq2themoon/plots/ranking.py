@@ -26,7 +26,7 @@ RANKING_COLUMNS = (
 )
 SEARCH_COLUMNS = ("tried", "places", "error", "share")
 OUTSIDE = "–"  # the column of what lies in no block
-CELL = 0.36  # inches
+CELL = 0.3  # inches
 NUMBERED = 10  # ranks written into their cells
 
 
@@ -40,7 +40,7 @@ def ranking(table: pd.DataFrame, search: pd.DataFrame, model: str, bits: str, sh
     """
     roles = [str(role) for role in dict.fromkeys(_in_graph_order(table))]
     blocks = _blocks(table)
-    wide, high = CELL * len(blocks) + 2.0, CELL * len(roles) * 0.9
+    wide, high = CELL * len(blocks) + 1.6, CELL * len(roles) * 0.9
     figure = Figure(figsize=(max(2 * wide, 9.4), 2 * high * 0.5 + high * 0.5 + 4.4), layout="constrained")
     figure.suptitle(
         f"Which operators of {model} gain from a scale a channel, {bits.upper()}",
@@ -86,7 +86,7 @@ def _gain(axes: Axes, table: pd.DataFrame, roles: Sequence[str], blocks: Sequenc
     bar.ax.minorticks_off()
     ticks = [most / 10**power for power in (0, 1, 2)]
     bar.set_ticks([*(-tick for tick in ticks), 0, *reversed(ticks)])
-    bar.ax.set_xticklabels([f"{tick:.0e}".replace("e-0", "e-") if tick else "0" for tick in bar.get_ticks()])
+    bar.ax.set_xticklabels([f"{tick:.1e}".replace("e-0", "e-") if tick else "0" for tick in bar.get_ticks()])
     axes.set_title("Gain (numbers: rank; \N{MINUS SIGN}: loss; frames: chosen for auto)")
     for row in table[table["rank"] <= NUMBERED].itertuples():
         x, y = _place(row, roles, blocks)

@@ -11,6 +11,9 @@ from typing import Any
 from ptq2themoon.config import Params
 from ptq2themoon.errors import UserError
 from ptq2themoon.provenance.results import Result
+from ptq2themoon.study.outputs import PARTS, ablation_runs, study_files, table_rows
+
+CALIBRATING = ("study_bits", "study_auto", "study_ablation")  # on the study's own draws
 
 
 def study_results(params: Params, results: Path) -> list[Result]:
@@ -28,7 +31,20 @@ def study_results(params: Params, results: Path) -> list[Result]:
     paths = [path for folder in folders for path in sorted(folder.rglob("*.sidecar.json"))]
     if not paths:
         raise UserError(f"{results}: holds no results of the study; run `snakemake study`")
-    return list(_in_order({path: _result(params, path) for path in paths}))
+    found = list(_in_order({path: _result(params, path) for path in paths}))
+    made = {path for result in found for path in result.outputs}
+    for path in _promised(params, results):
+        if path not in made:
+            raise UserError(f"{path}: no stage's sidecar tells of it; run `snakemake {path}`")
+    return found
+
+
+def _promised(params: Params, results: Path) -> Iterator[Path]:
+    """What `snakemake study` makes with these parameters, and the runs behind its tables."""
+    yield from study_files(params.models, results)
+    for model in params.models:
+        for part in dict.fromkeys(part for parts in PARTS.values() for part in parts):
+            yield from (results / model / "study" / name for name in ablation_runs(params.study, [part]))
 
 
 def decided(params: Params) -> Mapping[str, Mapping[str, Any]]:
@@ -51,9 +67,10 @@ def decided(params: Params) -> Mapping[str, Mapping[str, Any]]:
         "study_errors": {**inputs, "block": study.block},
         "study_fusion": {"rounds": study.rounds},
         "study_models": {"models": list(params.models)},
+        "study_fidelity": {"block": params.attention.block},
         "plot_study_activations": {**dpi, "block": study.block},
         "plot_study_ranking": {**dpi, "share": study.share},
-        **{f"plot_study_{name}": dpi for name in ("ablation", "errors", "fusion", "models")},
+        **{f"plot_study_{name}": dpi for name in ("ablation", "errors", "fusion", "models", "published")},
         **dict.fromkeys(("plot_attention", "plot_rollout"), colours),
     }
 
@@ -61,20 +78,37 @@ def decided(params: Params) -> Mapping[str, Mapping[str, Any]]:
 def _result(params: Params, sidecar: Path) -> Result:
     try:
         record = json.loads(sidecar.read_text(encoding="utf-8"))
-        stage, parameters = record["stage"], record["parameters"]
+        stage, parameters, seed = record["stage"], record["parameters"], record["seed"]
         outputs, inputs = ([Path(path) for path in record[kind]] for kind in ("outputs", "inputs"))
-        wanted = decided(params).get(stage, {})
+        wanted = {**decided(params).get(stage, {}), **_of_output(params, outputs[0])}
         # A stage that knows nothing of a key gets no such key.
-        return Result(
-            stage,
-            outputs,
-            inputs,
-            {name: wanted.get(name, value) for name, value in parameters.items()},
-            seed=record["seed"],
-            device=record["device"],
-        )
+        expected = {name: wanted.get(name, value) for name, value in parameters.items()}
+        if stage in CALIBRATING:
+            inputs = [_drawn(params, path, seed) for path in inputs]
+        return Result(stage, outputs, inputs, expected, seed=seed, device=record["device"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{sidecar}: no sidecar of a stage ({error}); run `snakemake study`") from None
+
+
+def _drawn(params: Params, path: Path, seed: int | None) -> Path:
+    """The calibration images that params.yaml asks for in place of those that were read."""
+    if not path.name.startswith("calibration-"):
+        return path
+    study = params.study
+    return path.with_stem(
+        f"calibration-n{study.calibration_images}-s{study.seeds[0] if seed is None else seed}"
+    )
+
+
+def _of_output(params: Params, output: Path) -> dict[str, Any]:
+    """Parameters that params.yaml decides by what an output of the ablation is called."""
+    study = params.study
+    if output.parent.name == "ablation":
+        width, part, _ = output.stem.split("-")
+        bits = {"bits": study.bits[0]} if width == "wide" else {}
+        return bits | ({"recipes": list(study.recipes)} if part in ("input", "once") else {})
+    variant = output.stem.removeprefix("ablation_")
+    return {"recipes": table_rows(study, variant)} if output.stem != variant else {}
 
 
 def _in_order(found: Mapping[Path, Result]) -> Iterator[Result]:

@@ -34,6 +34,8 @@ __all__ = [
     "Role", "TensorSpec", "load_recipe",
 ]  # fmt: skip
 
+# Roles of operators with a matrix; one without a role may have one too.
+LINEAR_ROLES: frozenset[Role] = frozenset({"patch_embed", "qkv", "q", "k", "v", "proj", "fc1", "fc2", "head"})
 KL_BITS = 5  # with fewer, PPQ's observer clips nearly everything
 
 
@@ -103,9 +105,14 @@ class Recipe:
         return replace(self, rules=[*self.rules, LocatedRule(self.sources[-1], len(self.rules), rule)])
 
     @property
-    def states_weight_axis(self) -> bool:
-        """Whether any rule says along which axis a weight has its scales."""
-        return any(located.rule.weight_axis is not None for located in self.rules)
+    def has_weight_channels(self) -> bool:
+        """Whether the weight of a linear layer may have a scale a channel, so that its axis counts."""
+        return self.defaults.granularity == "per-channel" or any(
+            located.rule.granularity == "per-channel"
+            and (located.rule.select.operand is None or "weight" in located.rule.select.operand)
+            and (located.rule.select.role is None or not LINEAR_ROLES.isdisjoint(located.rule.select.role))
+            for located in self.rules
+        )
 
     def check(self, operators: Iterable[Operator]) -> None:
         """`UserError` where a rule selects no operator, or a block that the model does not have."""

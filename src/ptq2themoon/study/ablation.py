@@ -11,6 +11,7 @@ from ptq2themoon.evaluate.accuracy import Metrics
 from ptq2themoon.study.names import MEASURES
 
 # What a row is of, and what is measured of it.
+FP32 = "fp32"
 KEYS = ("recipe", "bits", "variant")
 METRICS = (
     "top1", "top5", "loss", "agreement",
@@ -49,6 +50,31 @@ def means(runs: pd.DataFrame) -> pd.DataFrame:
     for name in METRICS:
         columns[name], columns[f"{name}_std"] = groups[name].mean(), groups[name].std()
     return pd.DataFrame(columns).reset_index()
+
+
+def with_references(
+    table: pd.DataFrame, floating: Mapping[str, float | int | None], published: pd.DataFrame
+) -> pd.DataFrame:
+    """A row of full precision below the rows of each bits, and beside each row the study's own top-1.
+
+    Args:
+        table: means of one variant.
+        floating: fp32.json.
+        published: resources/study/ablation.csv.
+    """
+    parts = []
+    for bits, rows in table.groupby("bits", sort=False):
+        full = {name: floating.get(name) for name in METRICS if name in floating}
+        facts = {
+            "recipe": FP32,
+            "bits": bits,
+            "variant": rows["variant"].iloc[0],
+            "images": floating["images"],
+        }
+        parts += [rows, pd.DataFrame([{**facts, **full, "output_cosine": 1.0, "attention_cosine": 1.0}])]
+    found = pd.concat(parts, ignore_index=True)[table.columns]
+    known = published.set_index("recipe")["top1"]
+    return found.assign(published_top1=found["recipe"].map(known))
 
 
 def in_order(table: pd.DataFrame, recipes: Iterable[str]) -> pd.DataFrame:

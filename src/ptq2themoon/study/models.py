@@ -2,64 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from ptq2themoon.markdown import signed, table
-from ptq2themoon.study.ablation import METRICS, points
+from ptq2themoon.study.ablation import FP32
 from ptq2themoon.study.names import MEASURES
 from ptq2themoon.study.settings import AUTO, BASE, CUSTOMIZED, NORMS
 from ptq2themoon.study.tables import with_deviation
 
 COMPARED = (BASE, NORMS, CUSTOMIZED, AUTO)
-FP32 = "fp32"
+PLAIN, ONCE = "as the recipe says", "quantized once"
 
 
-def model_rows(model: str, floating: Mapping[str, Any], means: pd.DataFrame) -> list[dict[str, Any]]:
-    """Full precision, then each of `COMPARED` that the ablation has, for each bits.
+def model_rows(model: str, plain: pd.DataFrame, once: pd.DataFrame) -> list[dict[str, Any]]:
+    """Full precision, then each of `COMPARED`, for each bits and way to read a recipe.
 
-    value, std and drop are in points of `measure`; drop is full precision's value less the row's.
+    auto quantizes each activation once: where others were read so too, it stands among those only.
+    value, std and change are in points of `measure`; change is the row's value less full precision's.
+
+    Args:
+        plain, once: ablation_input.csv and ablation_once.csv.
     """
-    compared = means[means["recipe"].isin(COMPARED)]
-    known = {name: compared[name].iloc[0] if compared[name].notna().any() else None for name in METRICS}
-    measure, _ = points(known)
+    measure = next(name for name in MEASURES if plain[plain["recipe"] != FP32][name].notna().any())
     factor, _ = MEASURES[measure]
-    full = float(floating["top1"]) if measure == "top1" else 100.0
-    facts = {"model": model, "measure": measure, "images": int(means["images"].iloc[0])}
-    rows: list[dict[str, Any]] = [{**facts, "bits": FP32, "recipe": FP32, "value": full, "drop": 0.0}]
-    for bits in dict.fromkeys(compared["bits"]):
-        for recipe in COMPARED:
-            for _, row in compared[(compared["bits"] == bits) & (compared["recipe"] == recipe)].iterrows():
-                value = factor * float(row[measure])
-                rows.append(
-                    {
-                        **facts,
-                        "bits": bits,
-                        "recipe": recipe,
-                        "seeds": int(row["seeds"]),
-                        "value": value,
-                        "std": factor * float(row[f"{measure}_std"]),
-                        "drop": full - value,
-                    }
-                )
+    full = factor * float(plain.loc[plain["recipe"] == FP32, measure].iloc[0])
+    facts = {"model": model, "measure": measure, "images": int(plain["images"].iloc[0])}
+    rows = [{**facts, "bits": FP32, "reading": "", "recipe": FP32, "value": full, "change": 0.0}]
+    for reading, means in ((PLAIN, plain), (ONCE, once)):
+        for bits, group in means.groupby("bits", sort=False):
+            for recipe in COMPARED:
+                if recipe == AUTO and reading == PLAIN and (once["bits"] == bits).any():
+                    continue
+                for row in group[group["recipe"] == recipe].to_dict("records"):
+                    value = factor * float(row[measure])
+                    found = {"value": value, "std": factor * row[f"{measure}_std"], "change": value - full}
+                    place = {"bits": bits, "reading": reading, "recipe": recipe, "seeds": int(row["seeds"])}
+                    rows.append({**facts, **place, **found})
     return rows
 
 
 def models_markdown(rows: pd.DataFrame, published: pd.DataFrame) -> str:
-    """Our models, a line a model and bits; below, apart, the study's published ones.
+    """Our models, a line a model, bits and reading; below, apart, the study's published ones.
 
     Args:
         rows: of `model_rows`, all models.
         published: resources/study/models.csv.
     """
-    header = ["Model", "Bits", "Measure", "FP32", *COMPARED]
+    header = ["Model", "Bits", "Activations", "Measure", "FP32", *COMPARED]
     lines = []
-    for (model, bits), own in rows[rows["bits"] != FP32].groupby(["model", "bits"], sort=False):
+    quantized = rows[rows["bits"] != FP32]
+    for (model, bits, reading), own in quantized.groupby(["model", "bits", "reading"], sort=False):
         full = rows[(rows["model"] == model) & (rows["bits"] == FP32)].iloc[0]
         cells = [_cell(own[own["recipe"] == recipe]) for recipe in COMPARED]
-        lines.append([model, bits, MEASURES[full["measure"]], f"{full['value']:.2f}", *cells])
+        lines.append([model, bits, reading, MEASURES[full["measure"]][1], f"{full['value']:.2f}", *cells])
     theirs = [
         [
             row.model,
@@ -72,7 +69,8 @@ def models_markdown(rows: pd.DataFrame, published: pd.DataFrame) -> str:
         [
             "# Models",
             "",
-            "Means ± standard deviation over seeds; in brackets the loss against FP32, in points.",
+            "Means ± standard deviation over seeds; in brackets the change against FP32, in points.",
+            f"`{AUTO}` quantizes each activation once; where others were read so too, it stands among those.",
             "",
             *table(header, lines),
             "",
@@ -87,5 +85,5 @@ def models_markdown(rows: pd.DataFrame, published: pd.DataFrame) -> str:
 def _cell(row: pd.DataFrame) -> str:
     if row.empty:
         return "–"
-    value, deviation, drop = row.iloc[0][["value", "std", "drop"]]
-    return f"{with_deviation(value, deviation, 2)} ({signed(-drop)})"
+    value, deviation, change = row.iloc[0][["value", "std", "change"]]
+    return f"{with_deviation(value, deviation, 2)} ({signed(change)})"

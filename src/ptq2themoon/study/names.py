@@ -46,7 +46,7 @@ ROWS = {
     "layernorm_fc2_0_to_5": "LayerNorm, fc2 of blocks 0-5",
     "customized": "LayerNorm, fc2 of blocks 5-6",
     "layernorm_all_activations": "LayerNorm, all four, activations only",
-    AUTO: "found for this model (auto)",
+    AUTO: "found for this model (auto, quantized once)",
 }
 
 

@@ -56,15 +56,23 @@ class Subject:
             return recipe
         return recipe.with_rule(Rule(select=Select(role=self.inner, operand=["output"]), quantize=False))
 
+    def plan(self, recipe: Recipe, bits: str) -> list[QuantizedOperator]:
+        """The operators that the recipe quantizes, without scales.
+
+        Raises:
+            UserError: a rule that selects nothing in this model.
+        """
+        return plan(self.operators, self.nodes, recipe, *parse_bits(bits))
+
     def quantized(
         self, recipe: Recipe, bits: str, calibration: CalibrationBatches | Iterable[Tensor]
     ) -> list[QuantizedOperator]:
-        """The operators that the recipe quantizes, calibrated as the stage calibrate does.
+        """The same, calibrated as the stage calibrate does.
 
         Args:
             calibration: batches of images [B, C, H, W], normalised.
         """
-        planned = plan(self.operators, self.nodes, recipe, *parse_bits(bits))
+        planned = self.plan(recipe, bits)
         calibrate(self.model(planned), planned, calibration)
         return planned
 

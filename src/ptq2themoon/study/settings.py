@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, field_validator
 
-from ptq2themoon.quantize.bits import Bits
+from ptq2themoon.quantize.bits import Bits, parse_bits
 from ptq2themoon.validation import Strict, no_repeats
 
 BASE = "vanilla"  # all per tensor: what the others are measured against
@@ -20,7 +21,6 @@ AUTO = "auto"  # what the study's method chooses for the model at hand
 LAYERS = {"qkv": ("qkv", "q", "k", "v"), "proj": ("proj",), "fc1": ("fc1",), "fc2": ("fc2",)}
 
 Positive = Annotated[int, Field(ge=1)]
-_set = (Field(json_schema_extra={"uniqueItems": True}), AfterValidator(no_repeats))
 _some = (Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(no_repeats))
 
 
@@ -66,6 +66,15 @@ class Study(Strict):
     """Whose inputs have a figure of their own; from the end when negative."""
     rounds: Positive = 11
     """How often each graph is timed with and without fusion."""
+
+    @field_validator("bits")
+    @classmethod
+    def _narrower(cls, bits: list[str]) -> list[str]:
+        for wide, narrow in pairwise(bits):
+            (w, a), (v, b) = parse_bits(wide), parse_bits(narrow)
+            if (v, b) == (w, a) or v > w or b > a:
+                raise ValueError(f"{narrow!r} is not narrower than {wide!r} before it; begin with the widest")
+        return bits
 
     @field_validator("recipes")
     @classmethod

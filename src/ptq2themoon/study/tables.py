@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from ptq2themoon.markdown import table
+from ptq2themoon.markdown import table as markdown_table
 from ptq2themoon.study.names import READ_AS, Variant, row_name
 
 # Head and decimals of each column that people read.
@@ -29,42 +28,32 @@ def with_deviation(mean: Any, deviation: Any, decimals: int) -> str:
     return text if pd.isna(deviation) else f"{text} ± {deviation:.{decimals}f}"
 
 
-def ablation_markdown(
-    means: pd.DataFrame, floating: Mapping[str, Any], published: pd.DataFrame, model: str, variant: Variant
-) -> str:
+def ablation_markdown(table: pd.DataFrame, model: str, variant: Variant) -> str:
     """One table for each bits: a row a recipe, full precision last, the published top-1 at the right.
 
     Args:
-        means: as `ablation.means`, of one variant.
-        floating: fp32.json.
-        published: resources/study/ablation.csv.
+        table: as `ablation.with_references` makes it.
     """
-    first = means.iloc[0]
+    first = table.iloc[0]
+    seeds, drawn, images = (int(first[name]) for name in ("seeds", "calibration_images", "images"))
     lines = [
         f"# Ablation of {model}: {READ_AS[variant]}",
         "",
-        f"Means ± standard deviation over {first['seeds']} draws of {first['calibration_images']} images",
-        f"to calibrate with; {first['images']} evaluation images. The last column is the study's own,",
-        "on ViT-Base, ImageNet and W8A8: to be compared in order, not in size.",
+        f"Means ± standard deviation over {seeds} draws of {drawn} calibration images; {images} test",
+        "images. The last column is the study's own, on ViT-Base, ImageNet and W8A8: to be compared in",
+        "order, not in size.",
     ]
-    theirs = published.set_index("recipe")["top1"]
-    for bits, rows in means.groupby("bits", sort=False):
-        shown = [name for name in SHOWN if rows[name].notna().any()]
+    for bits, rows in table.groupby("bits", sort=False):
+        shown = [name for name in SHOWN if rows[name][:-1].notna().any()]
         header = ["Per channel", "Recipe", *(SHOWN[name][0] for name in shown), "The study's top-1 (%)"]
         body = [
             [
                 row_name(row["recipe"]),
                 f"`{row['recipe']}`",
                 *(with_deviation(row[name], row[f"{name}_std"], SHOWN[name][1]) for name in shown),
-                with_deviation(theirs.get(row["recipe"]), None, 2),
+                with_deviation(row["published_top1"], None, 2),
             ]
             for _, row in rows.iterrows()
         ]
-        body.append(_floating(floating, shown, theirs))
-        lines += ["", f"## {bits.upper()}", "", *table(header, body)]
+        lines += ["", f"## {bits.upper()}", "", *markdown_table(header, body)]
     return "\n".join(lines) + "\n"
-
-
-def _floating(floating: Mapping[str, Any], shown: Sequence[str], theirs: pd.Series) -> list[str]:
-    own = [with_deviation(floating.get(name), None, SHOWN[name][1]) for name in shown]
-    return [row_name("fp32"), "–", *own, with_deviation(theirs.get("fp32"), None, 2)]

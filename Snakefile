@@ -22,7 +22,7 @@ include: "workflow/rules/common.smk"
 
 wildcard_constraints:
     model="|".join(map(re.escape, [*PARAMS.models, *RANDOM])),
-    recipe="|".join(map(re.escape, QUANTIZERS)),
+    recipe="|".join(map(re.escape, RECIPES)),
     key=r"w\d+a\d+-n\d+-s\d+",
     variant=r"fp32|[^/]+/w\d+a\d+-n\d+-s\d+",
     bits=r"w\d+a\d+",

@@ -31,7 +31,7 @@ from ptq2themoon.study.fusion import (
     WITH,
     WITHOUT,
     Contestant,
-    Subject,
+    Form,
     comparison,
     contestants,
     operator_counts,
@@ -61,10 +61,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def subjects(folder: Path, recipe: str = "vanilla") -> list[Subject]:
+def forms(folder: Path, recipe: str = "vanilla") -> list[Form]:
     paths = {WITHOUT: folder / "unfused.onnx", WITH: folder / "fused.onnx"}
     chosen, pixels = load_recipe(RECIPES / f"{recipe}.yaml"), images(6).numpy()
-    return [Subject(fusion, path, chosen, (8, 8), pixels) for fusion, path in paths.items()]
+    return [Form(fusion, path, chosen, (8, 8), pixels) for fusion, path in paths.items()]
 
 
 def test_without_fusion_the_graph_is_the_exported_one_in_another_form(folder: Path) -> None:
@@ -79,7 +79,7 @@ def test_without_fusion_the_graph_is_the_exported_one_in_another_form(folder: Pa
 
 
 def test_operators_of_each_type_counted_by_hand(folder: Path) -> None:
-    table = operator_counts(subjects(folder))
+    table = operator_counts(forms(folder))
     counts = {row.operator: (row[2], row[3]) for row in table.itertuples()}
     assert counts["LayerNormalization"] == (0, NORMS)
     assert counts["PPQBiasFusedMatMul"] == (0, LINEAR)
@@ -87,12 +87,12 @@ def test_operators_of_each_type_counted_by_hand(folder: Path) -> None:
     assert counts["ReduceMean"] == (2 * NORMS, 0)
     assert counts["MatMul"] == (LINEAR + 4, 4)
     assert list(table[WITHOUT]) == sorted(table[WITHOUT], reverse=True)
-    nodes = [len(read_graph(subject.path).graph.node) for subject in subjects(folder)]
+    nodes = [len(read_graph(form.path).graph.node) for form in forms(folder)]
     assert [table[WITHOUT].sum(), table[WITH].sum()] == nodes
 
 
 def test_everything_that_is_timed_computes_the_model(folder: Path, tmp_path: Path) -> None:
-    both = subjects(folder)
+    both = forms(folder)
     logits = same_logits(both)
     found = contestants(both, "w8a8", 1, tmp_path)
     table = pd.DataFrame(comparison(found, both[0].images, logits, rounds=2))
@@ -112,9 +112,7 @@ def test_everything_that_is_timed_computes_the_model(folder: Path, tmp_path: Pat
 
 
 def test_fusion_leaves_fewer_operators_and_quantized_tensors(folder: Path, tmp_path: Path) -> None:
-    found = {
-        (c.executor, c.precision, c.fusion): c for c in contestants(subjects(folder), "w8a8", 1, tmp_path)
-    }
+    found = {(c.executor, c.precision, c.fusion): c for c in contestants(forms(folder), "w8a8", 1, tmp_path)}
     for executor, precision in product(EXECUTORS, ("fp32", "w8a8")):
         without, with_ = (found[executor, precision, fusion] for fusion in (WITHOUT, WITH))
         assert with_.operators < without.operators
@@ -130,7 +128,7 @@ def test_fusion_leaves_fewer_operators_and_quantized_tensors(folder: Path, tmp_p
 
 def test_what_does_not_run_says_why_and_has_no_ratio(folder: Path, tmp_path: Path) -> None:
     """This recipe selects roles, which operators have only with fusion; here none has."""
-    both = subjects(folder, "layernorm")
+    both = forms(folder, "layernorm")
     table = pd.DataFrame(
         comparison(contestants(both, "w8a8", 1, tmp_path), both[0].images, same_logits(both), 1)
     )
@@ -148,7 +146,7 @@ def test_output_that_is_not_finite_is_noted() -> None:
 
 def test_another_models_fused_graph_is_refused(folder: Path, tmp_path: Path) -> None:
     other, _ = tiny_vit(tmp_path, num_heads=4)
-    without, with_ = subjects(folder)
+    without, with_ = forms(folder)
     with_.path = other
     with pytest.raises(UserError, match=r"fused\.onnx: its logits differ by .* run the fuse stage again"):
         same_logits([without, with_])

@@ -40,7 +40,7 @@ RANDOM = PARAMS.benchmark.random
 
 # What `snakemake study` adds.
 STUDY = PARAMS.study
-QUANTIZERS = list(dict.fromkeys([*PARAMS.recipes, *STUDY.recipes, BASE, CHANNELWISE]))
+RECIPES = list(dict.fromkeys([*PARAMS.recipes, *STUDY.recipes, BASE, CHANNELWISE]))
 
 # What is quantized and how often: (recipe, bits, calibration images, seed).
 RUNS = list(product(PARAMS.recipes, PARAMS.bits, [PARAMS.calibration.images], PARAMS.calibration.seeds))

@@ -21,7 +21,7 @@ from ptq2themoon.study.fusion import (
     COUNTS,
     WITH,
     WITHOUT,
-    Subject,
+    Form,
     comparison,
     contestants,
     operator_counts,
@@ -73,14 +73,14 @@ def main() -> None:
         images = next(iter(calibration_batches(args.images, preprocessing, args.calibration_count))).numpy()
         onnx.save(without_fusion(args.model), folder / "model.onnx")
         paths = {WITHOUT: folder / "model.onnx", WITH: args.fused}
-        subjects = [Subject(fusion, path, recipe, bits, images) for fusion, path in paths.items()]
-        logits = same_logits(subjects)
-        found = contestants(subjects, args.bits, args.threads, folder)
+        forms = [Form(fusion, path, recipe, bits, images) for fusion, path in paths.items()]
+        logits = same_logits(forms)
+        found = contestants(forms, args.bits, args.threads, folder)
         table = pd.DataFrame(comparison(found, images, logits, args.rounds))
         table = table.assign(model=args.name, threads=args.threads, rounds=args.rounds)
         table = table.reindex(columns=COLUMNS).astype(dict.fromkeys(COUNTS, "Int64"))
         table.to_csv(stage.temporary(args.out), index=False, float_format="%.6g")
-        operator_counts(subjects).to_csv(stage.temporary(args.out_operators), index=False)
+        operator_counts(forms).to_csv(stage.temporary(args.out_operators), index=False)
 
 
 if __name__ == "__main__":

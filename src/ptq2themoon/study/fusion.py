@@ -64,7 +64,7 @@ def without_fusion(path: Path) -> onnx.ModelProto:
 
 
 @dataclass
-class Subject:
+class Form:
     """The graph without or with fusion.
 
     Attributes:
@@ -94,17 +94,17 @@ class Subject:
         return path
 
 
-def same_logits(subjects: Sequence[Subject]) -> np.ndarray:
+def same_logits(forms: Sequence[Form]) -> np.ndarray:
     """What all give in floating point for their images.
 
     Raises:
         UserError: they differ.
     """
-    first, *others = (run_onnx(subject.path, subject.images) for subject in subjects)
+    first, *others = (run_onnx(form.path, form.images) for form in forms)
     difference = max(float(np.abs(other - first).max()) for other in others)
     if not difference <= TOLERANCE:
         raise UserError(
-            f"{subjects[-1].path}: its logits differ by {difference:.2g} (> {TOLERANCE}) from those without "
+            f"{forms[-1].path}: its logits differ by {difference:.2g} (> {TOLERANCE}) from those without "
             "fusion; run the fuse stage again"
         )
     return first
@@ -140,24 +140,24 @@ class Contestant:
     def is_quantized(self) -> bool:
         return self.precision != FULL_PRECISION
 
-    def open(self, subject: Subject, threads: int, folder: Path) -> None:
-        """Make it run the subject's first image.
+    def open(self, form: Form, threads: int, folder: Path) -> None:
+        """Make it run the form's first image.
 
         Args:
             folder: for files that the runtime reads and writes.
         """
-        quantized = subject.quantized if self.is_quantized else []
+        quantized = form.quantized if self.is_quantized else []
         self.quantized_tensors = sum(len(item.tensors) for item in quantized)
         if self.executor == PPQ:
-            run = self._ppq(subject, quantized)
+            run = self._ppq(form, quantized)
         else:
-            path = subject.int8(folder) if self.is_quantized else subject.path
+            path = form.int8(folder) if self.is_quantized else form.path
             run = self._runtime(path, threads, folder / "optimised.onnx")
-        run(subject.images[:1])
+        run(form.images[:1])
         self.run = run
 
-    def _ppq(self, subject: Subject, quantized: list[QuantizedOperator]) -> Runner:
-        model = SimulatedModel(subject.path, "cpu", quantized, "ppq")
+    def _ppq(self, form: Form, quantized: list[QuantizedOperator]) -> Runner:
+        model = SimulatedModel(form.path, "cpu", quantized, "ppq")
         self.operators = self.executed = len(model._graph.operations)
         return lambda images: model(torch.from_numpy(images)).numpy()
 
@@ -181,13 +181,13 @@ class Contestant:
         return fidelity(found, logits, None)["sqnr_db"]
 
 
-def contestants(subjects: Sequence[Subject], bits: str, threads: int, folder: Path) -> list[Contestant]:
-    """Every subject in every executor and precision; those that do not run say why."""
+def contestants(forms: Sequence[Form], bits: str, threads: int, folder: Path) -> list[Contestant]:
+    """Every form in every executor and precision; those that do not run say why."""
     found = []
-    for executor, precision, subject in product(EXECUTORS, (FULL_PRECISION, bits), subjects):
-        contestant = Contestant(executor, precision, subject.fusion)
+    for executor, precision, form in product(EXECUTORS, (FULL_PRECISION, bits), forms):
+        contestant = Contestant(executor, precision, form.fusion)
         try:
-            contestant.open(subject, threads, folder)
+            contestant.open(form, threads, folder)
         except Exception as error:  # the executors' own have no common ancestor
             contestant.note = f"not timed: {' '.join(str(error).split())[:200]}"
         found.append(contestant)
@@ -238,9 +238,9 @@ def _repeat(do: Callable[[], object], count: int) -> None:
         do()
 
 
-def operator_counts(subjects: Sequence[Subject]) -> pd.DataFrame:
-    """Operators of each type by subject, the most frequent first; columns `operator` and each fusion."""
-    counts = {subject.fusion: count_types(read_graph(subject.path)) for subject in subjects}
+def operator_counts(forms: Sequence[Form]) -> pd.DataFrame:
+    """Operators of each type by form, the most frequent first; columns `operator` and each fusion."""
+    counts = {form.fusion: count_types(read_graph(form.path)) for form in forms}
     table = pd.DataFrame(counts).fillna(0).astype(int).rename_axis("operator").reset_index()
     order = [*counts, "operator"]
     return table.sort_values(order, ascending=[False] * len(counts) + [True], ignore_index=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.plots.arguments import add_figure
 from ptq2themoon.plots.inputs import named_paths, read_table
 from ptq2themoon.plots.network import COLUMNS, MODES
 from ptq2themoon.plots.operator_errors import errors_along_network
@@ -31,9 +31,7 @@ def arguments() -> argparse.Namespace:
         help="images behind a mode's numbers, named in its title; repeat",
     )
     parser.add_argument("--worst", type=int, default=3, help="operators named, a recipe and mode")
-    parser.add_argument("--dpi", type=int, default=150)
-    parser.add_argument("--out-png", type=Path, required=True)
-    parser.add_argument("--out-svg", type=Path, required=True)
+    add_figure(parser)
     return parser.parse_args()
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ptq2themoon.plots.ablation import ABLATION_COLUMNS, ablation
+from ptq2themoon.plots.arguments import add_figure
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run
@@ -17,9 +18,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="what the table or figure calls the model")
     parser.add_argument("--variant", choices=VARIANTS, required=True)
     parser.add_argument("--table", type=Path, required=True, help="of study_table")
-    parser.add_argument("--dpi", type=int, default=150)
-    parser.add_argument("--out-png", type=Path, required=True)
-    parser.add_argument("--out-svg", type=Path, required=True)
+    add_figure(parser)
     return parser.parse_args()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ptq2themoon.plots.arguments import add_figure
 from ptq2themoon.plots.fusion import COLUMNS, OPERATOR_COLUMNS, fusion
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.style import check_dpi, save
@@ -15,9 +16,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--table", type=Path, required=True, help="fusion.csv")
     parser.add_argument("--operators", type=Path, required=True, help="fusion_operators.csv")
-    parser.add_argument("--dpi", type=int, default=150)
-    parser.add_argument("--out-png", type=Path, required=True)
-    parser.add_argument("--out-svg", type=Path, required=True)
+    add_figure(parser)
     return parser.parse_args()
 
 

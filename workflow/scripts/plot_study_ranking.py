@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ptq2themoon.plots.arguments import add_figure
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.ranking import RANKING_COLUMNS, SEARCH_COLUMNS, ranking
 from ptq2themoon.plots.style import check_dpi, save
@@ -19,9 +20,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--search", type=Path, required=True, help="of study_auto")
     parser.add_argument("--bits-from", type=Path, required=True, help="bits.json of study_bits")
     parser.add_argument("--share", type=float, required=True, help="as study_auto was asked for")
-    parser.add_argument("--dpi", type=int, default=150)
-    parser.add_argument("--out-png", type=Path, required=True)
-    parser.add_argument("--out-svg", type=Path, required=True)
+    add_figure(parser)
     return parser.parse_args()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ptq2themoon.plots.arguments import add_figure
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.output_error import output_error
 from ptq2themoon.plots.style import check_dpi, save
@@ -17,9 +18,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--summary", type=Path, required=True, help="summary.csv")
     parser.add_argument("--model", required=True, help="the model whose rows are drawn")
-    parser.add_argument("--dpi", type=int, default=150)
-    parser.add_argument("--out-png", type=Path, required=True)
-    parser.add_argument("--out-svg", type=Path, required=True)
+    add_figure(parser)
     return parser.parse_args()
 
 

@@ -7,19 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from ptq2themoon.data import calibration_batches, open_source
+from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
-from ptq2themoon.errors import at_least
-from ptq2themoon.evaluate.arguments import add_images, add_model, evaluated_images
-from ptq2themoon.evaluate.attention import attention_spec
+from ptq2themoon.evaluate.arguments import add_images, add_model
 from ptq2themoon.quantize.bits import parse_bits
 from ptq2themoon.quantize.recipe import load_recipe
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.ablation import METRICS, RUN
+from ptq2themoon.study.bench import Bench, add_bench
 from ptq2themoon.study.files import chosen_bits
 from ptq2themoon.study.names import VARIANTS
-from ptq2themoon.study.quantizing import Subject
-from ptq2themoon.study.reference import Reference
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,20 +28,14 @@ def parse_args() -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--bits", help="as w8a8")
     which.add_argument("--bits-from", type=Path, help="bits.json of study_bits: the narrow ones")
-    parser.add_argument("--calibration", type=Path, required=True, help="calibration images")
-    parser.add_argument("--calibration-batch-size", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True, help="that drew them; for the table")
-    parser.add_argument("--reference", type=Path, required=True, help="reference.safetensors")
-    parser.add_argument("--images", type=int, required=True, help="as in the reference")
-    parser.add_argument("--batch-size", type=int, required=True)
-    parser.add_argument("--block", type=int, default=-1)
+    add_bench(parser)
+    parser.add_argument("--seed", type=int, required=True, help="that drew the calibration; for the table")
     parser.add_argument("--out", type=Path, required=True, help="CSV")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    at_least(1, args.images, "--images")
     device, source = resolve_device(args.device), open_source(args.kind, args.source)
     bits = args.bits or chosen_bits(args.bits_from)
     recipes = [load_recipe(path, [parse_bits(bits)]) for path in args.recipes]
@@ -72,20 +63,16 @@ def main() -> None:
         seed=args.seed,
         device=device,
     ) as stage:
-        images = evaluated_images(args, source, args.batch_size, args.images)
-        subject = Subject.read(args.graph, args.fusion, device)
-        calibration = calibration_batches(
-            args.calibration, images.batches.preprocessing, args.calibration_batch_size
-        )
-        reference, spec = Reference.load(args.reference), attention_spec(args.fusion, args.block)
-        for recipe in recipes:
-            subject.plan(recipe, bits)  # what does not fit the model is named before anything is computed
+        bench = Bench.open(args, source, device)
+        variants = [bench.subject.read_as(recipe, args.variant) for recipe in recipes]
+        for recipe in variants:
+            bench.subject.plan(recipe, bits)  # what does not fit the model is named before any is computed
         rows = []
-        for recipe in recipes:
-            quantized = subject.quantized(subject.read_as(recipe, args.variant), bits, calibration)
-            metrics = reference.evaluate(subject.model(quantized), images, spec).metrics
-            facts = (recipe.name, bits, args.variant, calibration.images, args.seed, metrics["images"])
-            rows.append((*facts, *(metrics[name] for name in METRICS)))
+        for recipe in variants:
+            metrics = bench.metrics(recipe, bits)
+            drawn = bench.calibration.images, args.seed, metrics["images"]
+            figures = (metrics[name] for name in METRICS)
+            rows.append((recipe.name, bits, args.variant, *drawn, *figures))
         table = pd.DataFrame(rows, columns=RUN)
         table.to_csv(stage.temporary(args.out), index=False, float_format="%.8g")
 

@@ -1,4 +1,4 @@
-"""The arguments of every script that draws maps of a few images."""
+"""The arguments that scripts which draw have in common."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from pathlib import Path
 from ptq2themoon.errors import at_least
 from ptq2themoon.plots.heatmap import check_colormap
 from ptq2themoon.plots.style import check_dpi
+
+
+def add_figure(parser: argparse.ArgumentParser) -> None:
+    """The resolution and the two files of a figure."""
+    parser.add_argument("--dpi", type=int, default=150)
+    parser.add_argument("--out-png", type=Path, required=True)
+    parser.add_argument("--out-svg", type=Path, required=True)
 
 
 def add_maps(parser: argparse.ArgumentParser, file: str) -> None:

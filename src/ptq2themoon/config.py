@@ -17,7 +17,7 @@ from ptq2themoon.quantize.bits import Bits, parse_bits
 from ptq2themoon.quantize.recipe import load_recipe
 from ptq2themoon.study.settings import Study
 from ptq2themoon.torchvision_names import parse_torchvision
-from ptq2themoon.validation import Key, Strict, failure, no_repeats, read_yaml, validate
+from ptq2themoon.validation import SOME, UNIQUE, Key, Positive, Strict, failure, read_yaml, validate
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Folders of results/ that are neither a model nor a recipe, and the suffixes of the files beside those.
@@ -35,12 +35,9 @@ def _name(name: str) -> str:
     return name
 
 
-Positive = Annotated[int, Field(ge=1)]
 Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
 # A pattern for the keys alone would let others through.
 _named = Field(json_schema_extra={"additionalProperties": False})
-_set = (Field(json_schema_extra={"uniqueItems": True}), AfterValidator(no_repeats))
-_some = (Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(no_repeats))
 
 
 class Model(Strict):
@@ -119,7 +116,7 @@ class Calibration(Strict):
     """How many images are drawn."""
     batch_size: Positive
     """Images in a batch."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], *_some]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], *SOME]
     """One quantized model for each; a seed decides which images are drawn."""
 
     @property
@@ -152,20 +149,20 @@ class Attention(Strict):
 class Deployment(Strict):
     """INT8 models for runtimes."""
 
-    modes: Annotated[list[Mode], *_set] = list(MODES)
+    modes: Annotated[list[Mode], *UNIQUE] = list(MODES)
     """`faithful`: all that the recipe quantizes; `fast`: only what integer kernels make faster; []: none."""
 
 
 class Benchmark(Strict):
     """`snakemake benchmark`: speed, size and accuracy beside those of other tools, on this machine."""
 
-    architectures: Annotated[list[str], *_set] = ["deit_tiny_patch16_224", "vit_small_patch16_224"]
+    architectures: Annotated[list[str], *UNIQUE] = ["deit_tiny_patch16_224", "vit_small_patch16_224"]
     """timm models with random weights, to be timed besides `models`."""
     images: Positive = 32
     """Calibration images of the architectures."""
     evaluation_images: Positive = 2000
     """At most so many of the evaluation images, for each model of each tool."""
-    batches: Annotated[list[Positive], *_some] = [1, 8]
+    batches: Annotated[list[Positive], *SOME] = [1, 8]
     """Images at once."""
     rounds: Positive = 21
     """How often each model runs, by turns with all the others."""
@@ -201,9 +198,9 @@ class Params(Strict):
     """What is quantized."""
     datasets: Annotated[dict[Name, Dataset], _named]
     """The images, by name."""
-    recipes: Annotated[list[Name], *_some]
+    recipes: Annotated[list[Name], *SOME]
     """Files of recipes/, without `.yaml`."""
-    bits: Annotated[list[Bits], *_some]
+    bits: Annotated[list[Bits], *SOME]
     """Bits of weights and activations: `w8a8`."""
     calibration: Calibration
     evaluation: Evaluation

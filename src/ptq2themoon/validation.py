@@ -6,10 +6,10 @@ import json
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from ptq2themoon.errors import UserError, nearest
@@ -46,6 +46,12 @@ def no_repeats(values: list[Any]) -> list[Any]:
         if value in values[:index]:
             raise ValueError(f"{value!r} is listed twice")
     return values
+
+
+Positive = Annotated[int, Field(ge=1)]
+# Of a list, besides its type: nothing twice; and at least one.
+UNIQUE = (Field(json_schema_extra={"uniqueItems": True}), AfterValidator(no_repeats))
+SOME = (Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(no_repeats))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

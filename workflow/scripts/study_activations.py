@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon.data import Preprocessing, batches, open_source, read_info, read_manifest, spread
+from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
-from ptq2themoon.evaluate.arguments import add_images, add_model
-from ptq2themoon.graph.files import check_same_model
+from ptq2themoon.evaluate.arguments import add_images, add_model, evaluated_images
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.inputs import Ranges, channel_table, largest_table, read_layers, watch_inputs
@@ -41,16 +40,13 @@ def main() -> None:
         },
         device=device,
     ) as stage:
-        manifest = read_manifest(args.manifest)
-        rows = spread(manifest, min(args.images, len(manifest)), "--images", args.manifest)
-        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
-        check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size)
+        batches = evaluated_images(args, source, args.batch_size, args.images).batches
         found, ranges = read_layers(args.fusion), Ranges()
-        images = (x for x, _ in batches(rows, source, preprocessing, args.batch_size))
+        images = (x for x, _ in batches)
         watch_inputs(load_model(args.graph, device), images, found.layers, ranges.see)
         channels = channel_table(ranges)
         channels.to_csv(stage.temporary(args.out), index=False, float_format="%.5g")
-        largest = largest_table(ranges, len(rows), found.note)
+        largest = largest_table(ranges, len(batches.rows), found.note)
         largest.to_csv(stage.temporary(args.out_largest), index=False, float_format="%.6g")
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ptq2themoon.plots.style import FULL_PRECISION, GREY, LIGHT_GREY, Series, series, styled
-from ptq2themoon.study.names import MEASURES, row_name
+from ptq2themoon.study.names import MEASURES, measure_of, row_name
 
 ABLATION_COLUMNS = (
     *("recipe", "bits", "seeds", "images", "published_top1"),
@@ -27,7 +27,7 @@ def ablation(table: pd.DataFrame, title: str) -> Figure:
             their own.
     """
     measured = table[table["recipe"] != FULL_PRECISION]
-    measure = next(name for name in MEASURES if measured[name].notna().any())
+    measure = measure_of(table)
     recipes, bits = list(dict.fromkeys(table["recipe"])), list(dict.fromkeys(table["bits"]))
     figure = Figure(figsize=(4.2 + 2.25 * (len(bits) + 1), 1.55 + 0.29 * len(recipes)), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ptq2themoon.markdown import signed, table
 from ptq2themoon.study.ablation import FP32
-from ptq2themoon.study.names import MEASURES
+from ptq2themoon.study.names import MEASURES, measure_of
 from ptq2themoon.study.settings import AUTO, BASE, CUSTOMIZED, NORMS
 from ptq2themoon.study.tables import with_deviation
 
@@ -25,7 +25,7 @@ def model_rows(model: str, plain: pd.DataFrame, once: pd.DataFrame) -> list[dict
     Args:
         plain, once: ablation_input.csv and ablation_once.csv.
     """
-    measure = next(name for name in MEASURES if plain[plain["recipe"] != FP32][name].notna().any())
+    measure = measure_of(plain)
     factor, _ = MEASURES[measure]
     full = factor * float(plain.loc[plain["recipe"] == FP32, measure].iloc[0])
     facts = {"model": model, "measure": measure, "images": int(plain["images"].iloc[0])}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, get_args
 
+import pandas as pd
+
 from ptq2themoon.errors import UserError
 from ptq2themoon.study.settings import AUTO
 
@@ -31,6 +33,13 @@ MEASURES = {
     "agreement": (1.0, "agreement with FP32 (%)"),
     "output_cosine": (100.0, "output cosine × 100"),
 }
+
+
+def measure_of(table: pd.DataFrame) -> str:
+    """The first of `MEASURES` that any quantized row of an ablation's table has."""
+    quantized = table[table["recipe"] != "fp32"]
+    return next(name for name in MEASURES if quantized[name].notna().any())
+
 
 # What a recipe quantizes per channel, for people.
 ROWS = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import Field, field_validator
 
 from ptq2themoon.quantize.bits import Bits, parse_bits
-from ptq2themoon.validation import Strict, no_repeats
+from ptq2themoon.validation import SOME, Positive, Strict
 
 BASE = "vanilla"  # all per tensor: what the others are measured against
 NORMS = "layernorm"  # the least that the study quantizes per channel
@@ -20,14 +20,11 @@ AUTO = "auto"  # what the study's method chooses for the model at hand
 # The layers whose inputs are looked at, each with the roles that it has by exporter or model.
 LAYERS = {"qkv": ("qkv", "q", "k", "v"), "proj": ("proj",), "fc1": ("fc1",), "fc2": ("fc2",)}
 
-Positive = Annotated[int, Field(ge=1)]
-_some = (Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(no_repeats))
-
 
 class Study(Strict):
     """`snakemake study`: which operators need channel-wise quantization, and what it costs."""
 
-    recipes: Annotated[list[str], *_some] = [
+    recipes: Annotated[list[str], *SOME] = [
         BASE,
         NORMS,
         "layernorm_fc1",
@@ -54,7 +51,7 @@ class Study(Strict):
     """Evaluation images of the ablation, at most."""
     calibration_images: Positive = 64
     """Calibration images of the ablation; all else has those of `calibration`."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], *_some] = [0, 1, 2]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], *SOME] = [0, 1, 2]
     """The ablation is repeated for each: a seed draws its own calibration images."""
     share: float = Field(default=0.9, gt=0, le=1)
     """Of the error that quantizing everything per channel removes: how much the recipe `auto` must."""

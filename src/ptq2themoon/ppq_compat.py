@@ -102,6 +102,61 @@ def _gelu(op: ir.Operation, values: list[torch.Tensor], ctx: object = None, **_:
 for _table in executor.base.OPERATION_FORWARD_TABLE.values():
     _table["Gelu"] = _gelu
 
+
+def parse(model: onnx.ModelProto) -> ir.BaseGraph:
+    """PPQ's graph of an ONNX model in memory; the model stays as it is.
+
+    PPQ's parser reads files alone: what it asks of the module onnx is answered from memory.
+    """
+    module = sys.modules[parser.OnnxParser.__module__]
+    name, shims = "model in memory", {"onnx": _Loaded(model), "is_file_exist": lambda _: True}
+    before = {attribute: getattr(module, attribute) for attribute in shims}
+    try:
+        for attribute, shim in shims.items():
+            setattr(module, attribute, shim)
+        return parser.OnnxParser().build(name)
+    finally:
+        for attribute, original in before.items():
+            setattr(module, attribute, original)
+
+
+class _Loaded:
+    """`onnx`, as far as PPQ's parser asks it."""
+
+    ModelProto = onnx.ModelProto
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
+
+    def load(self, _: str) -> onnx.ModelProto:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self._model)
+        return copy
+
+
+def uniform_config(
+    bits: int, quant_min: int, quant_max: int, axis: int | None, *, symmetric: bool, observer: str = "minmax"
+) -> core.TensorQuantizationConfig:
+    """PPQ's configuration of a uniform quantizer that is not yet calibrated.
+
+    Args:
+        axis: of the channels that have a scale each; None: per tensor.
+    """
+    kinds = core.QuantizationProperty
+    granularity = kinds.PER_TENSOR if axis is None else kinds.PER_CHANNEL
+    symmetry = kinds.SYMMETRICAL if symmetric else kinds.ASYMMETRICAL
+    return core.TensorQuantizationConfig(
+        policy=core.QuantizationPolicy(symmetry + kinds.LINEAR + granularity),
+        rounding=core.RoundingPolicy.ROUND_HALF_EVEN,
+        num_of_bits=bits,
+        quant_min=quant_min,
+        quant_max=quant_max,
+        observer_algorithm=observer,
+        channel_axis=axis,
+        state=core.QuantizationStates.INITIAL,
+    )
+
+
 __all__ = [
     "TensorObserverFactory",
     "core",
@@ -111,6 +166,8 @@ __all__ = [
     "measure",
     "observer",
     "opdef",
+    "parse",
     "parser",
     "ppq",
+    "uniform_config",
 ]

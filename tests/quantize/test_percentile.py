@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ppq_config import config
+from ptq2themoon.quantize.percentile import PercentileObserver, largest
 from torch import Tensor
 
 from ptq2themoon.ppq_compat import observer
-from ptq2themoon.quantize.percentile import PercentileObserver, largest
 
 DRAWS = {
     "normal": lambda g, n: torch.randn(n, generator=g),

@@ -27,5 +27,5 @@ rule calibrate:
     shell:
         "python workflow/scripts/calibrate.py --graph {input.graph} --fusion {input.fusion} "
         "--info {input.info} --recipe recipes/{wildcards.recipe}.yaml --bits {wildcards.bits} "
-        "--images {input.images} --batch-size {params.batch_size} --device {params.device} "
+        "--images {input.images} --batch-size {params.batch_size} --seed {wildcards.seed} --device {params.device} "
         "--out {output.qparams} --out-arrays {output.arrays} > {log} 2>&1"

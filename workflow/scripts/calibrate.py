@@ -8,14 +8,12 @@ from pathlib import Path
 from ptq2themoon.config import parse_bits
 from ptq2themoon.data import Preprocessing, calibration_batches, read_info
 from ptq2themoon.device import resolve_device
-from ptq2themoon.graph.files import check_same_model
-from ptq2themoon.graph.nodes import read_nodes
+from ptq2themoon.graph.files import check_same_model, read_graph
 from ptq2themoon.graph.report import read_operators
-from ptq2themoon.quantize.calibration import calibrate
-from ptq2themoon.quantize.plan import plan
+from ptq2themoon.quantize.files import Header, write_qparams
+from ptq2themoon.quantize.pipeline import quantize
+from ptq2themoon.quantize.plan import protocol
 from ptq2themoon.quantize.recipe import load_recipe
-from ptq2themoon.quantize.simulation import SimulatedModel
-from ptq2themoon.quantize.tensors import save
 from ptq2themoon.stage import Stage, run, sha256
 
 
@@ -28,6 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--bits", required=True, help="as w8a8")
     parser.add_argument("--images", type=Path, required=True, help="calibration images")
     parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0, help="of what methods draw")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--out-arrays", type=Path, required=True)
@@ -37,7 +36,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     recipe = load_recipe(args.recipe)
-    weight_bits, activation_bits = parse_bits(args.bits)
+    bits = parse_bits(args.bits)
     device = resolve_device(args.device)
     parameters = {
         "recipe": recipe.name,
@@ -50,22 +49,23 @@ def main() -> None:
         inputs=[args.graph, args.fusion, args.info, args.images, *recipe.sources],
         outputs=[args.out, args.out_arrays],
         parameters=parameters,
+        seed=args.seed,
         device=device,
     ) as stage:
         preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
         check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size)
-        planned = plan(
-            read_operators(args.fusion), read_nodes(args.graph), recipe, weight_bits, activation_bits
-        )
         batches = calibration_batches(args.images, preprocessing, args.batch_size)
-        calibrate(SimulatedModel(args.graph, device, planned), planned, batches)
-        header = {
-            "recipe": recipe.name,
-            "bits": args.bits,
-            "calibration_images": batches.images,
-            "graph_sha256": sha256(args.graph),
-        }
-        save(planned, header, stage.temporary(args.out), stage.temporary(args.out_arrays))
+        operators, graph = read_operators(args.fusion), read_graph(args.graph)
+        model = quantize(graph, operators, recipe, bits, batches, device, args.seed)
+        header = Header(
+            recipe=recipe.name,
+            bits=args.bits,
+            protocol=protocol(model.quantized),
+            methods=[call.model_dump() for call in recipe.methods],
+            calibration_images=batches.images,
+            graph_sha256=sha256(args.graph),
+        )
+        write_qparams(model, header, stage.temporary(args.out), stage.temporary(args.out_arrays))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from ptq2themoon.data import Preprocessing, read_info
 from ptq2themoon.deploy.export import deploy
 from ptq2themoon.deploy.modes import MODES, PROFILES
 from ptq2themoon.graph.files import check_same_model, read_graph
-from ptq2themoon.quantize.tensors import load
+from ptq2themoon.quantize.files import read_qparams
 from ptq2themoon.stage import Stage, run, sha256, write_json
 
 
@@ -38,11 +38,11 @@ def main() -> None:
     ) as stage:
         preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
         check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
-        quantized = load(*args.qparams)
-        made = deploy(read_graph(args.graph), quantized, args.mode, args.profile, source=args.graph)
+        model = read_qparams(*args.qparams).model(read_graph(args.graph))
+        made = deploy(model.edited, model.quantized, args.mode, args.profile, source=args.graph)
         onnx.save(made.model, stage.temporary(args.out))
         report = {
-            **made.report(item.operator for item in quantized),
+            **made.report(item.operator for item in model.quantized),
             "graph_sha256": sha256(args.graph),
             "qparams_sha256": sha256(args.qparams[0]),
             "int8_sha256": sha256(stage.temporary(args.out)),

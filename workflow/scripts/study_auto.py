@@ -71,7 +71,9 @@ def main() -> None:
         subject = Subject.read(args.graph, args.fusion, device)
         # Quantized once, an activation is per channel where its reader is, whatever makes it.
         base, channelwise = (subject.read_as(recipe, "once") for recipe in (base, channelwise))
-        per_tensor, per_channel = (subject.quantized(r, bits, calibration) for r in (base, channelwise))
+        per_tensor, per_channel = (
+            subject.quantized(recipe, bits, calibration).quantized for recipe in (base, channelwise)
+        )
         ranking = rank(subject, per_tensor, per_channel, batches)
         places = [Place(r.role, None if pd.isna(r.block) else int(r.block)) for r in ranking.itertuples()]
         useful = places[: int((ranking["gain"] > 0).sum())]

@@ -23,8 +23,8 @@ from ptq2themoon.device import resolve_device
 from ptq2themoon.errors import UserError, at_least
 from ptq2themoon.evaluate.arguments import add_model_and_images, evaluated_images
 from ptq2themoon.graph.files import read_graph
-from ptq2themoon.quantize.simulation import load_model
-from ptq2themoon.quantize.tensors import load
+from ptq2themoon.quantize.files import read_qparams
+from ptq2themoon.quantize.simulation import simulated
 from ptq2themoon.stage import Stage, run, sha256, write_json
 
 
@@ -60,15 +60,15 @@ def main() -> None:
     ) as stage:
         data, *kind = evaluated_images(args, source, args.batch_size)
         reports = read_reports(args.deployed, args.int8, args.graph, args.qparams[0])
-        simulated = load_model(args.graph, device, args.qparams)
+        model = read_qparams(*args.qparams).model(read_graph(args.graph))
+        quantized, simulation = model.quantized, simulated(model, device)
         floating, *int8 = (runner(session(path, threads=args.threads)) for path in (args.graph, *args.int8))
-        metrics = compare_runs(dict(zip(reports, int8, strict=True)), floating, simulated, data, *kind)
+        metrics = compare_runs(dict(zip(reports, int8, strict=True)), floating, simulation, data, *kind)
         few = batches(data.rows[: args.operator_images], source, data.preprocessing, args.operator_images)
         images = torch.cat([images for images, _ in few])
         found, tables = {}, []
         for (mode, report), path in zip(reports.items(), args.int8, strict=True):
-            quantized = load(*args.qparams)
-            differences = compare(read_graph(args.graph), quantized, simulated, images, mode)
+            differences = compare(model.edited, quantized, simulation, images, mode)
             found[mode] = {**metrics[mode], **verdict(metrics[mode], differences, mode)}
             with tempfile.TemporaryDirectory() as folder:
                 found[mode]["kernels"] = integer_kernels(path, Path(folder))

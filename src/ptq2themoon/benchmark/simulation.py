@@ -23,7 +23,7 @@ COLUMNS = (
     *("model", "measure", "contestant", "images", "batch", "threads", "rounds"),
     *("seconds", "low", "high", "ratio", "ratio_low", "ratio_high", "equal"),
 )
-REFERENCE, LOWERED = "PPQ's executor", "lowered graph"
+REFERENCE, PROGRAM = "PPQ's executor", "our program"
 PPQ_PASS, OURS = "PPQ's calibration pass", "ours"
 Plan = Callable[[], list[QuantizedOperator]]
 
@@ -36,10 +36,10 @@ def forward(
     Args:
         images: [B, C, H, W], normalised.
     """
-    reference, lowered = (load_model(graph, "cpu", qparams, engine) for engine in ("ppq", "lowered"))
-    equal = torch.equal(reference(images), lowered(images))
-    work = {REFERENCE: lambda: reference(images), LOWERED: lambda: lowered(images), **others}
-    return rows("simulation", interleaved(work, rounds), REFERENCE, {LOWERED: equal})
+    reference, program = (load_model(graph, "cpu", qparams, engine) for engine in ("ppq", "program"))
+    equal = torch.equal(reference(images), program(images))
+    work = {REFERENCE: lambda: reference(images), PROGRAM: lambda: program(images), **others}
+    return rows("simulation", interleaved(work, rounds), REFERENCE, {PROGRAM: equal})
 
 
 def calibration(graph: Path, planned: Plan, batches: Sequence[Tensor], rounds: int) -> list[dict[str, Any]]:
@@ -89,10 +89,10 @@ def _ppq_pass(
     graph: Path, planned: list[QuantizedOperator], batches: Sequence[Tensor]
 ) -> tuple[float, list[Tensor]]:
     """PPQ's passes on the same graph with the same configurations."""
-    model = SimulatedModel(graph, "cpu", planned, "ppq")
-    (graph_input,) = model._graph.inputs.values()
+    engine = SimulatedModel(graph, "cpu", planned, "ppq").ppq
+    (graph_input,) = engine.graph.inputs.values()
     graph_input.shape = [1, *batches[0].shape[1:]]
-    given = {"graph": model._graph, "dataloader": list(batches), "executor": model._executor}
+    given = {"graph": engine.graph, "dataloader": list(batches), "executor": engine.executor}
     optim = ppq.quantization.optim
     start = time.perf_counter()
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
@@ -100,4 +100,4 @@ def _ppq_pass(
         optim.ParameterQuantizePass().optimize(**given)
         optim.RuntimeCalibrationPass().optimize(**given, calib_steps=len(batches), collate_fn=None)
     found = time.perf_counter() - start
-    return found, [config.scale for item in planned for config in model.configs(item.operator.name)]
+    return found, [config.scale for item in planned for config in engine.configs(item.operator.name)]

@@ -105,7 +105,7 @@ def compare(
     """
     graph = Graph(model)
     nodes = {node.name: node for node in graph.nodes}
-    items = {i.operator.name: i for i in quantized if any(t.operand == "output" for t in i.tensors)}
+    items = {i.operator.name: i for i in quantized if _has_grid(i)}
     found = {name: Difference(name, mode) for name in items}
 
     def watch(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
@@ -122,6 +122,11 @@ def compare(
     return list(found.values())
 
 
+def _has_grid(item: QuantizedOperator) -> bool:
+    """Whether the output is quantized to a uniform grid, in whose steps differences are counted."""
+    return any(t.operand == "output" and Grid.of(t) is not None for t in item.tensors)
+
+
 def _alone(
     graph: Graph,
     node: NodeProto,
@@ -135,7 +140,10 @@ def _alone(
     without = QuantizedOperator(item.operator, [t for t in item.tensors if t.operand != "output"])
     deployed = session(deploy(model, [item], mode).model)
     unrounded = deploy(model, [without] if without.tensors else [], "faithful").model
-    return _Alone(Grid.of(output), list(values), deployed, session(unrounded, optimise=False))
+    grid = Grid.of(output)
+    if grid is None:
+        raise ValueError(f"the output of {item.operator.name!r} lies on no uniform grid")
+    return _Alone(grid, list(values), deployed, session(unrounded, optimise=False))
 
 
 def _model_of(

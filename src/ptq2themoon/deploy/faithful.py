@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.deploy.grid import Grids, grids_of
 from ptq2themoon.deploy.linear import Linear, as_linear, write_product
 from ptq2themoon.deploy.modes import Profile
 from ptq2themoon.deploy.report import Place
@@ -16,7 +16,6 @@ from ptq2themoon.deploy.writer import S8, U8, Writer
 from ptq2themoon.graph.editing import tensor_shapes
 from ptq2themoon.quantize.tensors import QuantizedOperator
 
-Grids = Mapping[tuple[str, int], Grid]  # by operand and position
 SMALL = 1  # dimensions; vectors (biases, scales of norms) stay float, on their grid
 
 
@@ -41,7 +40,7 @@ class Faithful:
     def write(self) -> onnx.ModelProto:
         for node in self.writer.graph.nodes:
             item = self.quantized.get(node.name)
-            grids: Grids = {(t.operand, t.position): Grid.of(t) for t in item.tensors} if item else {}
+            grids: Grids = grids_of(item) if item else {}
             self._node(node, grids)
         return self.writer.finish()
 

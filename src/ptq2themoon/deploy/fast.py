@@ -9,7 +9,7 @@ import onnx
 from onnx import NodeProto
 
 from ptq2themoon.deploy.folds import MOVES, layernorm_folds, scaled_parameters, scaled_weight
-from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.deploy.grid import Grid, Grids, grids_of
 from ptq2themoon.deploy.linear import Linear, as_linear, write_product
 from ptq2themoon.deploy.modes import Profile
 from ptq2themoon.deploy.patches import Patches, as_patches
@@ -18,7 +18,6 @@ from ptq2themoon.deploy.writer import S8, U8, Writer
 from ptq2themoon.graph.editing import tensor_shapes
 from ptq2themoon.quantize.tensors import QuantizedOperator
 
-Grids = Mapping[tuple[str, int], Grid]  # by operand and position
 FLOAT = Place("float", "runtimes compute it in floating point: quantizing it costs time and accuracy")
 UNQUANTIZED = Place("float", "the recipe leaves an input in floating point")
 WIDE = Place("float", "more than 8 bits")
@@ -42,10 +41,7 @@ class Fast:
         self, model: onnx.ModelProto, quantized: Mapping[str, QuantizedOperator], profile: Profile
     ) -> None:
         self.writer = Writer(model)
-        self.grids: dict[str, Grids] = {
-            name: {(t.operand, t.position): Grid.of(t) for t in item.tensors}
-            for name, item in quantized.items()
-        }
+        self.grids: dict[str, Grids] = {name: grids_of(item) for name, item in quantized.items()}
         self.profile = profile
         self.shapes = tensor_shapes(model)
         self.places: dict[str, Place] = {}

@@ -1,12 +1,14 @@
-"""The values that a quantized tensor can take, and the integers that stand for them."""
+"""The values that a uniformly quantized tensor can take, and the integers that stand for them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from ptq2themoon.quantize.tensors import QuantizedTensor
+from ptq2themoon.quantize.quantizers import Uniform
+from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 
 STORED_BITS = 8  # of the integers in the file; fewer bits use a part of their range
 
@@ -17,7 +19,7 @@ class Grid:
 
     Attributes:
         scale: float32, 0-d, or [channels] along `axis`.
-        low, high: smallest and largest code.
+        low, high: smallest and largest multiple: codes less the zero point, so that 0 stands for 0.
     """
 
     scale: np.ndarray
@@ -26,14 +28,20 @@ class Grid:
     high: int
 
     @classmethod
-    def of(cls, tensor: QuantizedTensor) -> Grid:
-        assert tensor.scale is not None
-        scale = tensor.scale.detach().cpu().numpy().astype(np.float32)
-        return cls(scale, tensor.axis if scale.ndim else None, tensor.quant_min, tensor.quant_max)
+    def of(cls, tensor: QuantizedTensor) -> Grid | None:
+        """None where one grid cannot hold it: another kind, or channels with zero points of their own."""
+        quantizer = tensor.ready()
+        if not isinstance(quantizer, Uniform):
+            return None
+        lows, highs = (set(ends.flatten().tolist()) for ends in (quantizer.lowest, quantizer.highest))
+        if len(lows) > 1:
+            return None
+        scale = quantizer.scale.detach().cpu().numpy().astype(np.float32)
+        return cls(scale, quantizer.axis if scale.ndim else None, int(lows.pop()), int(highs.pop()))
 
     @classmethod
     def of_weight(cls, weight: np.ndarray, axis: int, bits: int) -> Grid:
-        """Symmetric, a scale for each channel along `axis`, so that its largest magnitude is the top code."""
+        """Symmetric, one scale per channel along `axis`, so that its largest magnitude is the top code."""
         high = (1 << (bits - 1)) - 1
         others = tuple(i for i in range(weight.ndim) if i != axis)
         largest = np.abs(weight).max(axis=others).astype(np.float32) / np.float32(high)
@@ -46,17 +54,23 @@ class Grid:
 
     @property
     def bits(self) -> int:
-        return self.high.bit_length() + 1
+        return (self.high - self.low).bit_length()
 
     @property
     def stored(self) -> bool:
-        """Whether int8 holds its codes."""
-        return self.high < 1 << (STORED_BITS - 1)
+        """Whether integers of 8 bits hold its codes."""
+        return self.high - self.low < 1 << STORED_BITS
 
     @property
     def narrow(self) -> bool:
         """Whether its range is less than that of the integers which store it."""
-        return self.high < (1 << (STORED_BITS - 1)) - 1
+        return self.high - self.low < (1 << STORED_BITS) - 1
+
+    @property
+    def zero_point(self) -> int:
+        """The int8 that stands for 0; 128 more is the uint8."""
+        signed = -(1 << (STORED_BITS - 1))
+        return 0 if signed <= self.low and self.high < -signed else signed - self.low
 
     def same(self, other: Grid | None) -> bool:
         return (
@@ -90,3 +104,12 @@ class Grid:
     def transposed(self) -> Grid:
         """Of the transposed matrix."""
         return self if self.axis is None else Grid(self.scale, 1 - self.axis, self.low, self.high)
+
+
+Grids = Mapping[tuple[str, int], Grid]  # by operand and position
+
+
+def grids_of(item: QuantizedOperator) -> Grids:
+    """The grids of an operator's tensors, as far as they have one."""
+    found = {(tensor.operand, tensor.position): Grid.of(tensor) for tensor in item.tensors}
+    return {place: grid for place, grid in found.items() if grid is not None}

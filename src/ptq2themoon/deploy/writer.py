@@ -20,7 +20,7 @@ class Writer:
     """Collects the new graph's nodes in order.
 
     `reads` says under which name the new graph has a tensor of the old one: that of its last
-    dequantized form. uint8 has zero point 128 and int8 has 0: both store the same codes.
+    dequantized form. The zero point of uint8 is 128 more than that of int8: both store the same codes.
 
     Args:
         model: the fused model, which stays as it is.
@@ -129,7 +129,7 @@ class Writer:
             ]
             tensor = self.add("Clip", [tensor, *bounds], f"{stem}/clip")
         scale = self.constant(f"{stem}/scale", grid.scale)
-        zero = self.constant(f"{stem}/zero_point", np.array(128 if dtype == U8 else 0, dtype))
+        zero = self.constant(f"{stem}/zero_point", np.array(grid.zero_point + 128 * (dtype == U8), dtype))
         integer = self.add("QuantizeLinear", [tensor, scale, zero], f"{stem}/quantize")
         return self.add("DequantizeLinear", [integer, scale, zero], f"{stem}/dequantize", output)
 
@@ -148,9 +148,9 @@ class Writer:
         """A constant as int8 and its DequantizeLinear, per tensor or along the grid's axis."""
         if not grid.stored:
             return self.constant(f"{stem}/values", grid.values(value))
-        integer = self.constant(f"{stem}/codes", grid.codes(value).astype(np.int8))
+        integer = self.constant(f"{stem}/codes", (grid.codes(value) + grid.zero_point).astype(np.int8))
         scale = self.constant(f"{stem}/scale", grid.scale)
-        zero = self.constant(f"{stem}/zero_point", np.zeros(grid.scale.shape, np.int8))
+        zero = self.constant(f"{stem}/zero_point", np.full(grid.scale.shape, grid.zero_point, np.int8))
         return self.add("DequantizeLinear", [integer, scale, zero], f"{stem}/dequantize", axis=grid.axis)
 
     def integer_bias(self, stem: str, value: np.ndarray, scale: np.ndarray) -> str | None:

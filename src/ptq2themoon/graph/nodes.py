@@ -5,33 +5,48 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 from onnx import NodeProto
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.editing import Shapes, tensor_shapes
 from ptq2themoon.graph.files import read_graph
+from ptq2themoon.graph.walk import MOVING_TYPES
 
 
 @dataclass(frozen=True)
 class Node:
-    """What a quantizer must know of an operator: rank of each tensor, and which inputs are parameters."""
+    """What a quantizer must know of an operator.
+
+    Attributes:
+        parameter_inputs: which inputs are constants.
+        input_ranks, output_ranks: dimensions of each tensor.
+        transposed_weight: whether a Gemm holds its weight as [out, in].
+        is_last: whether the output is the model's, as it is or moved.
+    """
 
     type: str
     parameter_inputs: list[bool]
     input_ranks: list[int]
     output_ranks: list[int]
     transposed_weight: bool
+    is_last: bool = False
 
 
 def read_nodes(path: Path) -> dict[str, Node]:
+    """`nodes_of` a fused model in a file."""
+    return nodes_of(read_graph(path))
+
+
+def nodes_of(model: onnx.ModelProto) -> dict[str, Node]:
     """What a quantizer must know of each operator of a fused model, by name.
 
     Raises:
         UserError: a tensor whose rank shape inference cannot tell.
     """
-    model = read_graph(path)
     shapes = tensor_shapes(model)
     constants = {tensor.name for tensor in model.graph.initializer}
+    last = _makers_of_outputs(model)
     return {
         node.name: Node(
             type=node.op_type,
@@ -39,9 +54,24 @@ def read_nodes(path: Path) -> dict[str, Node]:
             input_ranks=[_rank(shapes, node, name) for name in node.input],
             output_ranks=[_rank(shapes, node, name) for name in node.output],
             transposed_weight=any(a.name == "transB" and a.i for a in node.attribute),
+            is_last=node.name in last,
         )
         for node in model.graph.node
     }
+
+
+def _makers_of_outputs(model: onnx.ModelProto) -> set[str]:
+    """Operators whose output is the model's, as it is or moved."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    waiting, found = [value.name for value in model.graph.output], set()
+    while waiting:
+        node = producers.get(waiting.pop())
+        if node is None or node.name in found:
+            continue
+        found.add(node.name)
+        if node.op_type in MOVING_TYPES:
+            waiting += node.input
+    return found
 
 
 def _rank(shapes: Shapes, node: NodeProto, tensor: str) -> int:

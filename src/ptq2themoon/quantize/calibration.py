@@ -1,28 +1,26 @@
-"""Find the scale of every planned tensor with PPQ's observers, one batch in memory at a time."""
+"""Find the quantizer of every planned tensor with observers, one batch in memory at a time."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ptq2themoon.errors import UserError
-from ptq2themoon.ppq_compat import TensorObserverFactory, core, ir, observer
 from ptq2themoon.progress import progress
-from ptq2themoon.quantize.lowered import Watcher
-from ptq2themoon.quantize.percentile import PercentileObserver
+from ptq2themoon.quantize.observers import Observer, make_observer
+from ptq2themoon.quantize.program import Watcher
+from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.simulation import SimulatedModel
-from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
+from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
 
-TWO_PASSES = ("kl", "mse")  # PPQ's histogram observers: the range first, then the histogram
-Pairs = list[tuple[QuantizedTensor, observer.base.BaseTensorObserver]]
-Observers = dict[str, Pairs]  # by operator
+Observed = dict[Slot, tuple[QuantizedTensor, Observer]]
 
 
 def calibrate(model: SimulatedModel, planned: list[QuantizedOperator], batches: Iterable[Tensor]) -> None:
-    """Set the scale of every tensor of `planned`.
+    """Set the quantizer of every tensor of `planned` that has none.
 
     Parameters first; then activations, observed while the parameters are quantized and the
     activations are not, as PPQ does. What several operators share is observed once.
@@ -32,118 +30,103 @@ def calibrate(model: SimulatedModel, planned: list[QuantizedOperator], batches: 
         batches: images [B, C, H, W], normalised; iterated twice when an observer needs it.
 
     Raises:
-        UserError: a value that is not finite, with its operator.
+        UserError: a value that is not finite, or that a quantizer has no code for, with its operator.
     """
-    _calibrate_parameters(model, planned)
-    observers, copies = _activation_observers(model, planned)
-    _observe(model, batches, observers, "calibrate")
-    again = {name: kept for name, pairs in observers.items() if (kept := _with_two_passes(pairs))}
-    if again:
-        # Only these have a first result: it puts no activation in force, so both passes see the same.
-        _render(again)
-        _observe(model, batches, again, "calibrate, second pass")
-    _render(observers)
-    for config, source in copies:
-        config.scale, config.offset, config.state = source.scale, source.offset, source.state
-    for item in planned:
-        for tensor, config in zip(item.tensors, model.configs(item.operator.name), strict=True):
-            tensor.scale = _checked(config.scale, item, tensor)
+    waiting = {
+        item.slot(tensor): tensor for item in planned for tensor in item.tensors if tensor.quantizer is None
+    }
+    for slot, tensor in waiting.items():
+        if tensor.is_parameter:
+            tensor.quantizer = fit_parameter(model, slot, tensor)
+    activations = {slot: tensor for slot, tensor in waiting.items() if not tensor.is_parameter}
+    for slot, quantizer in observe(model, activations, batches).items():
+        activations[slot].quantizer = quantizer
 
 
-def build_observer(
-    variable: ir.Variable, config: core.TensorQuantizationConfig
-) -> observer.base.BaseTensorObserver:
-    """PPQ's observer of a tensor, or ours that finds the same scale sooner."""
-    if config.observer_algorithm == "percentile":
-        return PercentileObserver(variable, config)
-    return TensorObserverFactory.build_observer(variable, config)
+def fit_parameter(model: SimulatedModel, slot: Slot, tensor: QuantizedTensor) -> Quantizer:
+    """The quantizer of a weight or bias as the graph has it now."""
+    observer = make_observer(tensor.spec, tensor.axis)
+    value = _finite(model.parameter(slot.operator, slot.position), slot)
+    for number in range(observer.passes):
+        if number:
+            observer.end_pass()
+        observer.observe(value)
+    return _quantizer(slot, observer)
 
 
-def _calibrate_parameters(model: SimulatedModel, planned: list[QuantizedOperator]) -> None:
-    for item in planned:
-        name = item.operator.name
-        for tensor, config in zip(item.tensors, model.configs(name), strict=True):
-            if tensor.operand not in ("weight", "bias"):
-                continue
-            watching = build_observer(model.variable(name, tensor.position, output=False), config)
-            value = _finite(model.parameter(name, tensor.position), name, tensor)
-            for _ in range(2 if tensor.observer in TWO_PASSES else 1):
-                watching.observe(value)
-                watching.render_quantization_config()
+def observe(
+    model: SimulatedModel, wanted: Mapping[Slot, QuantizedTensor], batches: Iterable[Tensor]
+) -> dict[Slot, Quantizer]:
+    """Quantizers of activations, seen in `model` as it is in force.
+
+    Args:
+        batches: images [B, C, H, W], normalised; iterated twice when an observer needs it.
+    """
+    shared = _Shared.of(model, wanted)
+    for number in range(max((o.passes for _, o in shared.observed.values()), default=0)):
+        again = {slot: pair for slot, pair in shared.observed.items() if pair[1].passes > number}
+        if number:
+            for _, observer in again.values():
+                observer.end_pass()
+        watch = _watchers(again)
+        for images in progress(batches, desc=f"calibrate, pass {number + 1}" if number else "calibrate"):
+            model(images, watch)
+    found = {slot: _quantizer(slot, observer) for slot, (_, observer) in shared.observed.items()}
+    return found | {slot: found[first] for slot, first in shared.copies.items()}
 
 
-def _activation_observers(
-    model: SimulatedModel, planned: list[QuantizedOperator]
-) -> tuple[Observers, list[tuple[core.TensorQuantizationConfig, core.TensorQuantizationConfig]]]:
-    """One observer a distinct (variable, way of quantizing), and the configurations that copy another's."""
-    observers: Observers = defaultdict(list)
-    first: dict[tuple, core.TensorQuantizationConfig] = {}
-    copies = []
-    for item in planned:
-        name = item.operator.name
-        for tensor, config in zip(item.tensors, model.configs(name), strict=True):
-            if tensor.operand in ("weight", "bias"):
-                continue
-            variable = model.variable(name, tensor.position, output=tensor.operand == "output")
-            key = (variable.name, tensor.bits, tensor.axis, tensor.observer, tensor.percentile)
+@dataclass
+class _Shared:
+    """One observer for each distinct (tensor, way of quantizing), and the slots that copy another's."""
+
+    observed: Observed
+    copies: dict[Slot, Slot]
+
+    @classmethod
+    def of(cls, model: SimulatedModel, wanted: Mapping[Slot, QuantizedTensor]) -> _Shared:
+        observed: Observed = {}
+        first: dict[tuple, Slot] = {}
+        copies = {}
+        for slot, tensor in wanted.items():
+            key = (model.tensor_name(slot), tensor.spec, tensor.axis)
             if key in first:
-                copies.append((config, first[key]))
+                copies[slot] = first[key]
             else:
-                first[key] = config
-                observers[name].append((tensor, build_observer(variable, config)))
-    return observers, copies
+                first[key] = slot
+                observed[slot] = tensor, make_observer(tensor.spec, tensor.axis)
+        return cls(observed, copies)
 
 
-def _observe(model: SimulatedModel, batches: Iterable[Tensor], observers: Observers, desc: str) -> None:
-    watch = {name: _watcher(pairs) for name, pairs in observers.items()}
-    for images in progress(batches, desc=desc):
-        model(images, watch)
+def _watchers(observed: Observed) -> dict[str, Watcher]:
+    by_operator: dict[str, Observed] = {}
+    for slot, pair in observed.items():
+        by_operator.setdefault(slot.operator, {})[slot] = pair
+    return {name: _watcher(pairs) for name, pairs in by_operator.items()}
 
 
-def _render(observers: Observers) -> None:
-    """Let every observer turn what it saw into a scale, or get ready for its second pass."""
-    for pairs in observers.values():
-        for _, watching in pairs:
-            watching.render_quantization_config()
-
-
-def _with_two_passes(pairs: Pairs) -> Pairs:
-    return [(tensor, watching) for tensor, watching in pairs if tensor.observer in TWO_PASSES]
-
-
-def _watcher(pairs: Pairs) -> Watcher:
-    def watch(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        for tensor, watching in pairs:
-            value = (outputs if tensor.operand == "output" else inputs)[tensor.position]
-            watching.observe(_finite(value, name, tensor))
-            _condense(watching)
+def _watcher(pairs: Observed) -> Watcher:
+    def watch(_: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        for slot, (_tensor, observer) in pairs.items():
+            value = (outputs if slot.operand == "output" else inputs)[slot.position]
+            observer.observe(_finite(value, slot))
 
     return watch
 
 
-def _condense(watching: observer.base.BaseTensorObserver) -> None:
-    """Join what PPQ's observers keep of each batch, so that memory hardly grows with their number."""
-    if isinstance(watching, observer.TorchMinMaxObserver):  # the histogram observers are such too
-        for name, reduce in (("_min_val_collector", torch.amin), ("_max_val_collector", torch.amax)):
-            setattr(watching, name, [reduce(torch.cat(getattr(watching, name), -1), -1, keepdim=True)])
-    elif isinstance(watching, observer.TorchPercentileObserver):
-        watching._percentile_collector = [torch.cat(watching._percentile_collector)]
+def _quantizer(slot: Slot, observer: Observer) -> Quantizer:
+    try:
+        return observer.quantizer()
+    except ValueError as error:
+        raise UserError(f"{_named(slot)}: observer {observer.spec.observer!r}: {error}") from None
 
 
-def _finite(value: Tensor, operator: str, tensor: QuantizedTensor) -> Tensor:
+def _finite(value: Tensor, slot: Slot) -> Tensor:
     """An order statistic would pass over a few values that are not finite."""
     # NaN and infinity reach the extremes, found in a fraction of the time of isfinite on each value.
     if not bool(torch.isfinite(torch.stack(torch.aminmax(value))).all()):
-        raise UserError(
-            f"operator {operator!r}, {tensor.operand} {tensor.position}: values that are not finite"
-        )
+        raise UserError(f"{_named(slot)}: values that are not finite")
     return value
 
 
-def _checked(scale: Tensor, item: QuantizedOperator, tensor: QuantizedTensor) -> Tensor:
-    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-        raise UserError(
-            f"operator {item.operator.name!r}, {tensor.operand} {tensor.position}: observer "
-            f"{tensor.observer!r} finds no scale; use another"
-        )
-    return scale.detach().cpu().to(torch.float32)
+def _named(slot: Slot) -> str:
+    return f"operator {slot.operator!r}, {slot.operand} {slot.position}"

@@ -8,7 +8,7 @@ from ptq2themoon.errors import UserError
 from ptq2themoon.graph.nodes import Node
 from ptq2themoon.graph.operators import Operator
 from ptq2themoon.quantize.recipe import Recipe, TensorSpec
-from ptq2themoon.quantize.recipe_file import Operand
+from ptq2themoon.quantize.recipe_file import Operand, Protocol
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 
 # Operators that compute on floats. The others only move data (Reshape, Transpose, Split, Concat, ...),
@@ -54,6 +54,8 @@ def plan(
     for operator in chosen:
         tensors = []
         for operand, position in _operands(nodes[operator.name]):
+            if operand == "output" and recipe.activations == "once" and not nodes[operator.name].is_last:
+                continue  # its readers quantize it
             spec = recipe.spec(operator, operand, weight_bits, activation_bits)
             if spec.quantize:
                 tensors.append(_tensor(nodes[operator.name], operand, position, spec))
@@ -81,18 +83,21 @@ def _operands(node: Node) -> Iterable[tuple[Operand, int]]:
 
 def _tensor(node: Node, operand: Operand, position: int, spec: TensorSpec) -> QuantizedTensor:
     rank = (node.output_ranks if operand == "output" else node.input_ranks)[position]
-    per_channel = spec.granularity == "per-channel" and rank > 0  # a scalar has no channels
-    return QuantizedTensor(
-        operand=operand,
-        position=position,
-        bits=spec.bits,
-        quant_min=spec.quant_min,
-        quant_max=spec.quant_max,
-        granularity="per-channel" if per_channel else "per-tensor",
-        axis=_channel_axis(node, operand, rank, spec) if per_channel else None,
-        observer=spec.observer,
-        percentile=spec.percentile if spec.observer == "percentile" else None,
-    )
+    axis = None
+    if spec.granularity == "per-head":
+        axis = _head_axis(node, rank)
+    elif spec.granularity == "per-channel" and rank > 0:  # a scalar has no channels
+        axis = _channel_axis(node, operand, rank, spec)
+    return QuantizedTensor(operand, position, spec, axis)
+
+
+def _head_axis(node: Node, rank: int) -> int:
+    if rank != 4:
+        raise UserError(
+            f"per-head: a tensor of a {node.type} has {rank} dimensions, not [images, heads, tokens, …]; "
+            "use per-tensor for this model"
+        )
+    return 1
 
 
 def _channel_axis(node: Node, operand: Operand, rank: int, spec: TensorSpec) -> int:
@@ -101,3 +106,13 @@ def _channel_axis(node: Node, operand: Operand, rank: int, spec: TensorSpec) -> 
         output_axis = 0 if node.type == "Conv" or node.transposed_weight else 1
         return output_axis if spec.weight_axis == "output" else 1 - output_axis
     return 1 if operand in ("input", "output") and node.type in IMAGE_TYPES else rank - 1
+
+
+def protocol(quantized: Iterable[QuantizedOperator]) -> Protocol:
+    """What is quantized at all, so that tables never mix the two.
+
+    `products`: inputs and weights of linear layers and both sides of the attention products alone, as most
+    papers do; `all-operators`: LayerNorm, GELU, softmax or residual sums too.
+    """
+    others = {item.operator.type for item in quantized} - set(LINEAR_TYPES)
+    return "all-operators" if others else "products"

@@ -2,41 +2,53 @@
 
 A recipe either states its `defaults` or `extends` another one of the same folder. Rules are read in
 order, those of the extended recipe first; for each setting the last rule that selects a tensor
-decides. Fixed for all: linear and symmetric, -2^(bits-1) to 2^(bits-1)-1, round half to even.
+decides. Fixed for all: round half to even.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ptq2themoon.errors import UserError, nearest
 from ptq2themoon.graph.operators import ROLES, Operator, Role
+from ptq2themoon.methods import method_class, method_names
 from ptq2themoon.quantize.recipe_file import (
-    METHODS,
     OPERANDS,
+    Activations,
     Axis,
+    Codes,
     Defaults,
     Granularity,
-    Method,
+    Kind,
+    MethodCall,
     Observer,
     Operand,
     RecipeFile,
     Rule,
     Select,
+    Symmetry,
 )
 from ptq2themoon.validation import failure, place, read_yaml, validate
 
 __all__ = [
-    "METHODS", "OPERANDS", "ROLES", "Axis", "Granularity", "Observer", "Operand", "Operator", "Recipe",
+    "OPERANDS", "ROLES", "Axis", "Granularity", "Observer", "Operand", "Operator", "Recipe",
     "Role", "TensorSpec", "load_recipe",
 ]  # fmt: skip
 
 # Roles of operators with a matrix; one without a role may have one too.
 LINEAR_ROLES: frozenset[Role] = frozenset({"patch_embed", "qkv", "q", "k", "v", "proj", "fc1", "fc2", "head"})
+# Roles of operators whose tensors have an axis of heads.
+HEAD_ROLES: frozenset[Role] = frozenset({"attn_scores", "attn_scale", "softmax", "attn_context"})
 KL_BITS = 5  # with fewer, PPQ's observer clips nearly everything
+PER_CHANNEL_OBSERVERS: tuple[Observer, ...] = ("minmax", "percentiles")
+
+
+def code_range(bits: int, codes: Codes) -> tuple[int, int]:
+    """Smallest and largest code of a uniform quantizer."""
+    return (0, (1 << bits) - 1) if codes == "unsigned" else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
 
 
 @dataclass(frozen=True)
@@ -55,14 +67,19 @@ class TensorSpec:
     observer: Observer
     percentile: float
     weight_axis: Axis
+    kind: Kind = "uniform"
+    symmetry: Symmetry = "symmetric"
+    codes: Codes = "signed"
 
     @property
     def quant_min(self) -> int:
-        return -(1 << (self.bits - 1))
+        """Smallest code of kind uniform."""
+        return code_range(self.bits, self.codes)[0]
 
     @property
     def quant_max(self) -> int:
-        return (1 << (self.bits - 1)) - 1
+        """Largest code of kind uniform."""
+        return code_range(self.bits, self.codes)[1]
 
 
 @dataclass(frozen=True)
@@ -72,8 +89,11 @@ class LocatedRule:
     source: Path
     index: int
     rule: Rule
+    method: str = ""  # that added it
 
     def at(self, *key: str | int) -> str:
+        if self.method:
+            return f"{self.source}: method {self.method}"
         return place(self.source, ("rules", self.index, *key))
 
 
@@ -83,26 +103,35 @@ class Recipe:
 
     Attributes:
         rules, methods, sources: of the whole chain of files, the one that extends none first.
+        activations: whether an operator's output is quantized by it and by its readers, or by these alone.
     """
 
     name: str
     description: str
     defaults: Defaults
     rules: list[LocatedRule]
-    methods: list[Method]
+    methods: list[MethodCall]
     sources: list[Path]
+    activations: Activations = "twice"
 
     def resolved(self) -> dict[str, Any]:
         """All that decides a result, as one recipe that extends none."""
         return {
+            "activations": self.activations,
             "defaults": self.defaults.model_dump(),
             "rules": [located.rule.model_dump(exclude_none=True) for located in self.rules],
             "methods": [method.model_dump() for method in self.methods],
         }
 
-    def with_rule(self, rule: Rule) -> Recipe:
-        """The same with one more rule, which comes last and so wins."""
-        return replace(self, rules=[*self.rules, LocatedRule(self.sources[-1], len(self.rules), rule)])
+    def with_rule(self, rule: Rule, method: str = "") -> Recipe:
+        """A copy with one more rule, which comes last and so wins.
+
+        Args:
+            method: what messages name in the rule's place.
+        """
+        return replace(
+            self, rules=[*self.rules, LocatedRule(self.sources[-1], len(self.rules), rule, method)]
+        )
 
     @property
     def has_weight_channels(self) -> bool:
@@ -159,19 +188,46 @@ class Recipe:
                 values |= located.rule.settings
                 origins |= {name: located.at(name) for name in located.rule.settings}
         spec = TensorSpec(**values)
-        where = operator.role or operator.name
-        where += f"{'' if operator.block is None else f' in block {operator.block}'} ({operand})"
-        if spec.quantize and spec.granularity == "per-channel" and spec.observer != "minmax":
-            raise UserError(
-                f"{origins['granularity']}: per-channel works only with observer minmax, but "
-                f"{where} has {spec.observer!r} from {origins['observer']}"
-            )
-        if spec.quantize and spec.observer == "kl" and spec.bits < KL_BITS:
-            raise UserError(
-                f"{origins['observer']}: observer kl works from {KL_BITS} bits on, "
-                f"but {where} has {spec.bits}; minmax, percentile and mse have no such limit"
-            )
+        if spec.quantize:
+            _refuse_contradiction(spec, origins, operator, operand)
         return spec
+
+
+def _refuse_contradiction(
+    spec: TensorSpec, origins: Mapping[str, str], operator: Operator, operand: Operand
+) -> None:
+    """`UserError` where settings that meet at one tensor contradict each other."""
+    where = operator.role or operator.name
+    where += f"{'' if operator.block is None else f' in block {operator.block}'} ({operand})"
+    if spec.granularity != "per-tensor" and spec.observer not in PER_CHANNEL_OBSERVERS:
+        raise UserError(
+            f"{origins['granularity']}: {spec.granularity} works only with observer "
+            f"{' or '.join(PER_CHANNEL_OBSERVERS)}, but "
+            f"{where} has {spec.observer!r} from {origins['observer']}"
+        )
+    if spec.granularity == "per-head" and (
+        operand not in ("input", "output") or (operator.role is not None and operator.role not in HEAD_ROLES)
+    ):
+        raise UserError(
+            f"{origins['granularity']}: {where} has no heads; per-head works for inputs and outputs of "
+            f"{', '.join(sorted(HEAD_ROLES))}"
+        )
+    if spec.observer == "kl" and spec.bits < KL_BITS:
+        raise UserError(
+            f"{origins['observer']}: observer kl works from {KL_BITS} bits on, "
+            f"but {where} has {spec.bits}; minmax, percentile and mse have no such limit"
+        )
+    if spec.observer == "kl" and (spec.kind, spec.symmetry, spec.codes) != ("uniform", "symmetric", "signed"):
+        raise UserError(
+            f"{origins['observer']}: observer kl works only for kind uniform, symmetric, with signed codes, "
+            f"but {where} has {spec.kind}, {spec.symmetry}, {spec.codes}"
+        )
+    if spec.kind != "uniform" and spec.granularity != "per-tensor":
+        raise UserError(
+            f"{origins['kind']}: kind {spec.kind} is per-tensor, but {where} is {spec.granularity}"
+        )
+    if spec.kind != "uniform" and operand in ("weight", "bias"):
+        raise UserError(f"{origins['kind']}: kind {spec.kind} is for activations, but selects {where}")
 
 
 def load_recipe(path: Path, bits: Iterable[tuple[int, int]] = ((8, 8),)) -> Recipe:
@@ -191,6 +247,7 @@ def load_recipe(path: Path, bits: Iterable[tuple[int, int]] = ((8, 8),)) -> Reci
         rules=[LocatedRule(at, i, rule) for at, file in chain.items() for i, rule in enumerate(file.rules)],
         methods=[method for file in chain.values() for method in file.methods],
         sources=list(chain),
+        activations=next((f.activations for f in reversed(chain.values()) if f.activations), "twice"),
     )
     for weight_bits, activation_bits in bits:
         _refuse_contradictions(recipe, weight_bits, activation_bits)
@@ -219,6 +276,8 @@ def _chain(path: Path) -> tuple[Defaults, dict[Path, RecipeFile]]:
 
 def _read(path: Path) -> RecipeFile:
     file = validate(RecipeFile, read_yaml(path), str(path))
+    for index, method in enumerate(file.methods):
+        _check_method(path, index, method)
     if file.extends is None and file.defaults is None:
         what = "missing; a recipe that extends none must state granularity, observer, percentile, weight_axis"
         raise failure(path, [(("defaults",), what)])
@@ -226,6 +285,14 @@ def _read(path: Path) -> RecipeFile:
         what = "not together with 'extends'; give a rule with 'select: {}' instead"
         raise failure(path, [(("defaults",), what)])
     return file
+
+
+def _check_method(path: Path, index: int, method: MethodCall) -> None:
+    if method.name not in method_names():
+        hint = nearest(method.name, method_names())
+        raise failure(path, [(("methods", index, "name"), f"unknown method {method.name!r}; {hint}")])
+    settings = method_class(method.name).Settings
+    validate(settings, method.settings, place(path, ("methods", index)))
 
 
 def _refuse_contradictions(recipe: Recipe, weight_bits: int, activation_bits: int) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -22,24 +21,22 @@ from ptq2themoon.graph.operators import ROLES, Operator, Role
 from ptq2themoon.validation import Key, Strict, one_or_many
 
 Operand = Literal["input", "weight", "bias", "output"]
-Granularity = Literal["per-tensor", "per-channel"]
-Observer = Literal["percentile", "minmax", "kl", "mse"]
+Granularity = Literal["per-tensor", "per-channel", "per-head"]
+Observer = Literal["percentile", "percentiles", "minmax", "kl", "mse"]
 Axis = Literal["input", "output"]
+Kind = Literal["uniform", "log_sqrt2"]
+Symmetry = Literal["symmetric", "asymmetric"]
+Codes = Literal["signed", "unsigned"]
+Activations = Literal["twice", "once"]
+Protocol = Literal["all-operators", "products"]
 
 OPERANDS: tuple[Operand, ...] = get_args(Operand)
-METHODS: tuple[str, ...] = ()
 
 
 def _percent(value: Any) -> Any:
     if isinstance(value, float) and 0.5 <= value < 1:
         raise ValueError(f"{value} is not in percent; did you mean {round(value * 100, 10)}?")
     return value
-
-
-def _method(name: str) -> str:
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; {nearest(name, METHODS or ['none yet'])}")
-    return name
 
 
 _some = Field(min_length=1)
@@ -55,8 +52,19 @@ Operands = Annotated[
 
 SetQuantize = Annotated[bool, Field(description="false: stay in floating point.")]
 SetBits = Annotated[int, Field(ge=2, le=16, description="Instead of those of params.yaml.")]
-SetGranularity = Annotated[Granularity, Field(description="One scale a tensor, or one a channel.")]
-SetObserver = Annotated[Observer, Field(description="What finds the scale; per channel only minmax can.")]
+SetKind = Annotated[Kind, Field(description="The formula of the quantizer.")]
+SetSymmetry = Annotated[
+    Symmetry, Field(description="Of kind uniform: zero point 0, or one that fits the range of the values.")
+]
+SetCodes = Annotated[
+    Codes, Field(description="Of kind uniform: -2^(bits-1) to 2^(bits-1)-1, or 0 to 2^bits-1.")
+]
+SetGranularity = Annotated[
+    Granularity, Field(description="One scale for the tensor, for each channel, or for each head.")
+]
+SetObserver = Annotated[
+    Observer, Field(description="What finds the scale; per channel only minmax and percentiles can.")
+]
 SetPercentile = Annotated[
     float,
     Field(
@@ -136,6 +144,9 @@ class Defaults(Strict):
     """What holds where no rule says otherwise; bits are those of params.yaml."""
 
     quantize: SetQuantize = True
+    kind: SetKind = "uniform"
+    symmetry: SetSymmetry = "symmetric"
+    codes: SetCodes = "signed"
     granularity: SetGranularity
     observer: SetObserver
     percentile: SetPercentile
@@ -148,6 +159,9 @@ class Rule(Sparse):
     select: Select
     quantize: SetQuantize | None = None
     bits: SetBits | None = None
+    kind: SetKind | None = None
+    symmetry: SetSymmetry | None = None
+    codes: SetCodes | None = None
     granularity: SetGranularity | None = None
     observer: SetObserver | None = None
     percentile: SetPercentile | None = None
@@ -165,12 +179,17 @@ class Rule(Sparse):
         return self
 
 
-class Method(Strict):
-    """A published method, run as a pass after the rules; its other keys are its own."""
+class MethodCall(Strict):
+    """A published method, run as a pass; its other keys are its settings."""
 
     model_config = ConfigDict(extra="allow")
 
-    name: Annotated[str, AfterValidator(_method)]
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys besides the name."""
+        return dict(self.model_extra or {})
 
 
 class RecipeFile(Sparse):
@@ -180,11 +199,13 @@ class RecipeFile(Sparse):
     """What it is for."""
     extends: str | None = None
     """A recipe of the same folder, without `.yaml`."""
+    activations: Activations | None = None
+    """`twice`: quantized by the operator that makes it and by those that read it; `once`: by these alone."""
     defaults: Defaults | None = None
     rules: list[Rule] = Field(default=[])
     """In order; for each setting the last rule that selects a tensor decides."""
-    methods: list[Method] = Field(default=[])
-    """Published methods, run as passes in this order; none is there yet."""
+    methods: list[MethodCall] = Field(default=[])
+    """Published methods, run as passes in this order, those of the extended recipe first."""
 
     model_config = ConfigDict(
         json_schema_extra={"oneOf": [{"required": ["extends"]}, {"required": ["defaults"]}]}

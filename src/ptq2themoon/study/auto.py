@@ -104,7 +104,8 @@ def recipe_text(base: Recipe, chosen: Sequence[Place], ranking: pd.DataFrame, fa
     lines = ["# yaml-language-server: $schema=../workflow/schemas/recipe.schema.json"]
     lines += [f"# {fact}" for fact in facts]
     description = f"{base.name.capitalize()}, but per channel where this model needs it"
-    lines += [f"description: {description}", "", _dump({"defaults": base.defaults.model_dump()}), "rules:"]
+    lines += [f"description: {description}", f"activations: {base.activations}", ""]
+    lines += [_dump({"defaults": base.defaults.model_dump()}), "rules:"]
     for located in base.rules:
         lines.append(f"  - {_flow(located.rule.model_dump(exclude_none=True))}")
     for role in dict.fromkeys(place.role for place in chosen):

@@ -54,5 +54,5 @@ class Bench:
 
     def metrics(self, recipe: Recipe, bits: str) -> Metrics:
         """Calibrate a recipe and evaluate it."""
-        model = self.subject.model(self.subject.quantized(recipe, bits, self.calibration))
+        model = self.subject.simulated(self.subject.quantized(recipe, bits, self.calibration))
         return self.reference.evaluate(model, self.images, self.spec).metrics

@@ -158,7 +158,7 @@ class Contestant:
 
     def _ppq(self, form: Form, quantized: list[QuantizedOperator]) -> Runner:
         model = SimulatedModel(form.path, "cpu", quantized, "ppq")
-        self.operators = self.executed = len(model._graph.operations)
+        self.operators = self.executed = len(model.order)
         return lambda images: model(torch.from_numpy(images)).numpy()
 
     def _runtime(self, path: Path, threads: int, optimised: Path) -> Runner:

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.errors import ErrorMeter
-from ptq2themoon.quantize.lowered import Quantizer
-from ptq2themoon.quantize.simulation import ppq_config
-from ptq2themoon.quantize.tensors import QuantizedTensor, load
+from ptq2themoon.quantize.files import read_qparams
+from ptq2themoon.quantize.tensors import QuantizedTensor
 from ptq2themoon.study.inputs import Layer, Range
 from ptq2themoon.study.names import KINDS, PER_CHANNEL, PER_TENSOR
 
@@ -36,7 +35,7 @@ def input_tensors(
     """
     found = {
         item.operator.name: tensor
-        for item in load(*qparams)
+        for item in read_qparams(*qparams).quantized
         for tensor in item.tensors
         if (tensor.operand, tensor.position) == ("input", 0)
     }
@@ -99,8 +98,7 @@ class InputErrors:
             ranges = self._ranges.setdefault(place, {})
             ranges.setdefault(kind, Range(tokens.shape[-1])).add(part)
         for quantizer, tensors in self._tensors.items():
-            config = ppq_config(tensors[layer.operator])
-            quantized = layer.tokens(Quantizer(config, value.ndim, self._device)(value), images)
+            quantized = layer.tokens(tensors[layer.operator].ready()(value), images)
             sums = self._sums.setdefault((place, quantizer), _Sums())
             sums.add(quantized, tokens)
             for kind, part in layer.kinds(quantized).items():

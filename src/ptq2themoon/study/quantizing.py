@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import onnx
 from torch import Tensor
 
 from ptq2themoon.data import CalibrationBatches
 from ptq2themoon.graph.files import read_graph
-from ptq2themoon.graph.nodes import Node, read_nodes
-from ptq2themoon.graph.operators import ROLES, Operator, Role
+from ptq2themoon.graph.nodes import Node, nodes_of
+from ptq2themoon.graph.operators import Operator
 from ptq2themoon.graph.report import read_operators
 from ptq2themoon.quantize.bits import parse_bits
-from ptq2themoon.quantize.calibration import calibrate
-from ptq2themoon.quantize.plan import QUANTIZABLE_TYPES, plan
+from ptq2themoon.quantize.model import QuantizedModel
+from ptq2themoon.quantize.pipeline import quantize
+from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.recipe import Recipe
 from ptq2themoon.quantize.recipe_file import Rule, Select
-from ptq2themoon.quantize.simulation import SimulatedModel
+from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.study.names import Variant
 
@@ -29,32 +31,24 @@ class Subject:
     """A fused model, read once.
 
     Attributes:
-        inner: roles of the operators whose output is not the model's.
+        graph: the model; nothing changes it.
     """
 
-    graph: Path
+    graph: onnx.ModelProto
     operators: list[Operator]
     nodes: Mapping[str, Node]
-    inner: list[Role]
     device: str
 
     @classmethod
     def read(cls, graph: Path, fusion: Path, device: str) -> Subject:
-        operators, model = read_operators(fusion), read_graph(graph).graph
-        outputs = {value.name for value in model.output}
-        final = {node.name for node in model.node if not outputs.isdisjoint(node.output)}
-        last = {operator.role for operator in operators if operator.name in final}
-        quantizable = {operator.role for operator in operators if operator.type in QUANTIZABLE_TYPES}
-        inner = [role for role in ROLES if role in quantizable - last]
-        return cls(graph, operators, read_nodes(graph), inner, device)
+        model = read_graph(graph)
+        return cls(model, read_operators(fusion), nodes_of(model), device)
 
     def read_as(self, recipe: Recipe, variant: Variant) -> Recipe:
-        """A variant of the recipe, as rules that come last."""
+        """A reading of the recipe: the axis of per-channel weights, and where activations are quantized."""
         axis: Literal["input", "output"] = "output" if variant == "output" else "input"
         recipe = recipe.with_rule(Rule(select=Select(), weight_axis=axis))
-        if variant != "once":
-            return recipe
-        return recipe.with_rule(Rule(select=Select(role=self.inner, operand=["output"]), quantize=False))
+        return replace(recipe, activations="once") if variant == "once" else recipe
 
     def plan(self, recipe: Recipe, bits: str) -> list[QuantizedOperator]:
         """The operators that the recipe quantizes, without scales.
@@ -65,16 +59,21 @@ class Subject:
         return plan(self.operators, self.nodes, recipe, *parse_bits(bits))
 
     def quantized(
-        self, recipe: Recipe, bits: str, calibration: CalibrationBatches | Iterable[Tensor]
-    ) -> list[QuantizedOperator]:
-        """The same, calibrated as the stage calibrate does.
+        self, recipe: Recipe, bits: str, calibration: CalibrationBatches | Iterable[Tensor], seed: int = 0
+    ) -> QuantizedModel:
+        """The model quantized as the stage calibrate does.
 
         Args:
             calibration: batches of images [B, C, H, W], normalised.
+            seed: of what methods draw.
         """
-        planned = self.plan(recipe, bits)
-        calibrate(self.model(planned), planned, calibration)
-        return planned
+        bits_of = parse_bits(bits)
+        return quantize(self.graph, self.operators, recipe, bits_of, calibration, self.device, seed)
 
     def model(self, quantized: list[QuantizedOperator]) -> SimulatedModel:
+        """The fused graph, as no method edited it, with these quantizers."""
         return SimulatedModel(self.graph, self.device, quantized)
+
+    def simulated(self, model: QuantizedModel) -> SimulatedModel:
+        """The edited graph with its quantizers."""
+        return simulated(model, self.device)

@@ -1,4 +1,4 @@
-"""PPQ's percentile observer, by another way to the same order statistics.
+"""The percentile observer: what lies beyond a percentile, on either side, is clipped.
 
 PPQ asks `torch.kthvalue` of all values of a batch, twice. But one value in ten thousand lies beyond the
 percentile: those are in few rows, if the values are laid out in rows, and a row's extreme says whether
@@ -10,24 +10,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ptq2themoon.ppq_compat import core, observer
+from ptq2themoon.quantize.observers.base import Observer
+from ptq2themoon.quantize.quantizers import Quantizer
+from ptq2themoon.quantize.recipe import TensorSpec
 
 WIDEST = 256  # values in a row
 NARROWEST = 8  # with less, nearly every row is left
 
 
-class PercentileObserver(observer.TorchPercentileObserver):
-    """The scales of `ppq.quantization.observer.TorchPercentileObserver`, to the bit; per tensor only."""
+class Percentile(Observer):
+    """The mean over batches of both percentiles; scales of PPQ's `TorchPercentileObserver`, to the bit."""
 
-    @torch.no_grad()
+    def __init__(self, spec: TensorSpec, axis: int | None) -> None:
+        super().__init__(spec, axis)
+        self._share = round(spec.percentile / 100, 12)
+        self._found: list[tuple[float, float]] = []  # of each batch
+
     def observe(self, value: Tensor) -> None:
-        if self._quant_cfg.state != core.QuantizationStates.INITIAL:
-            return
-        n = value.numel()
-        below, beyond = int(n * (1 - self._percentile)), int(n * self._percentile)
-        low = -largest(-value, max(0, below) + 1)
-        high = largest(value, n - min(beyond, n - 1))
-        self._percentile_collector.append(torch.stack([high, low]).view(1, -1))
+        low, high = percentiles_of(value, self._share)
+        self._found.append((low.item(), high.item()))
+
+    def quantizer(self) -> Quantizer:
+        low, high = torch.tensor(self._found, dtype=torch.float32).mean(dim=0)
+        return self._from_range(low, high)
+
+
+def percentiles_of(value: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """(low, high) order statistics of all values, such that `share` of them lie below the high one."""
+    n = value.numel()
+    below, beyond = int(n * (1 - share)), int(n * share)
+    return -largest(-value, max(0, below) + 1), largest(value, n - min(beyond, n - 1))
 
 
 def largest(value: Tensor, k: int) -> Tensor:

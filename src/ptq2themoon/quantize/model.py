@@ -1,0 +1,86 @@
+"""A quantized model: an untouched reference, the graph that methods edited, and a quantizer for each slot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import NodeProto
+
+from ptq2themoon.graph.editing import Graph
+from ptq2themoon.graph.nodes import Node, nodes_of
+from ptq2themoon.graph.operators import Operator
+from ptq2themoon.graph.roles import find_roles
+from ptq2themoon.quantize.edits import Edits
+from ptq2themoon.quantize.quantizers import Quantizer
+from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
+
+
+@dataclass
+class QuantizedModel:
+    """What quantization made of a fused model.
+
+    Attributes:
+        reference: the fused model; nothing changes it, and floating point means it.
+        operators: of the edited graph, with roles.
+        rewrite: edits that leave the output in floating point equal, such as a re-parameterisation.
+        changes: edits that do not, such as corrected biases; applied after `rewrite`.
+        quantized: the operators of the edited graph that are quantized.
+        fixed: quantizers that a method chose before calibration, which leaves them as they are.
+    """
+
+    reference: onnx.ModelProto
+    operators: list[Operator]
+    rewrite: Edits = field(default_factory=Edits)
+    changes: Edits = field(default_factory=Edits)
+    quantized: list[QuantizedOperator] = field(default_factory=list)
+    fixed: dict[Slot, Quantizer] = field(default_factory=dict)
+    _graphs: dict[str, onnx.ModelProto] = field(default_factory=dict, repr=False)
+
+    @property
+    def rewritten(self) -> onnx.ModelProto:
+        """The reference in the form that is quantized; its output in floating point is the reference's."""
+        if "rewritten" not in self._graphs:
+            self._graphs["rewritten"] = self.rewrite.apply(self.reference)
+        return self._graphs["rewritten"]
+
+    @property
+    def edited(self) -> onnx.ModelProto:
+        """The graph that is quantized."""
+        if "edited" not in self._graphs:
+            self._graphs["edited"] = self.changes.apply(self.rewritten)
+        return self._graphs["edited"]
+
+    def graph(self) -> Graph:
+        """The edited graph, to ask; editing it changes nothing here."""
+        return Graph(self.edited)
+
+    def nodes(self) -> dict[str, Node]:
+        """Facts of the edited graph's operators, by name."""
+        return nodes_of(self.edited)
+
+    def rewrite_constants(self, values: dict[str, np.ndarray]) -> None:
+        """Give constants values with which the output in floating point stays equal."""
+        self._edit(self.rewrite, values, {})
+
+    def rewrite_nodes(self, values: dict[str, np.ndarray], nodes: dict[str, list[NodeProto]]) -> None:
+        """Replace operators by others, with new constants, and find all roles again."""
+        self._edit(self.rewrite, values, nodes)
+        self.operators = find_roles(self.edited)
+
+    def change_constants(self, values: dict[str, np.ndarray]) -> None:
+        """Give constants values with which the output in floating point is another."""
+        self._edit(self.changes, values, {})
+
+    def _edit(self, edits: Edits, values: dict[str, np.ndarray], nodes: dict[str, list[NodeProto]]) -> None:
+        edits.constants |= {name: np.asarray(value, np.float32) for name, value in values.items()}
+        edits.nodes |= nodes
+        self._graphs.clear()
+
+    def slots(self) -> Iterator[tuple[Slot, QuantizedTensor]]:
+        """Every slot of every quantized operator, in graph order."""
+        for item in self.quantized:
+            for tensor in item.tensors:
+                yield item.slot(tensor), tensor

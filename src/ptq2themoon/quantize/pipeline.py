@@ -1,0 +1,48 @@
+"""From a fused model and a recipe to a quantized model: methods before, calibration, methods after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import onnx
+from torch import Tensor
+
+from ptq2themoon.graph.operators import Operator
+from ptq2themoon.methods import made
+from ptq2themoon.quantize.model import QuantizedModel
+from ptq2themoon.quantize.recipe import Recipe
+from ptq2themoon.quantize.tools import Tools
+
+
+def quantize(
+    reference: onnx.ModelProto,
+    operators: Sequence[Operator],
+    recipe: Recipe,
+    bits: tuple[int, int],
+    batches: Iterable[Tensor],
+    device: str,
+    seed: int = 0,
+) -> QuantizedModel:
+    """Quantize a fused model, which stays as it is.
+
+    Args:
+        operators: of the fused model, with roles.
+        bits: of weights and of activations.
+        batches: calibration images [B, C, H, W], normalised; iterated as often as recipe and methods need.
+        seed: of what methods draw.
+
+    Raises:
+        UserError: a rule that selects nothing, values that cannot be quantized, or what a method refuses.
+    """
+    model = QuantizedModel(reference, list(operators))
+    tools = Tools(recipe, bits, batches, seed, device)
+    methods = [made(call) for call in recipe.methods]
+    for method in methods:
+        method.before(model, tools)
+    model.quantized = tools.plan(model)
+    for slot, tensor in model.slots():
+        tensor.quantizer = model.fixed.get(slot)
+    tools.calibrate(model)
+    for method in methods:
+        method.after(model, tools)
+    return model

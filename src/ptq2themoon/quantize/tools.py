@@ -1,0 +1,93 @@
+"""What methods are given to work with: images, seed, device, and ways to look into the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ptq2themoon.quantize.calibration import calibrate, fit_parameter, observe
+from ptq2themoon.quantize.model import QuantizedModel
+from ptq2themoon.quantize.plan import plan
+from ptq2themoon.quantize.program import Values
+from ptq2themoon.quantize.quantizers import Quantizer
+from ptq2themoon.quantize.recipe import Recipe
+from ptq2themoon.quantize.recipe_file import Rule
+from ptq2themoon.quantize.simulation import SimulatedModel, simulated
+from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
+
+
+@dataclass
+class Tools:
+    """Of one calibration.
+
+    Attributes:
+        recipe: with the rules that methods added.
+        bits: of weights and of activations.
+        batches: calibration images [B, C, H, W], normalised; may be iterated again and again.
+        seed: of whatever a method draws.
+        device: a torch device.
+    """
+
+    recipe: Recipe
+    bits: tuple[int, int]
+    batches: Iterable[Tensor]
+    seed: int
+    device: str
+
+    def add_rule(self, method: str, rule: Rule) -> None:
+        """A rule that comes after those of the recipe and so wins; messages name the method."""
+        self.recipe = self.recipe.with_rule(rule, method)
+
+    def plan(self, model: QuantizedModel) -> list[QuantizedOperator]:
+        """What the recipe quantizes in the graph as edited so far, without quantizers."""
+        return plan(model.operators, model.nodes(), self.recipe, *self.bits)
+
+    def simulation(self, model: QuantizedModel) -> SimulatedModel:
+        """The edited graph with the quantizers that are known; `only(())` switches them off."""
+        return simulated(model, self.device)
+
+    def floating(self, model: QuantizedModel) -> SimulatedModel:
+        """The rewritten graph in floating point, whose output is the reference's."""
+        return SimulatedModel(model.rewritten, self.device)
+
+    def observe(self, model: QuantizedModel, wanted: Mapping[Slot, QuantizedTensor]) -> dict[Slot, Quantizer]:
+        """Quantizers that the calibration images give to activations of the rewritten graph."""
+        return observe(self.floating(model), wanted, self.batches)
+
+    def calibrate(self, model: QuantizedModel) -> None:
+        """Give every slot a quantizer that has none yet."""
+        calibrate(self.simulation(model), model.quantized, self.batches)
+
+    def fit_parameters(self, model: QuantizedModel, operators: Iterable[str]) -> None:
+        """Quantizers again for weights and biases of these operators, whose values were changed."""
+        simulation, wanted = self.simulation(model), set(operators)
+        for slot, tensor in model.slots():
+            if slot.operator in wanted and tensor.is_parameter and slot not in model.fixed:
+                tensor.quantizer = fit_parameter(simulation, slot, tensor)
+
+    def channel_means(self, model: SimulatedModel, operators: Mapping[str, int]) -> dict[str, Tensor]:
+        """Mean of each channel of operators' outputs, float64 [channels], over all images and tokens.
+
+        Args:
+            operators: the axis of the channels, by operator.
+        """
+        sums: dict[str, Tensor] = {}
+        counts = dict.fromkeys(operators, 0)
+
+        def watch(name: str, _: list[Tensor], outputs: list[Tensor]) -> None:
+            rows = outputs[0].movedim(operators[name], -1).flatten(0, -2).double()
+            sums[name] = sums.get(name, torch.zeros(())) + rows.sum(0).cpu()
+            counts[name] += len(rows)
+
+        for images in self.batches:
+            for part in model.parts(images):
+                model(part, dict.fromkeys(operators, watch))
+        return {name: total / counts[name] for name, total in sums.items()}
+
+    def states(self, model: SimulatedModel) -> list[Values]:
+        """The values of each part of the images before the first operator, to walk a program with."""
+        parts = [part for images in self.batches for part in model.parts(images)]
+        return [{model.input_name: part.to(self.device)} for part in parts]

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from ptq2themoon.deploy.folds import MOVES, layernorm_folds, scaled_parameters, scaled_weight
+from ptq2themoon.deploy.folds import layernorm_folds, scaled_parameters, scaled_weight
 from ptq2themoon.deploy.grid import Grid, Grids, grids_of
 from ptq2themoon.deploy.linear import Linear, as_linear, write_product
 from ptq2themoon.deploy.modes import Profile
@@ -16,6 +16,7 @@ from ptq2themoon.deploy.patches import Patches, as_patches
 from ptq2themoon.deploy.report import Fold, Place
 from ptq2themoon.deploy.writer import S8, U8, Writer
 from ptq2themoon.graph.editing import tensor_shapes
+from ptq2themoon.graph.norms import MOVES
 from ptq2themoon.quantize.tensors import QuantizedOperator
 
 FLOAT = Place("float", "runtimes compute it in floating point: quantizing it costs time and accuracy")

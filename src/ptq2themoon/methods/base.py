@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ptq2themoon.validation import Strict
 
 if TYPE_CHECKING:
     from ptq2themoon.quantize.model import QuantizedModel
     from ptq2themoon.quantize.tools import Tools
+
+
+class NoSettings(Strict):
+    """Of a method that has none."""
 
 
 class Method:
@@ -21,8 +25,7 @@ class Method:
         Settings: the keys that a recipe may give beside `name`, with their defaults; others are refused.
     """
 
-    class Settings(Strict):
-        """None."""
+    Settings: ClassVar[type[Strict]] = NoSettings
 
     def __init__(self, settings: Strict) -> None:
         self.settings = settings

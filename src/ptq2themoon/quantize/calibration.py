@@ -37,16 +37,16 @@ def calibrate(model: SimulatedModel, planned: list[QuantizedOperator], batches: 
     }
     for slot, tensor in waiting.items():
         if tensor.is_parameter:
-            tensor.quantizer = fit_parameter(model, slot, tensor)
+            tensor.quantizer = fit(slot, tensor, model.parameter(slot.operator, slot.position))
     activations = {slot: tensor for slot, tensor in waiting.items() if not tensor.is_parameter}
     for slot, quantizer in observe(model, activations, batches).items():
         activations[slot].quantizer = quantizer
 
 
-def fit_parameter(model: SimulatedModel, slot: Slot, tensor: QuantizedTensor) -> Quantizer:
-    """The quantizer of a weight or bias as the graph has it now."""
+def fit(slot: Slot, tensor: QuantizedTensor, value: Tensor) -> Quantizer:
+    """The quantizer of a parameter with this value."""
     observer = make_observer(tensor.spec, tensor.axis)
-    value = _finite(model.parameter(slot.operator, slot.position), slot)
+    _finite(value, slot)
     for number in range(observer.passes):
         if number:
             observer.end_pass()

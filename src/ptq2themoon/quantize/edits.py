@@ -46,21 +46,19 @@ class Edits:
         return graph.finish()
 
 
-def with_bias(graph: Graph, node: NodeProto) -> tuple[NodeProto, str, np.ndarray] | None:
-    """A linear operator with a bias of zeros, the bias's name and its value; None if it has a bias already.
+def with_parameter(graph: Graph, node: NodeProto, position: int) -> tuple[NodeProto, str]:
+    """An operator like `node` whose parameter at `position` is a constant of its own, and that one's name.
 
-    Args:
-        node: MatMul, Gemm or Conv with constant weights.
+    The constant is new where the operator has none there, or shares it with another operator; a MatMul
+    that gets a bias becomes one operator with it. `node` itself comes back where nothing must change.
     """
-    if len(node.input) > 2 and node.input[2]:
-        return None
-    weight = graph.constants[node.input[1]]
-    turned = any(a.name == "transB" and a.i for a in node.attribute)
-    channels = weight.shape[0] if node.op_type == "Conv" or turned else weight.shape[-1]
-    name = graph.free_tensor(f"{node.name}/bias")
+    name = node.input[position] if position < len(node.input) else ""
+    if name and len(graph.consumers(name)) == 1:
+        return node, name
     new = NodeProto()
     new.CopyFrom(node)
-    if node.op_type == "MatMul":
+    if node.op_type == "MatMul" and position == 2:
         new = helper.make_node(FUSED_MATMUL, node.input, node.output, name=node.name, domain=DOMAIN)
-    new.input[:] = [*node.input[:2], name]
-    return new, name, np.zeros(channels, np.float32)
+    name = graph.free_tensor(f"{node.name}/parameter{position}")
+    new.input[:] = [*node.input[:position], name, *node.input[position + 1 :]]
+    return new, name

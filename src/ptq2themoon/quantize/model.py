@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from ptq2themoon.graph.editing import Graph
 from ptq2themoon.graph.nodes import Node, nodes_of
 from ptq2themoon.graph.operators import Operator
 from ptq2themoon.graph.roles import find_roles
-from ptq2themoon.quantize.edits import Edits
+from ptq2themoon.quantize.edits import Edits, with_parameter
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
 
@@ -61,23 +61,40 @@ class QuantizedModel:
         """Facts of the edited graph's operators, by name."""
         return nodes_of(self.edited)
 
-    def rewrite_constants(self, values: dict[str, np.ndarray]) -> None:
-        """Give constants values with which the output in floating point stays equal."""
-        self._edit(self.rewrite, values, {})
+    def set_parameters(self, values: Mapping[tuple[str, int], np.ndarray], *, equal: bool) -> None:
+        """Give parameters of the edited graph new values; a bias may be new.
 
-    def rewrite_nodes(self, values: dict[str, np.ndarray], nodes: dict[str, list[NodeProto]]) -> None:
-        """Replace operators by others, with new constants, and find all roles again."""
-        self._edit(self.rewrite, values, nodes)
-        self.operators = find_roles(self.edited)
+        Args:
+            values: by operator and position among its inputs.
+            equal: whether the output in floating point stays what it is; then it is part of `rewrite`.
+        """
+        graph, edits = self.graph(), self.rewrite if equal else self.changes
+        nodes = {node.name: node for node in graph.nodes}
+        for (operator, position), value in values.items():
+            new, name = with_parameter(graph, nodes[operator], position)
+            edits.constants[name] = graph.constants[name] = np.asarray(value, np.float32)
+            if new is not nodes[operator]:
+                edits.nodes[operator] = [new]
+                nodes[operator] = new
+        self._graphs.clear()
+        if equal:
+            self.operators = find_roles(self.edited)
 
-    def change_constants(self, values: dict[str, np.ndarray]) -> None:
-        """Give constants values with which the output in floating point is another."""
-        self._edit(self.changes, values, {})
+    def replace_operators(
+        self, nodes: Mapping[str, list[NodeProto]], constants: Mapping[str, np.ndarray], *, equal: bool
+    ) -> None:
+        """Put other operators in the place of some, and find all roles again.
 
-    def _edit(self, edits: Edits, values: dict[str, np.ndarray], nodes: dict[str, list[NodeProto]]) -> None:
-        edits.constants |= {name: np.asarray(value, np.float32) for name, value in values.items()}
+        Args:
+            nodes: what takes an operator's place, by its name; nothing removes it.
+            constants: that the new operators read.
+            equal: whether the output in floating point stays what it is; then it is part of `rewrite`.
+        """
+        edits = self.rewrite if equal else self.changes
+        edits.constants |= constants
         edits.nodes |= nodes
         self._graphs.clear()
+        self.operators = find_roles(self.edited)
 
     def slots(self) -> Iterator[tuple[Slot, QuantizedTensor]]:
         """Every slot of every quantized operator, in graph order."""

@@ -49,14 +49,14 @@ def plan(
     """
     chosen = [operator for operator in operators if operator.type in QUANTIZABLE_TYPES]
     recipe.check(chosen)
-    recipe.check_tensors((o, operand) for o in chosen for operand, _ in _operands(nodes[o.name]))
+    recipe.check_tensors((o, *place) for o in chosen for place in _operands(nodes[o.name]))
     planned = []
     for operator in chosen:
         tensors = []
         for operand, position in _operands(nodes[operator.name]):
             if operand == "output" and recipe.activations == "once" and not nodes[operator.name].is_last:
                 continue  # its readers quantize it
-            spec = recipe.spec(operator, operand, weight_bits, activation_bits)
+            spec = recipe.spec(operator, operand, position, weight_bits, activation_bits)
             if spec.quantize:
                 tensors.append(_tensor(nodes[operator.name], operand, position, spec))
         if tensors:

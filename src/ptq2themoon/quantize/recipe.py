@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -154,15 +155,29 @@ class Recipe:
         if lines:
             raise UserError("\n".join(lines))
 
-    def check_tensors(self, tensors: Iterable[tuple[Operator, Operand]]) -> None:
-        """`UserError` where a rule selects operators, but none of their tensors."""
+    def check_tensors(self, tensors: Iterable[tuple[Operator, Operand, int]]) -> None:
+        """`UserError` where a rule selects operators, but none of their tensors.
+
+        Args:
+            tensors: operator, operand and position of each.
+        """
         tensors = list(tensors)
         lines = []
         for located in self.rules:
             select = located.rule.select
-            there = sorted({operand for operator, operand in tensors if select.finds(operator)})
-            if not any(select.matches(operator, operand) for operator, operand in tensors):
-                what = ", ".join(select.operand or ())
+            if any(select.matches(*tensor) for tensor in tensors):
+                continue
+            found = [(operand, position) for o, operand, position in tensors if select.finds(o)]
+            if select.operand is None or not {operand for operand, _ in found}.isdisjoint(select.operand):
+                there = sorted({str(p) for operand, p in found if operand in (select.operand or OPERANDS)})
+                what = ", ".join(map(str, select.position or ()))
+                lines.append(
+                    f"{located.at('select', 'position')}: selects nothing: no position {what} there; "
+                    f"these operators have {', '.join(there)}"
+                )
+            else:
+                there = sorted({operand for operand, _ in found})
+                what = ", ".join(select.operand)
                 lines.append(
                     f"{located.at('select', 'operand')}: selects nothing: no {what} there; "
                     f"these operators have {', '.join(there)}"
@@ -171,9 +186,14 @@ class Recipe:
             raise UserError("\n".join(lines))
 
     def spec(
-        self, operator: Operator, operand: Operand, weight_bits: int, activation_bits: int
+        self,
+        operator: Operator,
+        operand: Operand,
+        position: int,
+        weight_bits: int,
+        activation_bits: int,
     ) -> TensorSpec:
-        """How a tensor is quantized.
+        """How the tensor at a position among the operator's inputs or outputs is quantized.
 
         Where no rule sets bits, weights and biases have `weight_bits`, inputs and outputs `activation_bits`.
 
@@ -184,7 +204,7 @@ class Recipe:
         values = {"bits": bits, **self.defaults.model_dump()}
         origins = {name: place(self.sources[0], ("defaults", name)) for name in values}
         for located in self.rules:
-            if located.rule.select.matches(operator, operand):
+            if located.rule.select.matches(operator, operand, position):
                 values |= located.rule.settings
                 origins |= {name: located.at(name) for name in located.rule.settings}
         spec = TensorSpec(**values)
@@ -300,5 +320,6 @@ def _refuse_contradictions(recipe: Recipe, weight_bits: int, activation_bits: in
     for select in (Select(), *(located.rule.select for located in recipe.rules)):
         for role in select.role or ROLES:
             for block in select.block or (None,):
-                for operand in select.operand or OPERANDS:
-                    recipe.spec(Operator("", "", role, block), operand, weight_bits, activation_bits)
+                for operand, position in product(select.operand or OPERANDS, select.position or (0,)):
+                    operator = Operator("", "", role, block)
+                    recipe.spec(operator, operand, position, weight_bits, activation_bits)

@@ -46,6 +46,11 @@ SomeBlocks = Annotated[list[Block], _some]
 SomeOperands = Annotated[list[Operand], _some]
 Roles = Annotated[SomeRoles, BeforeValidator(one_or_many, json_schema_input_type=Role | SomeRoles)]
 Blocks = Annotated[SomeBlocks, BeforeValidator(one_or_many, json_schema_input_type=Block | SomeBlocks)]
+Position = Annotated[int, Field(ge=0)]
+SomePositions = Annotated[list[Position], _some]
+Positions = Annotated[
+    SomePositions, BeforeValidator(one_or_many, json_schema_input_type=Position | SomePositions)
+]
 Operands = Annotated[
     SomeOperands, BeforeValidator(one_or_many, json_schema_input_type=Operand | SomeOperands)
 ]
@@ -112,12 +117,19 @@ class Select(Sparse):
     """Which transformer blocks, from 0."""
     operand: Operands | None = None
     """Which of the operator's tensors; `input` and `output` are its activations."""
+    position: Positions | None = None
+    """Which of its inputs or outputs, from 0: of an attention product, 0 is the left side and 1 the right."""
 
-    def matches(self, operator: Operator, operand: Operand) -> bool:
-        return self.finds(operator) and (self.operand is None or operand in self.operand)
+    def matches(self, operator: Operator, operand: Operand, position: int) -> bool:
+        """Whether every condition fits."""
+        return (
+            self.finds(operator)
+            and (self.operand is None or operand in self.operand)
+            and (self.position is None or position in self.position)
+        )
 
     def finds(self, operator: Operator) -> bool:
-        """Whether role and block fit; the operand may be another."""
+        """Whether role and block fit; operand and position may be others."""
         return (self.role is None or operator.role in self.role) and (
             self.block is None or operator.block in self.block
         )

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ptq2themoon.quantize.calibration import calibrate, fit_parameter, observe
+from ptq2themoon.progress import progress
+from ptq2themoon.quantize.calibration import calibrate, fit, observe
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.plan import plan
-from ptq2themoon.quantize.program import Values
+from ptq2themoon.quantize.program import Program, Step, Values
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.recipe import Recipe
 from ptq2themoon.quantize.recipe_file import Rule
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
+from ptq2themoon.validation import validate
 
 
 @dataclass
@@ -37,9 +41,9 @@ class Tools:
     seed: int
     device: str
 
-    def add_rule(self, method: str, rule: Rule) -> None:
-        """A rule that comes after those of the recipe and so wins; messages name the method."""
-        self.recipe = self.recipe.with_rule(rule, method)
+    def add_rule(self, method: str, rule: Mapping[str, Any]) -> None:
+        """A rule, written as in a recipe, that comes last and so wins; messages name the method."""
+        self.recipe = self.recipe.with_rule(validate(Rule, rule, f"method {method}"), method)
 
     def plan(self, model: QuantizedModel) -> list[QuantizedOperator]:
         """What the recipe quantizes in the graph as edited so far, without quantizers."""
@@ -61,12 +65,22 @@ class Tools:
         """Give every slot a quantizer that has none yet."""
         calibrate(self.simulation(model), model.quantized, self.batches)
 
-    def fit_parameters(self, model: QuantizedModel, operators: Iterable[str]) -> None:
-        """Quantizers again for weights and biases of these operators, whose values were changed."""
-        simulation, wanted = self.simulation(model), set(operators)
+    def fit_constant(self, model: QuantizedModel, operator: str, position: int, value: np.ndarray) -> Tensor:
+        """A parameter's new value as the quantized model will have it, with a quantizer that fits it.
+
+        It is on its grid where the recipe quantizes it, and `value` where it does not.
+        """
+        found = torch.from_numpy(value).to(self.device)
         for slot, tensor in model.slots():
-            if slot.operator in wanted and tensor.is_parameter and slot not in model.fixed:
-                tensor.quantizer = fit_parameter(simulation, slot, tensor)
+            if slot.operator == operator and slot.position == position and tensor.is_parameter:
+                tensor.quantizer = fit(slot, tensor, found)
+                return tensor.quantizer(found)
+        return found
+
+    def walk(self, program: Program, what: str) -> Iterator[Step]:
+        """The operators of a program in their order, with progress, and without gradients."""
+        with torch.inference_mode():
+            yield from progress(program.steps, desc=what)
 
     def channel_means(self, model: SimulatedModel, operators: Mapping[str, int]) -> dict[str, Tensor]:
         """Mean of each channel of operators' outputs, float64 [channels], over all images and tokens.

@@ -1,0 +1,75 @@
+"""LayerNorms whose channels may be scaled or shifted, since linear layers alone read them.
+
+What a LayerNorm's gamma and beta take on, the weights and biases of its readers undo. So scales of
+channels can migrate from activations into weights at no cost; where they may is decided here once, for
+methods that rewrite a model and for the INT8 models that runtimes execute.
+"""
+
+from __future__ import annotations
+
+from onnx import NodeProto
+
+from ptq2themoon.graph.editing import Graph, Shapes, attribute
+
+# Those that can leave the last axis as it is; each is looked at.
+MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "Concat", "Pad"})
+
+
+def scalable_norms(graph: Graph) -> list[NodeProto]:
+    """LayerNorms over the last axis with constant parameters, in graph order."""
+    return [
+        node
+        for node in graph.nodes
+        if node.op_type == "LayerNormalization"
+        and attribute(node, "axis", -1) == -1
+        and all(name in graph.constants for name in node.input[1:])
+    ]
+
+
+def readers_of(graph: Graph, shapes: Shapes, norm: NodeProto) -> list[NodeProto] | None:
+    """What reads the LayerNorm's output as its first input, past operators that keep its last axis.
+
+    None where something else does.
+    """
+    carried, readers = {norm.output[0]}, []
+    for node in graph.nodes:
+        read = [name for name in node.input if name in carried]
+        if not read or node.op_type == "Shape":
+            continue
+        if _keeps_channels(graph, shapes, node, carried):
+            carried.update(node.output)
+        elif read == [node.input[0]]:
+            readers.append(node)
+        else:
+            return None
+    return None if carried.intersection(graph.outputs) else readers
+
+
+def _keeps_channels(graph: Graph, shapes: Shapes, node: NodeProto, carried: set[str]) -> bool:
+    """Whether the node only moves data of the LayerNorm, and the channels stay on the last axis."""
+    if node.op_type not in MOVES:
+        return False
+    data = node.input if node.op_type == "Concat" else node.input[:1]
+    before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
+    if not all(name in carried for name in data) or not before or not after or before[-1] != after[-1]:
+        return False
+    last = len(before) - 1
+    if node.op_type == "Transpose":
+        return attribute(node, "perm", [])[-1:] == [last]
+    if node.op_type == "Concat":
+        return attribute(node, "axis") not in (-1, last)
+    if node.op_type == "Slice" and len(node.input) > 4:
+        steps = graph.constants.get(node.input[4])
+        return steps is not None and bool((steps > 0).all())
+    return isinstance(before[-1], int)
+
+
+def is_padded(graph: Graph, norm: NodeProto, readers: list[NodeProto]) -> bool:
+    """Whether zeros are put beside the LayerNorm's values before its readers: then no shift may pass."""
+    for reader in readers:
+        node = graph.producer(reader.input[0])
+        while node is not None and node.name != norm.name:
+            if node.op_type == "Pad":
+                return True
+            node = graph.producer(node.input[0])
+    return False

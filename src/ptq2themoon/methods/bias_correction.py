@@ -1,0 +1,106 @@
+"""Bias correction: take the mean error that quantization makes out of each linear layer's bias.
+
+Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, arXiv
+1906.04721, section 4.2, in the empirical form of its appendix D. With y the output of a layer in floating
+point and y^ its output in the quantized model,
+
+    b <- b - E[y^ - y]
+
+for each output channel, the mean over calibration images and tokens. Layers are corrected in the order of
+the graph, so that each sees what the corrections before it left.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ptq2themoon.errors import UserError
+from ptq2themoon.graph.editing import Graph, attribute
+from ptq2themoon.methods.base import Method
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+    from torch import Tensor
+
+    from ptq2themoon.quantize.model import QuantizedModel
+    from ptq2themoon.quantize.program import Program, Step, Values
+    from ptq2themoon.quantize.tools import Tools
+
+LINEAR_TYPES = ("PPQBiasFusedMatMul", "MatMul", "Gemm", "Conv")
+BIAS = 2  # its position among the inputs of all of these
+
+
+class BiasCorrection(Method):
+    """Of every layer with constant weights whose weight or input is quantized."""
+
+    def before(self, model: QuantizedModel, tools: Tools) -> None:
+        """Give a bias of zeros to layers that have none."""
+        graph = model.graph()
+        quantized = {item.operator.name for item in tools.plan(model)}
+        if not quantized.intersection(node.name for node in correctable(graph)):
+            raise UserError("bias_correction: the recipe quantizes no linear layer; leave the method out")
+        model.set_parameters(
+            {
+                (node.name, BIAS): np.zeros(_channels(graph, node), np.float32)
+                for node in correctable(graph)
+                if node.name in quantized and not (len(node.input) > BIAS and node.input[BIAS])
+            },
+            equal=True,
+        )
+
+    def after(self, model: QuantizedModel, tools: Tools) -> None:
+        """Walk through the graph with all images at once, each layer corrected before the next is run."""
+        graph = model.graph()
+        quantized = {item.operator.name for item in model.quantized}
+        axes = {n.name: 1 if n.op_type == "Conv" else -1 for n in correctable(graph) if n.name in quantized}
+        wanted = tools.channel_means(tools.floating(model), axes)
+        simulation = tools.simulation(model)
+        program, states = simulation.program(), tools.states(simulation)
+        biases = {}
+        for step in tools.walk(program, "bias correction"):
+            if step.name in axes:
+                error = _mean(program, step, states, axes[step.name]) - wanted[step.name]
+                biases[step.name, BIAS] = self._correct(step, error, model, tools)
+            for state in states:
+                program.advance(step, state)
+        model.set_parameters(biases, equal=False)
+
+    def _correct(self, step: Step, error: Tensor, model: QuantizedModel, tools: Tools) -> np.ndarray:
+        """The corrected bias, put in force in the step; quantized again where the recipe quantizes it."""
+        graph = model.graph()
+        (node,) = (node for node in graph.nodes if node.name == step.name)
+        bias = graph.constants[node.input[BIAS]].astype(np.float64) - error.numpy()
+        step.inputs[BIAS].constant = tools.fit_constant(model, step.name, BIAS, bias.astype(np.float32))
+        return bias.astype(np.float32)
+
+
+def correctable(graph: Graph) -> list[NodeProto]:
+    """Linear layers and convolutions with constant weights that add their bias as it is."""
+    return [
+        node
+        for node in graph.nodes
+        if node.op_type in LINEAR_TYPES
+        and node.input[1] in graph.constants
+        and graph.constants[node.input[1]].ndim in (2, 4)
+        and attribute(node, "beta", 1.0) == 1.0
+        and (len(node.input) <= BIAS or not node.input[BIAS] or node.input[BIAS] in graph.constants)
+    ]
+
+
+def _channels(graph: Graph, node: NodeProto) -> int:
+    shape = graph.constants[node.input[1]].shape
+    return int(shape[0] if node.op_type == "Conv" or attribute(node, "transB", 0) else shape[-1])
+
+
+def _mean(program: Program, step: Step, states: list[Values], axis: int) -> Tensor:
+    """Mean of each channel of the step's output over all states, float64."""
+    rows = [program.compute(step, state)[1][0].movedim(axis, -1).flatten(0, -2).double() for state in states]
+    total, *others = (part.sum(0) for part in rows)
+    for other in others:
+        total = total + other
+    return (total / sum(len(part) for part in rows)).cpu()
+
+
+METHOD = BiasCorrection

@@ -7,9 +7,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from ptq2themoon.benchmark.arena import LATENCY, OPERATORS, PEERS
+from ptq2themoon.benchmark.arena import LATENCY, OPERATORS, PEERS, fidelity
 from ptq2themoon.benchmark.channelwise import per_axis
-from ptq2themoon.benchmark.fidelity import fidelity
 from ptq2themoon.benchmark.machine import FLAGS, machine
 from ptq2themoon.benchmark.tables import document
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.accuracy import Evaluation, are_labelled, evaluate_float, evaluate_quantized
 from ptq2themoon.evaluate.attention import AttentionSpec, fidelity
-from ptq2themoon.evaluate.errors import per_image, sqnr_db
+from ptq2themoon.evaluate.errors import per_image
+from ptq2themoon.evaluate.metrics import sqnr_db
 from ptq2themoon.graph.runtime import run_onnx
 from ptq2themoon.quantize.simulation import SimulatedModel
 
@@ -89,8 +90,8 @@ def test_quantized_is_recounted(tiny: Tiny, coarse: SimulatedModel, labels: Tens
     wanted = recount(logits.numpy(), reference.numpy(), labels.numpy())
     error = {name: values.mean().item() for name, values in per_image(logits, reference).items()}
     wanted |= {
-        "logits_nsr": error["nsr"],
-        "logits_sqnr_db": sqnr_db(error["nsr"]),
+        "logits_nsr": error["noise"] / error["signal"],
+        "logits_sqnr_db": sqnr_db(error["noise"] / error["signal"]),
         "output_cosine": error["cosine"],
     }
     numbers = measured(found, absent=0)
@@ -198,7 +199,9 @@ def test_features_are_measured_by_the_error_of_the_output(
     quantized = torch.cat([model(part) for part, _ in data])
     assert quantized.shape == (COUNT, *shape)
     wanted = per_image(quantized, torch.from_numpy(run_onnx(plain.path, PIXELS.numpy())))
-    assert metrics["logits_nsr"] == pytest.approx(wanted["nsr"].mean().item(), rel=1e-4)
+    assert metrics["logits_nsr"] == pytest.approx(
+        (wanted["noise"].sum() / wanted["signal"].sum()).item(), rel=1e-4
+    )
     assert metrics["output_cosine"] == pytest.approx(wanted["cosine"].mean().item(), rel=1e-6)
     assert metrics["logits_sqnr_db"] > 5
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ptq2themoon.evaluate.errors import FIGURES, ErrorMeter, per_image, sqnr_db
+from ptq2themoon.evaluate.errors import FIGURES, SUMS, ErrorMeter, per_image
+from ptq2themoon.evaluate.metrics import output_sqnr_db, ranked, sqnr_db
 
 VALUES = st.floats(-100, 100, width=32)
 PAIRS = hnp.array_shapes(min_dims=2, max_dims=4, max_side=4).flatmap(
@@ -24,13 +25,15 @@ def test_figures_by_hand() -> None:
     quantized = torch.tensor([[[3.0, 3.0]], [[0.0, 1.0]]])
     found = per_image(quantized, reference)
     wanted = {
+        "noise": [1, 2],
+        "signal": [25, 1],
         "nsr": [1 / 25, 2 / 1],
         "relative_error": [(0 + 1 / 16) / 2, (1 + 1e7) / 2],  # an error where there was nothing
         "mse": [1 / 2, 1],
         "mae": [1 / 2, 1],
         "cosine": [21 / (5 * math.sqrt(18)), 0],
     }
-    assert found.keys() == wanted.keys() == set(FIGURES)
+    assert found.keys() == wanted.keys() == {*SUMS, *FIGURES}
     for figure, values in wanted.items():
         assert found[figure].tolist() == pytest.approx(values, rel=1e-6), figure
         assert found[figure].dtype == torch.float64
@@ -99,8 +102,24 @@ def test_partial_batches_count_by_their_images(sizes: list[int]) -> None:
     assert list(summary) == ["nsr", "sqnr_db", "relative_error", "mse", "mae", "cosine"]
     for figure in FIGURES:
         assert meter.images(figure).tolist() == pytest.approx(per_image(q, f)[figure].tolist())
-        assert summary[figure] == pytest.approx(per_image(q, f)[figure].mean().item())
+        if figure != "nsr":
+            assert summary[figure] == pytest.approx(per_image(q, f)[figure].mean().item())
+    assert summary["nsr"] == pytest.approx(float((q - f).square().sum() / f.square().sum()))
     assert summary["sqnr_db"] == sqnr_db(summary["nsr"])
+    assert output_sqnr_db(q.numpy(), f.numpy()) == pytest.approx(summary["sqnr_db"])
+
+
+def test_sqnr_is_a_ratio_of_sums_and_no_mean_of_ratios() -> None:
+    meter = ErrorMeter()
+    meter.add(torch.tensor([[9.0], [0.5]]), torch.tensor([[10.0], [1.0]]))
+    assert meter.images("nsr").tolist() == pytest.approx([0.01, 0.25])
+    assert meter.summary()["nsr"] == pytest.approx(1.25 / 101)
+    assert meter.summary()["sqnr_db"] == pytest.approx(10 * math.log10(101 / 1.25))
+
+
+def test_of_equal_logits_the_first_class_counts() -> None:
+    logits = np.array([[1, 2, 2, 0], [3, 3, 3, 3]], np.float32)
+    assert ranked(logits, 3).tolist() == [[1, 2, 0], [0, 1, 2]]
 
 
 def test_what_was_measured_is_not_kept_only_figures() -> None:

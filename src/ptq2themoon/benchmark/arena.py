@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from ptq2themoon.benchmark import runtimes
-from ptq2themoon.benchmark.fidelity import fidelity
 from ptq2themoon.benchmark.peers import size
 from ptq2themoon.benchmark.timing import interleaved, ratios, spread
 from ptq2themoon.deploy.runtime import runner
+from ptq2themoon.evaluate import metrics
 
 BASE = "FP32, ONNX Runtime"
 LATENCY = (
@@ -156,3 +156,18 @@ def _in_batches(run: runtimes.Runner, images: np.ndarray, batch: int) -> np.ndar
         filled = np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)])
         found.append(np.array(run(filled)[: len(part)]))
     return np.concatenate(found)
+
+
+def fidelity(found: np.ndarray, reference: np.ndarray, labels: np.ndarray | None) -> dict[str, float | None]:
+    """Top-1 and agreement in percent, SQNR in dB, rounded for the table.
+
+    Args:
+        found, reference: logits [N, classes] of a model and of FP32.
+        labels: [N]; None where there are none.
+    """
+    sqnr = metrics.output_sqnr_db(found, reference)
+    return {
+        "top1": None if labels is None else round(metrics.top1(found, labels), 3),
+        "agreement": round(metrics.agreement(found, reference), 3),
+        "sqnr_db": None if sqnr is None else round(sqnr, 2),
+    }

@@ -15,7 +15,8 @@ from ptq2themoon.deploy.modes import Mode
 from ptq2themoon.deploy.report import Place
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.accuracy import AccuracyCounter
-from ptq2themoon.evaluate.errors import ErrorMeter, sqnr_db
+from ptq2themoon.evaluate.errors import ErrorMeter
+from ptq2themoon.evaluate.metrics import sqnr_db
 from ptq2themoon.graph.operators import Operator
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.simulation import SimulatedModel

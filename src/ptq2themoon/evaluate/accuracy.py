@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.attention import AttentionSpec, fidelity, run_with_attention
-from ptq2themoon.evaluate.errors import ErrorMeter, sqnr_db
+from ptq2themoon.evaluate.errors import ErrorMeter
+from ptq2themoon.evaluate.metrics import ranked, sqnr_db
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.simulation import SimulatedModel
 
@@ -61,12 +62,11 @@ class AccuracyCounter:
                 f"the model gives {list(output.shape[1:])} an image, not one logit a class; "
                 "say `classifier: false` in params.yaml"
             )
-        # Quantized logits are often equal: of these the first class counts, as with argmax.
-        ranked = output.sort(dim=1, descending=True, stable=True).indices[:, :5]
-        self.agreement += int((ranked[:, 0] == reference.argmax(1)).sum())
+        best = ranked(output.numpy(), 5)
+        self.agreement += int((best[:, :1] == ranked(reference.numpy())).sum())
         if not self.labelled:
             return
-        hits = ranked == labels[:, None]
+        hits = best == labels.numpy()[:, None]
         self.top1 += int(hits[:, 0].sum())
         self.top5 += int(hits.any(1).sum())
         self.loss += float(F.cross_entropy(output.double(), labels, reduction="sum"))

@@ -13,7 +13,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ptq2themoon.errors import UserError, nearest
-from ptq2themoon.evaluate.query import CLASS_TOKEN, FLOOR, MEAN_OF_TOKENS, NO_GRID
+from ptq2themoon.evaluate import metrics
+from ptq2themoon.evaluate.query import CLASS_TOKEN, MEAN_OF_TOKENS, NO_GRID
 from ptq2themoon.quantize.simulation import SimulatedModel
 
 
@@ -180,21 +181,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def fidelity(quantized: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine similarity and KL divergence of a query's attention, both [B], means over groups and heads.
+    """`metrics.cosine` and `metrics.kl` of a query's attention, both [B], means over groups and heads.
 
     Args:
         quantized, reference: [B, groups, heads, patches], as `AttentionSpec.of_query` gives.
-
-    KL(quantized || reference) in nats, of the attention to the patches normalised to sum to one.
-    Lower is better; cosine: higher is better. In this direction a weight that quantization sets to zero
-    counts nothing; in the other its share would be infinite, or be decided by a floor.
     """
-    cosine = torch.nn.functional.cosine_similarity(quantized, reference, dim=-1).flatten(1).mean(1)
-    q, p = (_distribution(a) for a in (quantized, reference))
-    kl = (q * (q / p).log()).sum(-1).flatten(1).mean(1)
-    return cosine, kl
-
-
-def _distribution(attention: Tensor) -> Tensor:
-    floored = attention.double().clamp_min(FLOOR)
-    return floored / floored.sum(-1, keepdim=True)
+    q, p = quantized.numpy(), reference.numpy()
+    cosine, kl = (torch.from_numpy(measure(q, p)) for measure in (metrics.cosine, metrics.kl))
+    return cosine.flatten(1).mean(1), kl.flatten(1).mean(1)

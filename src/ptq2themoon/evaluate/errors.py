@@ -1,17 +1,19 @@
-"""Error of a quantized tensor against its floating-point value: one definition for every table.
+"""Error of a quantized tensor against its floating-point value, over the images of a set.
 
-All are means over images of a figure of one image, so that partial batches count rightly.
+nsr and sqnr_db are those of `metrics`: ratios of sums over all images. All else is the mean over images of
+a figure of one image.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-EPSILON = 1e-7  # keeps a ratio to zero signal finite, as PPQ does
+from ptq2themoon.evaluate.metrics import EPSILON, nsr, sqnr_db
+
+SUMS = ("noise", "signal")
 FIGURES = ("nsr", "relative_error", "mse", "mae", "cosine")
 
 
@@ -22,7 +24,7 @@ def per_image(quantized: Tensor, reference: Tensor, images: int | None = None) -
         images: B, when the tensors need not be [B, ...]: windows of an image may come one after another
             ([B*k, ...]); a tensor in which images cannot be told apart counts as a whole for each of them.
 
-    nsr: noise power over signal power, sum (q-f)^2 / sum f^2; lower is better. This is what PPQ calls SNR.
+    noise, signal: sum (q-f)^2 and sum f^2; nsr: their ratio, lower is better. This is what PPQ calls SNR.
     relative_error: mean of (q-f)^2 / (f^2 + epsilon), the study's own formula; lower is better.
     mse, mae: mean over the elements; lower is better.
     cosine: similarity of the flattened tensors; higher is better.
@@ -32,6 +34,8 @@ def per_image(quantized: Tensor, reference: Tensor, images: int | None = None) -
     q, f = (x.detach().reshape(1 if whole else count, -1).double() for x in (quantized, reference))
     noise, signal = (q - f).square(), f.square()
     figures = {
+        "noise": noise.sum(1),
+        "signal": signal.sum(1),
         "nsr": noise.sum(1) / (signal.sum(1) + EPSILON),
         "relative_error": (noise / (signal + EPSILON)).mean(1),
         "mse": noise.mean(1),
@@ -41,17 +45,12 @@ def per_image(quantized: Tensor, reference: Tensor, images: int | None = None) -
     return {name: values.expand(count) for name, values in figures.items()}
 
 
-def sqnr_db(nsr: float) -> float:
-    """Signal to quantization noise in decibels, -10 log10(nsr); higher is better; infinite without noise."""
-    return math.inf if nsr <= 0 else -10 * math.log10(nsr)
-
-
 @dataclass
 class ErrorMeter:
     """Accumulates the figures of `per_image` over batches."""
 
     # Floats, not tensors: small tensors that live long keep the freed large ones between them unusable.
-    values: dict[str, list[float]] = field(default_factory=lambda: {figure: [] for figure in FIGURES})
+    values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in (*SUMS, *FIGURES)})
 
     def add(self, quantized: Tensor, reference: Tensor, images: int | None = None) -> None:
         for figure, values in per_image(quantized, reference, images).items():
@@ -62,6 +61,7 @@ class ErrorMeter:
         return torch.tensor(self.values[figure], dtype=torch.float64)
 
     def summary(self) -> dict[str, float]:
-        """Means over all images, and `sqnr_db` of the mean nsr."""
-        means = {figure: float(self.images(figure).mean()) for figure in FIGURES}
-        return {"nsr": means["nsr"], "sqnr_db": sqnr_db(means["nsr"]), **means}
+        """`nsr` and `sqnr_db` of the sums over all images, and the means over images of the others."""
+        ratio = nsr(*(float(self.images(name).sum()) for name in SUMS))
+        means = {figure: float(self.images(figure).mean()) for figure in FIGURES if figure != "nsr"}
+        return {"nsr": ratio, "sqnr_db": sqnr_db(ratio), **means}

@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ptq2themoon.evaluate.query import FLOOR, ROLLOUT
+from ptq2themoon.evaluate import metrics
+from ptq2themoon.evaluate.query import ROLLOUT
 from ptq2themoon.plots.attention_text import (
     LINE,
     aspect,
-    cosine_similarity,
     remarks,
     short,
     show_original,
@@ -119,17 +119,8 @@ def _why_no_map(maps: Mapping[str, AttentionMaps], width: float) -> list[str]:
 
 def numbers_of_heads(reference: AttentionMaps, other: AttentionMaps, index: int) -> tuple[Array, Array]:
     """Cosine similarity and KL(other || reference) in nats of each head, means over groups."""
-    f, q = reference.attention[index].astype(np.float64), other.attention[index].astype(np.float64)
-    cosines = [
-        [cosine_similarity(*pair) for pair in zip(*head, strict=True)] for head in zip(f, q, strict=True)
-    ]
-    p, r = (_distribution(weights) for weights in (f, q))
-    return np.mean(cosines, axis=1), (r * np.log(r / p)).sum(axis=2).mean(axis=1)
-
-
-def _distribution(weights: Array) -> Array:
-    floored = np.maximum(weights, FLOOR)
-    return np.asarray(floored / floored.sum(axis=2, keepdims=True))
+    q, p = other.attention[index], reference.attention[index]
+    return metrics.cosine(q, p).mean(axis=1), metrics.kl(q, p).mean(axis=1)
 
 
 def _label_heads(panels: Sequence[Axes], heads: int, known: bool) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from ptq2themoon.errors import UserError
+from ptq2themoon.evaluate.metrics import cosine
 from ptq2themoon.evaluate.query import CLASS_TOKEN, ROLLOUT
 from ptq2themoon.plots.canvas import Canvas
 from ptq2themoon.plots.heatmap import Array, show_image
@@ -114,5 +113,4 @@ def check_image_index(index: int, maps: AttentionMaps) -> None:
 
 def cosine_similarity(a: Array, b: Array) -> float:
     """Of two maps taken as vectors; 0 when one of them is all zero."""
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(np.vdot(a, b) / norm) if norm else 0.0
+    return float(cosine(a.ravel(), b.ravel()))

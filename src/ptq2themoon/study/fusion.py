@@ -14,12 +14,12 @@ import onnx
 import pandas as pd
 import torch
 
-from ptq2themoon.benchmark.fidelity import fidelity
 from ptq2themoon.benchmark.runtimes import Runner, onnx_session
 from ptq2themoon.benchmark.timing import Spread, interleaved, ratios, repeats, spread
 from ptq2themoon.deploy.export import deploy
 from ptq2themoon.deploy.runtime import kernel_counts, runner
 from ptq2themoon.errors import UserError
+from ptq2themoon.evaluate.metrics import output_sqnr_db
 from ptq2themoon.graph.editing import Graph
 from ptq2themoon.graph.files import read_graph
 from ptq2themoon.graph.fuse import name_operators
@@ -178,7 +178,7 @@ class Contestant:
         if not np.isfinite(found).all():
             self.note = "output not finite"
             return None
-        return fidelity(found, logits, None)["sqnr_db"]
+        return output_sqnr_db(found, logits)
 
 
 def contestants(forms: Sequence[Form], bits: str, threads: int, folder: Path) -> list[Contestant]:

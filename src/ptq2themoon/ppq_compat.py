@@ -134,6 +134,14 @@ class _Loaded:
         return copy
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """PPQ indexes tensors with lists, which torch warns of at each call; its result is tested."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using a non-tuple sequence", category=UserWarning)
+        yield
+
+
 def uniform_config(
     bits: int, quant_min: int, quant_max: int, axis: int | None, *, symmetric: bool, observer: str = "minmax"
 ) -> core.TensorQuantizationConfig:
@@ -169,5 +177,6 @@ __all__ = [
     "parse",
     "parser",
     "ppq",
+    "quiet",
     "uniform_config",
 ]

@@ -126,7 +126,12 @@ def _can_be_scaled(tensor: QuantizedTensor) -> bool:
 def _is_linear(graph: Graph, node: NodeProto) -> bool:
     weight = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
     plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
-    return node.op_type in ("PPQBiasFusedMatMul", "MatMul", "Gemm") and plain and weight is not None and weight.ndim == 2
+    return (
+        node.op_type in ("PPQBiasFusedMatMul", "MatMul", "Gemm")
+        and plain
+        and weight is not None
+        and weight.ndim == 2
+    )
 
 
 def _per_channel(

@@ -120,7 +120,9 @@ class Recipe:
         return {
             "activations": self.activations,
             "defaults": self.defaults.model_dump(),
-            "rules": [located.rule.model_dump(exclude_none=True) for located in self.rules],
+            "rules": [
+                located.rule.model_dump(exclude_none=True, exclude_defaults=True) for located in self.rules
+            ],
             "methods": [method.model_dump() for method in self.methods],
         }
 
@@ -150,6 +152,7 @@ class Recipe:
         lines = [
             f"{located.at('select', *key)}: {problem}"
             for located in self.rules
+            if not located.rule.optional
             for key, problem in located.rule.select.misses(operators)
         ]
         if lines:
@@ -165,7 +168,7 @@ class Recipe:
         lines = []
         for located in self.rules:
             select = located.rule.select
-            if any(select.matches(*tensor) for tensor in tensors):
+            if located.rule.optional or any(select.matches(*tensor) for tensor in tensors):
                 continue
             found = [(operand, position) for o, operand, position in tensors if select.finds(o)]
             if select.operand is None or not {operand for operand, _ in found}.isdisjoint(select.operand):

@@ -169,6 +169,8 @@ class Rule(Sparse):
     """Settings for the tensors that it selects."""
 
     select: Select
+    optional: bool = False
+    """true: a model that has nothing of what it selects is none the worse."""
     quantize: SetQuantize | None = None
     bits: SetBits | None = None
     kind: SetKind | None = None
@@ -180,13 +182,19 @@ class Rule(Sparse):
     weight_axis: SetWeightAxis | None = None
 
     @property
+    def given(self) -> dict[str, Any]:
+        """What the file says of it."""
+        return self.model_dump(exclude_none=True, exclude_defaults=True)
+
+    @property
     def settings(self) -> dict[str, Any]:
-        return self.model_dump(exclude={"select"}, exclude_none=True)
+        """The settings of the tensors that it selects."""
+        return self.model_dump(exclude={"select", "optional"}, exclude_none=True)
 
     @model_validator(mode="after")
     def _sets_something(self) -> Rule:
         if not self.settings:
-            valid = ", ".join(name for name in type(self).model_fields if name != "select")
+            valid = ", ".join(name for name in type(self).model_fields if name not in ("select", "optional"))
             raise ValueError(f"sets nothing; valid: {valid}")
         return self
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,7 +19,7 @@ from torch import Tensor
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.editing import tensor_shapes
 from ptq2themoon.graph.files import read_graph
-from ptq2themoon.ppq_compat import core, executor, ir, parse
+from ptq2themoon.ppq_compat import core, executor, ir, parse, quiet
 from ptq2themoon.ppq_operators import missing
 from ptq2themoon.quantize.files import read_qparams
 from ptq2themoon.quantize.model import QuantizedModel
@@ -65,7 +64,7 @@ class SimulatedModel:
         self._items = {item.operator.name: item for item in quantized}
         for item in quantized:
             _check(self._graph, item, source)
-        with _quiet():
+        with quiet():
             self._ppq = PPQEngine(self._graph, quantized, device) if engine == "ppq" else None
             if self._ppq is None:  # puts parameters on the device, and operators in order
                 self._order = executor.TorchExecutor(self._graph, device=device)._executing_order
@@ -129,9 +128,9 @@ class SimulatedModel:
     def _whole(self, images: Tensor, watch: Mapping[str, Watcher] | None) -> Tensor:
         if self._ppq is not None:
             self._ppq.put_in_force(self.quantizers())
-            with _quiet():
+            with quiet():
                 return self._ppq.run(images, watch)
-        with _quiet(), torch.inference_mode():
+        with quiet(), torch.inference_mode():
             (logits,) = self.program().run({self.input_name: images}, watch)
         return logits
 
@@ -193,7 +192,7 @@ class SimulatedModel:
     def _run_part(
         self, operations: Sequence[ir.Operation], values: dict[str, Tensor], outputs: list[str]
     ) -> list[Tensor]:
-        with _quiet(), torch.inference_mode():
+        with quiet(), torch.inference_mode():
             if self._ppq is not None:
                 self._ppq.put_in_force(self.quantizers())
                 return self._ppq.run_part(operations, values, outputs)
@@ -242,7 +241,7 @@ def _check(graph: ir.BaseGraph, item: QuantizedOperator, source: Path | str) -> 
 
 def _load(model: onnx.ModelProto, source: Path | str) -> ir.BaseGraph:
     try:
-        with _quiet():
+        with quiet():
             graph = parse(model)
             formatter = ir.GraphFormatter(graph)
             # One copy of a shared parameter for each use: each use has a scale of its own.
@@ -278,11 +277,3 @@ def _axes_to_attribute(graph: ir.BaseGraph) -> None:
             axes = operation.inputs[1]
             operation.attributes["axes"] = axes.value.tolist()
             graph.remove_variable(axes)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """PPQ indexes tensors with lists, which torch warns of at each call; its result is tested."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Using a non-tuple sequence", category=UserWarning)
-        yield

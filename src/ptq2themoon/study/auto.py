@@ -107,7 +107,7 @@ def recipe_text(base: Recipe, chosen: Sequence[Place], ranking: pd.DataFrame, fa
     lines += [f"description: {description}", f"activations: {base.activations}", ""]
     lines += [_dump({"defaults": base.defaults.model_dump()}), "rules:"]
     for located in base.rules:
-        lines.append(f"  - {_flow(located.rule.model_dump(exclude_none=True))}")
+        lines.append(f"  - {_flow(located.rule.given)}")
     for role in dict.fromkeys(place.role for place in chosen):
         lines += _rule(role, [place.block for place in chosen if place.role == role], ranking)
     return "\n".join(lines) + "\n"

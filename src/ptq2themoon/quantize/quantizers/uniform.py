@@ -80,6 +80,11 @@ class Uniform(Quantizer):
             raise ValueError(f"zero_point must be a whole number in {bounds[0]} to {bounds[1]}")
         return cls(scale, zero_point.expand(scale.shape).clone(), bits, *bounds, axis)
 
+    def with_scale(self, scale: Tensor) -> Self:
+        """A quantizer of the same codes and zero points with other scales, float32 of the same shape."""
+        bounds = self.quant_min, self.quant_max
+        return type(self)(checked_scale(scale), self.zero_point, self.bits, *bounds, self.axis)
+
     def settings(self) -> dict[str, Any]:
         return {"quant_min": self.quant_min, "quant_max": self.quant_max}
 

@@ -18,18 +18,30 @@ from onnx.reference import ReferenceEvaluator
 from tiny_models import tiny_vit, to_onnx
 from torch import Tensor
 
+from ptq2themoon.graph.files import read_graph
 from ptq2themoon.graph.fuse import fuse
 from ptq2themoon.graph.nodes import Node, read_nodes
 from ptq2themoon.graph.normalise import normalise
 from ptq2themoon.graph.operators import Operator
 from ptq2themoon.graph.roles import find_roles, rename_operators
 from ptq2themoon.quantize.calibration import calibrate
+from ptq2themoon.quantize.files import Header, write_qparams
+from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.plan import plan
+from ptq2themoon.quantize.quantizers import Uniform
 from ptq2themoon.quantize.recipe import Recipe, load_recipe
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+HEADER = Header(
+    recipe="layernorm",
+    bits="w8a8",
+    protocol="all-operators",
+    methods=[],
+    calibration_images=24,
+    graph_sha256="0" * 64,
+)
 # Operators that only move data or compute shapes; all others of the tiny models compute on floats.
 MOVING = {"Transpose", "Squeeze", "Reshape", "Gather", "Concat", "Split", "Shape", "Expand", "Slice"}
 
@@ -84,17 +96,35 @@ class Tiny:
         calibrate(model, planned, list(images(24).split(8)) if batches is None else batches)
         return model, planned
 
+    def saved(self, planned: list[QuantizedOperator], folder: Path) -> list[Path]:
+        """The two files of a calibrated model."""
+        paths = [folder / "qparams.json", folder / "qparams.safetensors"]
+        model = QuantizedModel(read_graph(self.path), self.operators, quantized=planned)
+        write_qparams(model, HEADER, *paths)
+        return paths
+
     def role(self, role: str, block: int | None = None) -> str:
         """The name of the one operator in that place."""
         (name,) = (o.name for o in self.operators if (o.role, o.block) == (role, block))
         return name
 
 
+def symmetric(tensor: QuantizedTensor, scale: Tensor) -> Uniform:
+    """The quantizer of a tensor whose scale is known."""
+    bounds = tensor.spec.quant_min, tensor.spec.quant_max
+    return Uniform(scale, torch.zeros_like(scale), tensor.spec.bits, *bounds, tensor.axis)
+
+
 def fake_quantize(x: np.ndarray, tensor: QuantizedTensor) -> np.ndarray:
-    assert tensor.scale is not None
+    quantizer, spec = tensor.ready(), tensor.spec
+    assert isinstance(quantizer, Uniform)
     shape = [-1 if axis == tensor.axis else 1 for axis in range(x.ndim)]
-    scale = tensor.scale.numpy().reshape(shape) if tensor.axis is not None else tensor.scale.numpy()
-    return np.clip(np.rint(x / scale), tensor.quant_min, tensor.quant_max) * scale
+    scale, zero_point = (
+        a.numpy() if tensor.axis is None else a.numpy().reshape(shape)
+        for a in (quantizer.scale, quantizer.zero_point)
+    )
+    codes = np.clip(np.rint(x / scale) + zero_point, spec.quant_min, spec.quant_max)
+    return (codes - zero_point) * scale
 
 
 class Reference:

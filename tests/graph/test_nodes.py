@@ -24,7 +24,7 @@ def test_ranks_and_parameters(tiny_file: tuple[Path, list[Operator]]) -> None:
     expected = {
         "patch_embed": Node("Conv", [False, True, True], [4, 4, 1], [4], transposed_weight=False),
         "pos_add": Node("Add", [False, True], [3, 3], [3], transposed_weight=False),
-        "head": Node("Gemm", [False, True, True], [2, 2, 1], [2], transposed_weight=True),
+        "head": Node("Gemm", [False, True, True], [2, 2, 1], [2], transposed_weight=True, is_last=True),
         "norm": norm,
     }
     for block in range(2):

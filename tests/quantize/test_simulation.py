@@ -19,8 +19,8 @@ from ptq2themoon.graph.operators import Operator
 from ptq2themoon.graph.runtime import run_onnx
 from ptq2themoon.ppq_compat import core
 from ptq2themoon.quantize.recipe import Recipe
-from ptq2themoon.quantize.simulation import SimulatedModel
-from ptq2themoon.quantize.tensors import QuantizedOperator, load, save
+from ptq2themoon.quantize.simulation import SimulatedModel, load_model
+from ptq2themoon.quantize.tensors import QuantizedOperator
 
 ROOT = Path(__file__).parents[2]
 Calibrated = tuple[SimulatedModel, list[QuantizedOperator]]
@@ -112,8 +112,8 @@ def test_outputs_lie_on_the_grid_of_their_scale(calibrated: Calibrated) -> None:
 
 def test_ppq_is_told_the_study_s_settings(tiny: Tiny) -> None:
     planned = tiny.plan("vanilla")
-    model = SimulatedModel(tiny.path, "cpu", planned)
-    configs = [config for name in model.quantized_operators for config in model.configs(name)]
+    model = SimulatedModel(tiny.path, "cpu", planned, engine="ppq")
+    configs = [config for name in model.quantized_operators for config in model.ppq.configs(name)]
     assert len(configs) == 101
     properties = core.QuantizationProperty
     for config in configs:
@@ -211,17 +211,15 @@ def test_the_last_batch_may_be_smaller_and_images_do_not_meet(calibrated: Calibr
 
 def test_a_new_process_computes_the_same_bits(tiny: Tiny, calibrated: Calibrated, tmp_path: Path) -> None:
     model, planned = calibrated
-    paths = tmp_path / "qparams.json", tmp_path / "qparams.safetensors"
-    save(planned, {"recipe": "layernorm"}, *paths)
+    paths = tiny.saved(planned, tmp_path)
     np.save(tmp_path / "images.npy", images(5).numpy())
     code = f"""
 import numpy, pathlib, torch
-from ptq2themoon.quantize.simulation import SimulatedModel
-from ptq2themoon.quantize.tensors import load
+from ptq2themoon.quantize.simulation import load_model
 torch.set_num_threads({torch.get_num_threads()})
 folder = pathlib.Path({str(tmp_path)!r})
-quantized = load(folder / "qparams.json", folder / "qparams.safetensors")
-model = SimulatedModel(pathlib.Path({str(tiny.path)!r}), "cpu", quantized)
+qparams = [folder / "qparams.json", folder / "qparams.safetensors"]
+model = load_model(pathlib.Path({str(tiny.path)!r}), "cpu", qparams)
 numpy.save(folder / "logits.npy", model(torch.from_numpy(numpy.load(folder / "images.npy"))).numpy())
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -230,7 +228,7 @@ numpy.save(folder / "logits.npy", model(torch.from_numpy(numpy.load(folder / "im
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert np.load(tmp_path / "logits.npy").tobytes() == model(images(5)).numpy().tobytes()
-    here = SimulatedModel(tiny.path, "cpu", load(*paths))
+    here = load_model(tiny.path, "cpu", paths)
     assert torch.equal(here(images(5)), model(images(5)))
     assert here.quantized_operators == model.quantized_operators
 
@@ -256,7 +254,7 @@ def test_parameters_of_another_graph_are_refused(
 def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "bad.onnx").write_bytes(content)
-    with pytest.raises(UserError, match=r"bad\.onnx: PPQ cannot load this graph"):
+    with pytest.raises(UserError, match=r"bad\.onnx: not a valid ONNX model"):
         SimulatedModel(tmp_path / "bad.onnx", "cpu")
 
 

@@ -14,7 +14,7 @@ import torch
 from families import FAMILIES, image_shape
 from matplotlib.figure import Figure
 from tiny_models import random_images
-from tiny_quantized import Reference, Tiny, fake_quantize
+from tiny_quantized import Reference, Tiny, fake_quantize, symmetric
 from torch import Tensor
 
 from ptq2themoon.errors import UserError
@@ -22,7 +22,8 @@ from ptq2themoon.evaluate.attention import AttentionSpec
 from ptq2themoon.graph.attention import attention_facts
 from ptq2themoon.plots.activations import activations, activations_block, of_block
 from ptq2themoon.plots.input_errors import error_histograms, errors_average, errors_by_block
-from ptq2themoon.quantize.tensors import QuantizedTensor, save
+from ptq2themoon.quantize.recipe import TensorSpec
+from ptq2themoon.quantize.tensors import QuantizedTensor
 from ptq2themoon.study.input_errors import EDGES, InputErrors, averages, input_tensors
 from ptq2themoon.study.inputs import (
     Layer,
@@ -48,7 +49,7 @@ class Studied:
     name: str
     tiny: Tiny
     fusion: Path
-    qparams: dict[str, tuple[Path, Path]]
+    qparams: dict[str, list[Path]]
     images: Tensor
     tables: dict[str, pd.DataFrame]
     seen: dict[tuple[str, int], np.ndarray]
@@ -59,10 +60,9 @@ class Studied:
         fusion = write_fusion(tiny, folder)
         found, qparams = read_layers(fusion), {}
         for quantizer, recipe in RECIPES.items():
-            pair = folder / f"{recipe}.json", folder / f"{recipe}.safetensors"
             model, planned = tiny.calibrated(recipe, batches=[images])
-            save(planned, {}, *pair)
-            qparams[quantizer] = pair
+            (folder / recipe).mkdir()
+            qparams[quantizer] = tiny.saved(planned, folder / recipe)
         tensors = {q: input_tensors(pair, found.layers, q) for q, pair in qparams.items()}
         ranges, errors, seen = Ranges(), InputErrors(tensors, "cpu"), {}
 
@@ -237,10 +237,10 @@ def test_channels_of_a_block_are_those_of_numpy(vit: Studied) -> None:
 
 def test_a_channel_of_zeros_has_no_error_and_a_lost_one_all_of_it() -> None:
     layer = Layer("fc1", 0, "fc1", AttentionSpec("softmax", 0, 1, 0, None, False, "no class token"))
-    tensor = QuantizedTensor("input", 0, 8, -128, 127, "per-tensor", None, "minmax", None)
-    tensor.scale = torch.tensor(1.0)
-    each = QuantizedTensor("input", 0, 8, -128, 127, "per-channel", 2, "minmax", None)
-    each.scale = torch.tensor([1.0, 0.001, 1.0])
+    specs = [TensorSpec(True, 8, g, "minmax", 100.0, "input") for g in ("per-tensor", "per-channel")]
+    tensor, each = map(QuantizedTensor, ("input", "input"), (0, 0), specs, (None, 2))
+    tensor.quantizer = symmetric(tensor, torch.tensor(1.0))
+    each.quantizer = symmetric(each, torch.tensor([1.0, 0.001, 1.0]))
     errors = InputErrors({PER_TENSOR: {"fc1": tensor}, PER_CHANNEL: {"fc1": each}}, "cpu")
     errors.see(layer, torch.tensor([[[0.0, 0.1, 7.0], [0.0, 0.1, 9.0]]]), 1)
     channels = errors.channels(0)

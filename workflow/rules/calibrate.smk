@@ -5,7 +5,7 @@ rule calibrate:
         info="results/models/{model}/model.json",
         images="results/models/{model}/calibration-n{images}-s{seed}.safetensors",
         recipe=recipe_files,
-        code=code("calibrate"),
+        code=lambda wildcards: code("calibrate", [wildcards.recipe]),
     output:
         qparams="results/models/{model}/{recipe}/{bits}-n{images}-s{seed}/qparams.json",
         arrays="results/models/{model}/{recipe}/{bits}-n{images}-s{seed}/qparams.safetensors",

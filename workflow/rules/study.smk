@@ -118,7 +118,7 @@ rule study_auto:
 
 rule study_ablation:
     input:
-        **fused_model("study_ablation"),
+        **fused_model("study_ablation", STUDY.recipes),
         reference="results/models/{model}/study/reference.safetensors",
         calibration=study_calibration(),
         narrow=lambda wildcards: ["results/{model}/study/bits.json"] * (wildcards.width == "narrow"),

@@ -80,7 +80,7 @@ def scales(quantized: Quantized) -> dict[str, Scale]:
         for tensor in item.tensors:
             assert tensor.scale is not None
             name = f"{item.operator.name}/{tensor.operand}/{tensor.position}"
-            found[name] = Scale(tensor.bits, tensor.axis, tensor.scale.reshape(-1).numpy())
+            found[name] = Scale(tensor.spec.bits, tensor.axis, tensor.scale.reshape(-1).numpy())
     return found
 
 

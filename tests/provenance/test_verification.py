@@ -96,8 +96,14 @@ def make_run(recipe: str, text: str = "made") -> None:
         folder, block = f"{recipe}/{KEY}", -2
         qparams = [f"{HEAVY}/{folder}/qparams.{suffix}" for suffix in ("json", "safetensors")]
         rules = {"plain": [], "finer": [RULE]}[recipe]
-        defaults = {"quantize": True, **DEFAULTS}
-        parameters = {"recipe": recipe, "defaults": defaults, "rules": rules, "methods": []}
+        usual = {"quantize": True, "kind": "uniform", "symmetry": "symmetric", "codes": "signed"}
+        parameters = {
+            "recipe": recipe,
+            "activations": "twice",
+            "defaults": {**usual, **DEFAULTS},
+            "rules": rules,
+            "methods": [],
+        }
         sources = [f"recipes/{name}.yaml" for name in RECIPES[: RECIPES.index(recipe) + 1]]
         inputs = [*fused, f"{HEAVY}/calibration-n8-s0.safetensors", *sources]
         made("calibrate", qparams, inputs, {**parameters, "bits": "w8a8", "batch_size": 4}, **more)

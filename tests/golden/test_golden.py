@@ -15,14 +15,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
-
 from golden import cases, today
 from golden.cases import ARRAYS, HERE, MODELS, RECIPES, TABLE, Case, Images, Names
+from safetensors.numpy import load_file
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))
 # One operator at a time takes most of the time; these recipes hold every way of quantizing.
-ERRORS_OF = {"vanilla", "customized", "mixed", "output_axis"}
+QUICK = {"vanilla", "customized", "mixed", "output_axis"}
+ERRORS = [
+    pytest.param(name, marks=[] if Case.named(name).recipe in QUICK else pytest.mark.slow)
+    for name in GOLDEN["cases"]
+]
+SEARCHES = {"observers", "mse"}  # kl and mse search among bins: where one tips, a scale jumps
+# Of metrics on 16 images, of which two may tip; SQNR in dB.
+TOLERANCES = {
+    "images": 0, "top1": 12.5, "top5": 12.5, "agreement": 12.5, "loss": 0.1, "logits_sqnr_db": 1.5,
+    "output_cosine": 0.05, "attention_cosine": 0.02, "attention_kl": 0.05,
+}  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -83,8 +92,9 @@ def equal(found: np.ndarray, wanted: np.ndarray) -> None:
 
 
 def sqnr_db(found: np.ndarray, wanted: np.ndarray) -> float:
-    noise = np.square(np.float64(found) - wanted).sum()
-    return float("inf") if noise == 0 else float(10 * np.log10(np.square(np.float64(wanted)).sum() / noise))
+    """Median over images [B, classes]: one tipped rounding moves the logits of one image."""
+    noise = np.square(np.float64(found) - wanted).sum(1)
+    return float(np.median(10 * np.log10(np.square(np.float64(wanted)).sum(1) / (noise + 1e-12))))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -117,34 +127,41 @@ def test_scales(run: Run) -> None:
     equal(tensors, run.stored["tensors"])
     if run.exact:
         equal(scales, run.stored["scales"])
-    np.testing.assert_allclose(scales, run.stored["scales"], rtol=1e-4)
+    close = np.isclose(scales, run.stored["scales"], rtol=1e-4, atol=0)
+    assert np.mean(~close) <= (0.01 if run.case.recipe in SEARCHES else 0)
 
 
 def test_logits(run: Run) -> None:
+    """Far nearer to the stored ones than quantization's own noise is to floating point."""
     found = today.logits(run.model, images().pixels)
     if run.exact:
         equal(found, run.stored["logits"])
     noise = sqnr_db(run.stored["logits"], stored()[run.case.model])
-    print("SQNR", run.case, sqnr_db(found, run.stored["logits"]), noise)
+    assert sqnr_db(found, run.stored["logits"]) >= noise + (0 if run.case.recipe in SEARCHES else 10)
 
 
+@pytest.mark.parametrize("run", ERRORS, indirect=True)
 def test_errors(run: Run) -> None:
-    found = cases.errors(run.model, images(), run.names)
-    a, b = found[..., 0], run.stored["errors"][..., 0]
-    d = np.abs(10 * np.log10((a + 1e-9) / (b + 1e-9)))
-    print("ERR", run.case, np.nanmax(d, 0), np.nanmedian(d, 0))
+    found, wanted = cases.errors(run.model, images(), run.names), run.stored["errors"]
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
     if run.exact:
-        np.testing.assert_allclose(found, run.stored["errors"], rtol=1e-6)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    nsr = [10 * np.log10(errors[..., today.FIGURES.index("nsr")] + 1e-7) for errors in (found, wanted)]
+    apart = np.abs(nsr[0] - nsr[1])
+    assert (np.nanmedian(apart, axis=0) < 0.3).all()  # dB, of the operators, each way
+    assert np.nanmax(apart) < 6
 
 
 def test_metrics(run: Run) -> None:
-    found = today.metrics(run.model, images().evaluation())
+    found, wanted = today.metrics(run.model, images().evaluation()), run.table["metrics"]
     if run.exact:
-        assert found == pytest.approx(run.table["metrics"], rel=1e-9)
-    print("MET", run.case, {k: (v, run.table["metrics"][k]) for k, v in found.items() if v != pytest.approx(run.table["metrics"][k], rel=1e-6)})
+        assert found == pytest.approx(wanted, rel=1e-9)
+    for name, tolerance in TOLERANCES.items():
+        assert found[name] == pytest.approx(wanted[name], rel=0, abs=tolerance), name
 
 
 def test_deployed(run: Run) -> None:
+    """Where each operator runs and why hangs on no last digit; the files do."""
     found = cases.deployed(run.model)
     if run.exact:
         assert found == run.table["deployed"]

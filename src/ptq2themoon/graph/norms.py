@@ -61,15 +61,26 @@ def _keeps_channels(graph: Graph, shapes: Shapes, node: NodeProto, carried: set[
     if node.op_type == "Slice" and len(node.input) > 4:
         steps = graph.constants.get(node.input[4])
         return steps is not None and bool((steps > 0).all())
+    if node.op_type == "Pad" and len(node.input) > 2 and node.input[2]:
+        fill = graph.constants.get(node.input[2])
+        return fill is not None and not fill.any()  # another value than 0 would have to be scaled too
     return isinstance(before[-1], int)
 
 
 def is_padded(graph: Graph, norm: NodeProto, readers: list[NodeProto]) -> bool:
     """Whether zeros are put beside the LayerNorm's values before its readers: then no shift may pass."""
-    for reader in readers:
-        node = graph.producer(reader.input[0])
-        while node is not None and node.name != norm.name:
-            if node.op_type == "Pad":
-                return True
-            node = graph.producer(node.input[0])
+    waiting = [reader.input[0] for reader in readers]
+    while waiting:
+        node = graph.producer(waiting.pop())
+        if node is None or node.name == norm.name:
+            continue
+        if node.op_type == "Pad" and _adds_something(graph, node):
+            return True
+        waiting += node.input if node.op_type == "Concat" else node.input[:1]
     return False
+
+
+def _adds_something(graph: Graph, pad: NodeProto) -> bool:
+    """Swin has a Pad of no width wherever its windows divide the image."""
+    widths = graph.constants.get(pad.input[1])
+    return widths is None or bool(widths.any())

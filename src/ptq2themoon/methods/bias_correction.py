@@ -7,7 +7,8 @@ point and y^ its output in the quantized model,
     b <- b - E[y^ - y]
 
 for each output channel, the mean over calibration images and tokens. Layers are corrected in the order of
-the graph, so that each sees what the corrections before it left.
+the graph, so that each sees what the corrections before it left. Where the recipe quantizes a layer's own
+output, y^ is the quantized output; where it quantizes the bias, the corrected bias is quantized again.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BIAS = 2  # its position among the inputs of all of these
 
 
 class BiasCorrection(Method):
-    """Of every layer with constant weights whose weight or input is quantized."""
+    """Of every linear layer and convolution with constant weights of which anything is quantized."""
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Give a bias of zeros to layers that have none."""
@@ -62,18 +63,18 @@ class BiasCorrection(Method):
         for step in tools.walk(program, "bias correction"):
             if step.name in axes:
                 error = _mean(program, step, states, axes[step.name]) - wanted[step.name]
-                biases[step.name, BIAS] = self._correct(step, error, model, tools)
+                biases[step.name, BIAS] = _correct(step, graph, error, model, tools)
             for state in states:
                 program.advance(step, state)
         model.set_parameters(biases, equal=False)
 
-    def _correct(self, step: Step, error: Tensor, model: QuantizedModel, tools: Tools) -> np.ndarray:
-        """The corrected bias, put in force in the step; quantized again where the recipe quantizes it."""
-        graph = model.graph()
-        (node,) = (node for node in graph.nodes if node.name == step.name)
-        bias = graph.constants[node.input[BIAS]].astype(np.float64) - error.numpy()
-        step.inputs[BIAS].constant = tools.fit_constant(model, step.name, BIAS, bias.astype(np.float32))
-        return bias.astype(np.float32)
+
+def _correct(step: Step, graph: Graph, error: Tensor, model: QuantizedModel, tools: Tools) -> np.ndarray:
+    """The corrected bias, put in force in the step; quantized again where the recipe quantizes it."""
+    (node,) = (node for node in graph.nodes if node.name == step.name)
+    bias = (graph.constants[node.input[BIAS]].astype(np.float64) - error.numpy()).astype(np.float32)
+    step.inputs[BIAS].constant = tools.fit_constant(model, step.name, BIAS, bias)
+    return bias
 
 
 def correctable(graph: Graph) -> list[NodeProto]:

@@ -111,10 +111,12 @@ def norm_groups(model: QuantizedModel, tools: Tools) -> list[NormGroup]:
         slots = [inputs.get(reader.name) for reader in readers]
         found = [slot for slot in slots if slot is not None and _can_be_scaled(slot[1])]
         linear = all(_is_linear(graph, reader) for reader in readers)
-        if not readers or len(found) < len(readers) or not linear or len({t.spec for _, t in found}) > 1:
+        if not readers or len(found) < len(readers) or not linear:
             continue
         padded = is_padded(graph, norm, readers)
         per_channel = {slot: _per_channel(t, slot, graph, shapes, padded) for slot, t in found}
+        if len({(t.spec, t.axis) for t in per_channel.values()}) > 1:
+            continue
         groups.append(NormGroup(norm.name, [reader.name for reader in readers], per_channel))
     return groups
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from tiny_quantized import Reference, Tiny, images
+from torch import Tensor
 
 from ptq2themoon.evaluate.errors import FIGURES, ErrorMeter, per_image
 from ptq2themoon.evaluate.operators import (
@@ -36,9 +37,15 @@ def outputs(calibrated: Calibrated) -> tuple[Meters, Meters]:
     return output_errors(calibrated[0], PIXELS.split(4))
 
 
+def effects(model: SimulatedModel, batches: Sequence[Tensor]) -> Meters:
+    with model.only(()):
+        floating = [model(part) for part in batches]
+    return logits_errors(model, batches, floating)
+
+
 @pytest.fixture(scope="module")
 def logits(calibrated: Calibrated) -> Meters:
-    return logits_errors(calibrated[0], PIXELS.split(4))
+    return effects(calibrated[0], PIXELS.split(4))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +129,7 @@ def test_what_precedes_an_operator_may_be_shared(calibrated: Calibrated) -> None
     model, _ = calibrated
     with model.only(()):
         floating = model(PIXELS)
-    for name, meter in logits_errors(model, [PIXELS]).items():
+    for name, meter in effects(model, [PIXELS]).items():
         with model.only({name}):
             assert torch.equal(meter.images("mse"), per_image(model(PIXELS), floating)["mse"]), name
 
@@ -131,14 +138,14 @@ def test_measuring_leaves_the_model_as_it_was(calibrated: Calibrated) -> None:
     model, _ = calibrated
     before = model(PIXELS)
     output_errors(model, [PIXELS[:2]])
-    logits_errors(model, [PIXELS[:1]])
+    effects(model, [PIXELS[:1]])
     assert torch.equal(model(PIXELS), before)
 
 
 def test_four_bits_are_worse_than_eight_in_every_operator_and_way(tiny: Tiny) -> None:
     def summaries(bits: int) -> list[dict[str, dict[str, float]]]:
         model, _ = tiny.calibrated("vanilla", (bits, bits))
-        ways = (*output_errors(model, [PIXELS]), logits_errors(model, [PIXELS]))
+        ways = (*output_errors(model, [PIXELS]), effects(model, [PIXELS]))
         return [{name: meter.summary() for name, meter in meters.items()} for meters in ways]
 
     for fine, rough in zip(summaries(8), summaries(4), strict=True):
@@ -161,7 +168,7 @@ def meters_of(nsr: Callable[[int, int], float], operators: int, count: int) -> M
 
 
 def test_two_equal_halves_rank_alike(logits: Meters, calibrated: Calibrated) -> None:
-    twice = logits_errors(calibrated[0], [PIXELS[:3].repeat(2, 1, 1, 1)])
+    twice = effects(calibrated[0], [PIXELS[:3].repeat(2, 1, 1, 1)])
     found = ranking(twice)
     assert (found["images"], found["images_a_half"], found["operators"]) == (6, 3, len(logits))
     assert found["spearman"] == pytest.approx(1)

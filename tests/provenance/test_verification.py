@@ -91,9 +91,9 @@ def make_run(recipe: str, text: str = "made") -> None:
     more: dict[str, Any] = {"device": "cpu", "text": text}
     fused = [f"{HEAVY}/{name}" for name in ("fused.onnx", "fusion.json", "model.json")]
     test = {"kind": "arrays", "source": "test.safetensors"}
-    folder, qparams, block = "fp32", [], -1
+    folder, qparams = "fp32", []
     if recipe != "fp32":
-        folder, block = f"{recipe}/{KEY}", -2
+        folder = f"{recipe}/{KEY}"
         qparams = [f"{HEAVY}/{folder}/qparams.{suffix}" for suffix in ("json", "safetensors")]
         rules = {"plain": [], "finer": [RULE]}[recipe]
         defaults = {"quantize": True, **DEFAULTS}
@@ -102,20 +102,26 @@ def make_run(recipe: str, text: str = "made") -> None:
         inputs = [*fused, f"{HEAVY}/calibration-n8-s0.safetensors", *sources]
         made("calibrate", qparams, inputs, {**parameters, "bits": "w8a8", "batch_size": 4}, **more)
     inputs = [*fused, f"{LIGHT}/evaluation.csv", "test.safetensors", *qparams]
-    outputs = [f"{LIGHT}/{folder}/metrics.json", *[f"{LIGHT}/{folder}/attention.csv"] * bool(qparams)]
-    made("evaluate", outputs, inputs, {**test, "batch_size": 5, "block": block}, **more)
+    outputs, reference = [f"{LIGHT}/{folder}/metrics.json"], f"{HEAVY}/fp32/reference.safetensors"
+    parameters = {**test, "batch_size": 5, "block": -2}
+    if qparams:
+        simulated = f"{HEAVY}/{folder}/simulated.safetensors"
+        outputs += [f"{LIGHT}/{folder}/attention.csv", simulated]
+        made("evaluate", outputs, [*inputs, reference], parameters, **more)
+    else:
+        made("reference", [*outputs, reference], inputs, parameters, **more)
     outputs = [f"{HEAVY}/{folder}/attention_maps.safetensors"]
     parameters = {"recipe": recipe, **test, "images": 2, "block": -2}
     made("attention_maps", outputs, inputs, parameters, **more)
     if qparams:
         outputs = [f"{LIGHT}/{folder}/operators.csv", f"{LIGHT}/{folder}/ranking.json"]
         parameters = {**test, "images": 6, "logits_images": 3, "batch_size": 32}
-        made("operator_errors", outputs, inputs, parameters, **more)
+        made("operator_errors", outputs, [*inputs, reference], parameters, **more)
         int8 = [f"{HEAVY}/{folder}/fast/{name}" for name in ("int8.onnx", "deploy.json")]
         made("deploy", int8, [*fused, *qparams], {"mode": "fast", "profile": "onnxruntime"}, text=text)
         outputs = [f"{LIGHT}/{folder}/{name}" for name in ("runtime.json", "runtime_operators.csv")]
         parameters = {**test, "batch_size": 5, "operator_images": 4}
-        made("verify_runtime", outputs, [*inputs, *int8], parameters, **more)
+        made("verify_runtime", outputs, [*inputs, *int8, reference, simulated], parameters, **more)
 
 
 def make_figures() -> None:

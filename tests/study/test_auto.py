@@ -11,7 +11,6 @@ import torch
 from tiny_quantized import RECIPES, Tiny, images
 
 from ptq2themoon.evaluate.errors import per_image
-from ptq2themoon.graph.nodes import read_nodes
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.recipe import load_recipe
 from ptq2themoon.quantize.tensors import QuantizedOperator
@@ -27,7 +26,7 @@ Pair = tuple[list[QuantizedOperator], list[QuantizedOperator]]
 @pytest.fixture(scope="module")
 def subject(tiny: Tiny) -> Subject:
     inner = ["norm1", "qkv", "fc1", "fc2", "gelu", "residual1", "residual2", "norm2"]
-    return Subject(tiny.path, tiny.operators, read_nodes(tiny.path), inner, "cpu")
+    return Subject(tiny.fused, inner, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,8 @@ def pair(tiny: Tiny) -> Pair:
 
 @pytest.fixture(scope="module")
 def ranking(subject: Subject, pair: Pair) -> pd.DataFrame:
-    return rank(subject, *pair, BATCHES)
+    floating = subject.model([])
+    return rank(subject, *pair, BATCHES, [floating(part) for part in BATCHES])
 
 
 # Ranking --------------------------------------------------------------------------------------------

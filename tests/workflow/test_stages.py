@@ -28,6 +28,7 @@ from tiny_stages import (
 )
 
 from ptq2themoon.data import Preprocessing
+from ptq2themoon.graph.fused import FusedModel
 from ptq2themoon.graph.runtime import run_onnx
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import sha256, sidecar_path
@@ -60,7 +61,7 @@ def images(chain: Path, manifest: pd.DataFrame) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def preprocessing(chain: Path) -> Preprocessing:
-    return Preprocessing.from_info(read(chain / "out/model.json"), chain / "out/model.json")
+    return Preprocessing.read(chain / "out/model.json")
 
 
 # Every stage -----------------------------------------------------------------------------------------
@@ -90,6 +91,7 @@ import sys
 from pathlib import Path
 import numpy, torch
 import tiny_stages
+from ptq2themoon.graph.fused import FusedModel
 from ptq2themoon.quantize.simulation import load_model
 folder, chain = map(Path, sys.argv[1:])
 tiny_stages.write_inputs(folder)
@@ -97,7 +99,7 @@ for stage in tiny_stages.STAGES:
     ended = tiny_stages.run_stage(folder, stage)
     assert ended.status == 0, ended.err
 qparams = [chain / f"out/q/qparams.{kind}" for kind in ("json", "safetensors")]
-model = load_model(chain / "out/fused.onnx", "cpu", qparams)
+model = load_model(FusedModel.open(chain / "out"), "cpu", qparams)
 numpy.save(folder / "logits.npy", model(torch.from_numpy(numpy.load(folder / "images.npy"))).numpy())
 """
 
@@ -128,7 +130,7 @@ def test_the_same_again_to_the_byte(chain: Path, again: Path, stage: str) -> Non
 def test_a_new_process_has_the_same_logits_to_the_bit(
     chain: Path, again: Path, images: torch.Tensor, preprocessing: Preprocessing
 ) -> None:
-    model = load_model(chain / "out/fused.onnx", "cpu", [chain / path for path in QPARAMS])
+    model = load_model(FusedModel.open(chain / "out"), "cpu", [chain / path for path in QPARAMS])
     logits = model(preprocessing.normalise(images)).numpy()
     assert np.load(again / "logits.npy").tobytes() == logits.tobytes()
 

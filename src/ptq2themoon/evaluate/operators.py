@@ -53,15 +53,17 @@ class _Reference:
         self.accumulated[name].add(outputs[0], self.outputs.pop(name), self.images)
 
 
-def logits_errors(model: SimulatedModel, batches: Iterable[Tensor]) -> Meters:
-    """Error of the model's output with one operator quantized at a time, over images [B, C, H, W]."""
+def logits_errors(model: SimulatedModel, batches: Iterable[Tensor], references: Iterable[Tensor]) -> Meters:
+    """Error of the model's output with one operator quantized at a time, over images [B, C, H, W].
+
+    Args:
+        references: outputs [B, ...] in floating point, of each batch.
+    """
     meters = _meters(model.quantized_operators)
-    for number, images in enumerate(batches, 1):
-        with model.only(()):
-            reference = model(images)
+    for number, (images, reference) in enumerate(zip(batches, references, strict=True), 1):
         runs = model.one_at_a_time(images)
         for name, logits in progress(runs, desc=f"effect on the logits, batch {number}", total=len(meters)):
-            meters[name].add(logits, reference, len(images))
+            meters[name].add(logits, reference.to(logits.device), len(images))
     return meters
 
 

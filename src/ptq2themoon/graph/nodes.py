@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
+import onnx
 from onnx import NodeProto
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.editing import Shapes, tensor_shapes
-from ptq2themoon.graph.files import read_graph
 
 
 @dataclass(frozen=True)
@@ -23,13 +22,12 @@ class Node:
     transposed_weight: bool
 
 
-def read_nodes(path: Path) -> dict[str, Node]:
+def read_nodes(model: onnx.ModelProto) -> dict[str, Node]:
     """What a quantizer must know of each operator of a fused model, by name.
 
     Raises:
         UserError: a tensor whose rank shape inference cannot tell.
     """
-    model = read_graph(path)
     shapes = tensor_shapes(model)
     constants = {tensor.name for tensor in model.graph.initializer}
     return {

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.editing import tensor_shapes
-from ptq2themoon.ppq_compat import core, executor, ir, parser
+from ptq2themoon.graph.fused import FusedModel
+from ptq2themoon.ppq_compat import build_graph, core, executor, ir
 from ptq2themoon.ppq_operators import missing
 from ptq2themoon.quantize.lowered import Lowered, Watcher
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, load
@@ -35,10 +36,11 @@ class SimulatedModel:
     """One fused model on one device, with or without quantization parameters.
 
     Args:
-        path: the fused ONNX model.
+        model: a fused ONNX model; it stays as it is.
         device: a torch device.
         quantized: the operators to quantize and how; without scales they are not yet in force.
         engine: what runs the graph.
+        source: what messages call the model.
 
     Raises:
         UserError: a graph that PPQ can't load, or parameters of another graph.
@@ -46,18 +48,19 @@ class SimulatedModel:
 
     def __init__(
         self,
-        path: Path,
+        model: onnx.ModelProto,
         device: str,
         quantized: list[QuantizedOperator] | None = None,
         engine: Engine = "lowered",
+        source: Path | str = "the graph",
     ) -> None:
-        self._graph = _load(path)
+        self._graph = _load(model, source)
         self._engine = engine
-        self._at_once = _images_at_once(path) if engine == "lowered" and device == "cpu" else None
+        self._at_once = _images_at_once(model) if engine == "lowered" and device == "cpu" else None
         self._programs: dict[tuple[int | None, ...], tuple[Lowered, list[Tensor]]] = {}
         self._configs: dict[str, list[core.TensorQuantizationConfig]] = {}
         for item in quantized or []:
-            self._attach(item, path)
+            self._attach(item, source)
         with _quiet():
             self._executor = executor.TorchExecutor(self._graph, device=device)
         self.device = device
@@ -72,12 +75,12 @@ class SimulatedModel:
         """PPQ's configuration of each quantized tensor, in the order of `QuantizedOperator.tensors`."""
         return self._configs[operator]
 
-    def _attach(self, item: QuantizedOperator, path: Path) -> None:
+    def _attach(self, item: QuantizedOperator, source: Path | str) -> None:
         name = item.operator.name
         operation = self._graph.operations.get(name)
         if operation is None or operation.type != item.operator.type:
             raise UserError(
-                f"{path}: has no operator {name!r} of type {item.operator.type}; "
+                f"{source}: has no operator {name!r} of type {item.operator.type}; "
                 "the parameters belong to another graph"
             )
         inputs = [ppq_config(None) for _ in operation.inputs]
@@ -206,36 +209,36 @@ class SimulatedModel:
 
 
 def load_model(
-    path: Path, device: str, qparams: Sequence[Path] | None = None, engine: Engine = "lowered"
+    fused: FusedModel, device: str, qparams: Sequence[Path] | None = None, engine: Engine = "lowered"
 ) -> SimulatedModel:
     """A fused model; quantized when `qparams` names its parameters (JSON, then safetensors)."""
-    return SimulatedModel(path, device, load(*qparams) if qparams else None, engine)
+    return SimulatedModel(fused.graph, device, load(*qparams) if qparams else None, engine, fused.path)
 
 
-def _load(path: Path) -> ir.BaseGraph:
+def _load(model: onnx.ModelProto, source: Path | str) -> ir.BaseGraph:
     try:
         with _quiet():
-            graph = parser.OnnxParser().build(str(path))
+            graph = build_graph(model)
             formatter = ir.GraphFormatter(graph)
             # One copy of a shared parameter for each use: each use has a scale of its own.
             formatter.format_parameter()
             formatter.format_cast()
             _axes_to_attribute(graph)
     except Exception as error:
-        raise UserError(f"{path}: PPQ cannot load this graph ({error})") from error
+        raise UserError(f"{source}: PPQ cannot load this graph ({error})") from error
     for operation in graph.operations.values():
         operation.platform = core.TargetPlatform.FP32
     if unknown := missing(graph):
         kinds = ", ".join(sorted({operation.type for operation in unknown}))
         raise UserError(
-            f"{path}: PPQ has no operator {kinds} (first at {unknown[0].name!r}); export the model without it"
+            f"{source}: PPQ has no operator {kinds} (first at {unknown[0].name!r}); "
+            "export the model without it"
         )
     return graph
 
 
-def _images_at_once(path: Path) -> int:
+def _images_at_once(model: onnx.ModelProto) -> int:
     """As many as keep the largest tensor small."""
-    model = onnx.load(path, load_external_data=False)  # no weights are read
     constants = {tensor.name for tensor in model.graph.initializer}
     shapes = [shape for name, shape in tensor_shapes(model, batch=1).items() if name not in constants]
     known = [[n for n in shape if isinstance(n, int)] for shape in shapes]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
 from ptq2themoon.data import CalibrationBatches
-from ptq2themoon.graph.files import read_graph
-from ptq2themoon.graph.nodes import Node, read_nodes
-from ptq2themoon.graph.operators import ROLES, Operator, Role
-from ptq2themoon.graph.report import read_operators
+from ptq2themoon.graph.fused import FusedModel
+from ptq2themoon.graph.operators import ROLES, Role
 from ptq2themoon.quantize.bits import parse_bits
 from ptq2themoon.quantize.calibration import calibrate
 from ptq2themoon.quantize.plan import QUANTIZABLE_TYPES, plan
@@ -26,27 +23,25 @@ from ptq2themoon.study.names import Variant
 
 @dataclass(frozen=True)
 class Subject:
-    """A fused model, read once.
+    """A fused model on a device.
 
     Attributes:
         inner: roles of the operators whose output is not the model's.
     """
 
-    graph: Path
-    operators: list[Operator]
-    nodes: Mapping[str, Node]
+    fused: FusedModel
     inner: list[Role]
     device: str
 
     @classmethod
-    def read(cls, graph: Path, fusion: Path, device: str) -> Subject:
-        operators, model = read_operators(fusion), read_graph(graph).graph
+    def read(cls, fused: FusedModel, device: str) -> Subject:
+        operators, model = fused.operators, fused.graph.graph
         outputs = {value.name for value in model.output}
         final = {node.name for node in model.node if not outputs.isdisjoint(node.output)}
         last = {operator.role for operator in operators if operator.name in final}
         quantizable = {operator.role for operator in operators if operator.type in QUANTIZABLE_TYPES}
         inner = [role for role in ROLES if role in quantizable - last]
-        return cls(graph, operators, read_nodes(graph), inner, device)
+        return cls(fused, inner, device)
 
     def read_as(self, recipe: Recipe, variant: Variant) -> Recipe:
         """A variant of the recipe, as rules that come last."""
@@ -62,7 +57,7 @@ class Subject:
         Raises:
             UserError: a rule that selects nothing in this model.
         """
-        return plan(self.operators, self.nodes, recipe, *parse_bits(bits))
+        return plan(self.fused.operators, self.fused.nodes, recipe, *parse_bits(bits))
 
     def quantized(
         self, recipe: Recipe, bits: str, calibration: CalibrationBatches | Iterable[Tensor]
@@ -77,4 +72,4 @@ class Subject:
         return planned
 
     def model(self, quantized: list[QuantizedOperator]) -> SimulatedModel:
-        return SimulatedModel(self.graph, self.device, quantized)
+        return SimulatedModel(self.fused.graph, self.device, quantized, source=self.fused.path)

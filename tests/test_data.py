@@ -81,12 +81,12 @@ def test_pixels_equal_timms_evaluation_transform(
     from timm.data import create_transform
 
     own = preprocessing(channels, size, crop_mode=crop_mode, interpolation=interpolation, crop_pct=crop_pct)
-    timm_transform = create_transform(**own.__dict__, is_training=False)
+    timm_transform = create_transform(**own.model_dump(), is_training=False)
     for width, height in [(40, 30), (16, 16), (9, 50), (24, 24)]:
         image = picture(width, width, height, "L" if channels == 1 else "RGB")
         pixels = own.crop(image)
         assert pixels.dtype == torch.uint8
-        assert pixels.shape == own.input_size
+        assert list(pixels.shape) == own.input_size
         assert torch.equal(own.normalise(pixels[None])[0], timm_transform(image))
 
 
@@ -497,7 +497,7 @@ def test_scripts_write_whole_outputs_and_sidecars(
         ("draw_calibration.py", {"images": 25}, "images: 24 images, but 25 are asked for"),
         ("draw_calibration.py", {"images": 0}, "at least 1 expected"),
         ("draw_calibration.py", {"source": "nowhere"}, "nowhere: not found"),
-        ("draw_calibration.py", {"info": "no.json"}, "no.json: not found; export writes it"),
+        ("draw_calibration.py", {"info": "no.json"}, "no.json: not found; run the export stage"),
         ("draw_calibration.py", {"threads": 0}, "0 threads asked for"),
         ("list_evaluation.py", {"kind": "arays"}, "did you mean 'arrays'?"),
         ("list_evaluation.py", {"images": "most"}, "'most' is neither a number nor 'all'"),

@@ -138,9 +138,10 @@ def test_openvino_gives_the_same_or_says_what_to_install(tiny: Tiny, tmp_path: P
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights to quantization parameters, then an INT8 model of either mode."""
+    """Weights to a simulation's outputs, then an INT8 model of either mode."""
     folder = tiny_stages.write_inputs(tmp_path_factory.mktemp("deploy"))
-    for stage in ("export", "draw_calibration", "list_evaluation", "fuse", "calibrate"):
+    first = ("export", "draw_calibration", "list_evaluation", "fuse", "reference", "calibrate", "evaluate")
+    for stage in first:
         assert run_stage(folder, stage).status == 0
     return folder
 

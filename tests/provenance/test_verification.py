@@ -377,9 +377,12 @@ def test_another_set_of_weights_is_caught() -> None:
 
 def test_a_result_of_older_inputs_is_caught() -> None:
     make_run("fp32", text="other")
+    stages = ("metrics", "operators", "runtime")
+    readers = [f"{LIGHT}/{recipe}/{KEY}/{stage}" for recipe in sorted(RECIPES) for stage in stages]
     assert sorted(line.partition(": recorded")[0] for line in problems()) == [
         f"results/summary.sidecar.json: input {LIGHT}/fp32/metrics.json",
         f"{LIGHT}/figures/attention_overview.png.sidecar.json: input {HEAVY}/fp32/attention_maps.safetensors",
+        *(f"{path}.sidecar.json: input {HEAVY}/fp32/reference.safetensors" for path in readers),
     ]
 
 
@@ -420,7 +423,7 @@ def test_missing_results_are_named_with_what_to_do() -> None:
     assert only_problem() == "results/summary.md: missing; run `snakemake results/summary.md`"
     shutil.rmtree("results")
     found = problems()
-    assert len(found) == len(set(found)) == 41
+    assert len(found) == len(set(found)) == 44
     assert all(": missing" in line for line in found)
 
 
@@ -436,7 +439,7 @@ def test_a_clone_without_heavy_files_is_told_to_pull() -> None:
     shutil.rmtree("results/models")
     found = problems()
     assert all(line.startswith(f"{HEAVY}/") and "run `dvc pull` or" in line for line in found)
-    assert len(found) == 5 + 2 * 2 + 3 + 2 * 2
+    assert len(found) == 5 + 2 * 2 + 3 + 2 * 2 + 1 + 2
 
 
 def test_results_that_params_does_not_name_are_ignored() -> None:

@@ -86,7 +86,7 @@ def test_ranges_are_of_the_channels_of_the_first_input(tiny: Tiny, subject: Subj
 def test_operators_of_one_place_may_differ_in_width(tmp_path: Path) -> None:
     """A Swin has LayerNorms between its stages, each of its own number of channels."""
     swin = Tiny.of_family("swin", tmp_path)
-    subject = Subject(swin.path, swin.operators, swin.nodes, [], "cpu")
+    subject = Subject(swin.fused, [], "cpu")
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     quantized = swin.calibrated("vanilla", batches=[pixels])[1]
     caught: list[torch.Tensor] = []

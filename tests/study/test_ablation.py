@@ -13,6 +13,7 @@ import tiny_stages
 from tiny_quantized import RECIPES, write_recipe
 from tiny_stages import run_stage
 
+from ptq2themoon.evaluate.records import Metrics
 from ptq2themoon.graph.fused import FusedModel
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.recipe import Recipe, load_recipe
@@ -161,6 +162,10 @@ def test_only_the_model_s_output_is_not_inner(subject: Subject) -> None:
 # Points, means, order -------------------------------------------------------------------------------
 
 
+def metrics_of(**known: float | None) -> Metrics:
+    return Metrics(**{**dict.fromkeys(Metrics.model_fields), "version": 1, "images": 100, **known})
+
+
 @pytest.mark.parametrize(
     ("metrics", "expected"),
     [
@@ -172,9 +177,9 @@ def test_only_the_model_s_output_is_not_inner(subject: Subject) -> None:
 def test_points_are_lost_in_the_first_measure_that_there_is(
     metrics: dict[str, float | None], expected: tuple[str, float]
 ) -> None:
-    full = {"top1": 90.0 if metrics["top1"] is not None else None}
-    assert lost(metrics, full) == pytest.approx(expected)
-    assert points(metrics)[0] == expected[0]
+    full = metrics_of(top1=90.0 if metrics["top1"] is not None else None)
+    assert lost(metrics_of(**metrics), full) == pytest.approx(expected)
+    assert points(metrics_of(**metrics))[0] == expected[0]
 
 
 def runs(**changes: list) -> pd.DataFrame:
@@ -232,7 +237,7 @@ def test_a_run_given_twice_is_refused(copy: Path) -> None:
 
 def test_the_published_figures_stand_beside_ours() -> None:
     published = pd.read_csv(tiny_stages.ROOT / "resources/study/ablation.csv")
-    full = {"images": 100, "top1": 93.21, "top5": 99.0, "loss": 0.3, "agreement": 100.0}
+    full = metrics_of(top1=93.21, top5=99.0, loss=0.3, agreement=100.0)
     rows = with_references(means(runs(recipe=["layernorm", "mine"] * 2)), full, published)
     assert rows["published_top1"].tolist() == pytest.approx([64.06, np.nan, 75.85], nan_ok=True)
     assert rows.iloc[-1][["recipe", "top1", "output_cosine"]].tolist() == ["fp32", 93.21, 1.0]

@@ -69,10 +69,10 @@ def main() -> None:
             return (x for x, _ in batches(rows, source, preprocessing, args.batch_size))
 
         whole = Reference.load(args.reference, reference_of(fused.sha256, args.manifest))
-        reference = whole.at(places["--logits-images"]).output.split(args.batch_size)
+        known = whole.at(places["--logits-images"]).batches(args.batch_size)
         model = load_model(fused, device, args.qparams)
         accumulated, local = output_errors(model, images("--images"))
-        logits = logits_errors(model, images("--logits-images"), reference)
+        logits = logits_errors(model, images("--logits-images"), [output for output, _ in known])
         operators = pd.DataFrame([operator._asdict() for operator in fused.operators])
         operators = operators.rename(columns={"name": "operator"}).astype({"block": "Int64"})
         modes = {"accumulated": accumulated, "local": local, "logits": logits}

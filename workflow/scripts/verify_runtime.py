@@ -63,12 +63,12 @@ def main() -> None:
     ) as stage:
         fused = open_model(args)
         data, *kind, _ = evaluated_images(args, fused, source, args.batch_size)
+        quantized = load(*args.qparams)
         reports = read_reports(args.deployed, args.int8, fused, args.qparams[0])
         reference = Reference.load(args.reference, reference_of(fused.sha256, args.manifest)).output
         expected = load_simulated(args.simulated, simulation_of(args.qparams, args.manifest))
         int8 = (runner(session(path, threads=args.threads)) for path in args.int8)
         metrics = compare_runs(dict(zip(reports, int8, strict=True)), data, expected, reference, *kind)
-        quantized = load(*args.qparams)
         simulated = SimulatedModel(fused.graph, device, quantized, source=fused.path)
         few = batches(data.rows[: args.operator_images], source, data.preprocessing, args.operator_images)
         images = torch.cat([images for images, _ in few])

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ptq2themoon.errors import UserError
+from ptq2themoon.errors import UserError, at_least
 from ptq2themoon.evaluate.accuracy import Floating, floating_metrics
 from ptq2themoon.evaluate.arguments import Evaluated
 from ptq2themoon.evaluate.attention import AttentionSpec, run_with_attention, write_tensors
@@ -71,6 +71,7 @@ class Reference:
 
     def batches(self, size: int) -> list[Floating]:
         """Output and attention of so many images each, the last ones fewer."""
+        at_least(1, size, "batch size")
         return list(zip(self.output.split(size), self.attention.split(size), strict=True))
 
     def metrics(self, images: Evaluated) -> Metrics:

@@ -240,7 +240,7 @@ def test_operators_are_pytorch_s_and_onnx_runtime_s(name: str, tmp_path: Path) -
     model, x, wanted = OPERATORS[name]
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, tmp_path / "one.onnx")
-    found = SimulatedModel(tmp_path / "one.onnx", "cpu")(torch.from_numpy(x))
+    found = SimulatedModel(onnx.load(tmp_path / "one.onnx"), "cpu")(torch.from_numpy(x))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.numpy(), run_onnx(model, x), rtol=1e-5, atol=1e-5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import yaml
 from families import FAMILIES, image_shape
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from tiny_info import fused_model
 from tiny_models import tiny_vit, to_onnx
 from torch import Tensor
 
-from ptq2themoon.graph.files import read_graph
+from ptq2themoon.evaluate.attention import AttentionSpec, run_with_attention
 from ptq2themoon.graph.fuse import fuse
+from ptq2themoon.graph.fused import FusedModel
 from ptq2themoon.graph.nodes import Node, read_nodes
 from ptq2themoon.graph.normalise import normalise
 from ptq2themoon.graph.operators import Operator
@@ -74,7 +77,7 @@ class Tiny:
     @classmethod
     def make(cls, folder: Path, **overrides: Any) -> Tiny:
         path, operators = tiny_vit(folder, **overrides)
-        return cls(path, operators, read_nodes(path))
+        return cls(path, operators, read_nodes(onnx.load(path)))
 
     @classmethod
     def of_family(cls, name: str, folder: Path) -> Tiny:
@@ -82,7 +85,15 @@ class Tiny:
         fused, _ = fuse(normalise(to_onnx(FAMILIES[name](), (1, *image_shape(name)))))
         operators, _ = rename_operators(fused, find_roles(fused))
         onnx.save(fused, folder / "fused.onnx")
-        return cls(folder / "fused.onnx", operators, read_nodes(folder / "fused.onnx"))
+        return cls(folder / "fused.onnx", operators, read_nodes(onnx.load(folder / "fused.onnx")))
+
+    @cached_property
+    def graph(self) -> onnx.ModelProto:
+        return onnx.load(self.path)
+
+    @cached_property
+    def fused(self) -> FusedModel:
+        return fused_model(self.path, self.graph, self.operators)
 
     def plan(self, recipe: Recipe | str, bits: tuple[int, int] = (8, 8)) -> list[QuantizedOperator]:
         recipe = load_recipe(RECIPES / f"{recipe}.yaml") if isinstance(recipe, str) else recipe
@@ -92,14 +103,14 @@ class Tiny:
         self, recipe: Recipe | str, bits: tuple[int, int] = (8, 8), batches: Iterable[Tensor] | None = None
     ) -> tuple[SimulatedModel, list[QuantizedOperator]]:
         planned = self.plan(recipe, bits)
-        model = SimulatedModel(self.path, "cpu", planned)
+        model = SimulatedModel(self.graph, "cpu", planned)
         calibrate(model, planned, list(images(24).split(8)) if batches is None else batches)
         return model, planned
 
     def saved(self, planned: list[QuantizedOperator], folder: Path) -> list[Path]:
         """The two files of a calibrated model."""
         paths = [folder / "qparams.json", folder / "qparams.safetensors"]
-        model = QuantizedModel(read_graph(self.path), self.operators, quantized=planned)
+        model = QuantizedModel(self.graph, self.operators, quantized=planned)
         write_qparams(model, HEADER, *paths)
         return paths
 
@@ -176,3 +187,11 @@ def compute(node: onnx.NodeProto, inputs: list[np.ndarray]) -> list[np.ndarray]:
         return [(inputs[0] * (1 + np.vectorize(math.erf)(inputs[0] / math.sqrt(2))) / 2).astype(np.float32)]
     feeds = dict(zip(node.input, inputs, strict=True))
     return ReferenceEvaluator(node, opsets={"": 20}).run(None, feeds)
+
+
+def references(
+    tiny: Tiny, batches: Iterable[tuple[Tensor, Tensor]], spec: AttentionSpec
+) -> list[tuple[Tensor, Tensor]]:
+    """Output and attention in floating point, of each batch of images and labels."""
+    model = SimulatedModel(tiny.graph, "cpu")
+    return [run_with_attention(model, pixels, spec) for pixels, _ in batches]

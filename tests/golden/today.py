@@ -13,17 +13,16 @@ from torch import Tensor
 from ptq2themoon.deploy.export import deploy
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.accuracy import evaluate_quantized
-from ptq2themoon.evaluate.attention import attention_spec
+from ptq2themoon.evaluate.attention import attention_spec, run_with_attention
 from ptq2themoon.evaluate.operators import logits_errors, output_errors
+from ptq2themoon.graph.attention import attention_facts
 from ptq2themoon.graph.files import read_graph
-from ptq2themoon.graph.nodes import read_nodes
-from ptq2themoon.graph.report import read_operators
+from ptq2themoon.graph.roles import find_roles
 from ptq2themoon.quantize.bits import parse_bits
-from ptq2themoon.quantize.calibration import calibrate
-from ptq2themoon.quantize.plan import plan
+from ptq2themoon.quantize.model import QuantizedModel
+from ptq2themoon.quantize.pipeline import quantize as quantize_model
 from ptq2themoon.quantize.recipe import load_recipe
-from ptq2themoon.quantize.simulation import SimulatedModel
-from ptq2themoon.quantize.tensors import QuantizedOperator
+from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 
 __all__ = [
     "FIGURES", "MODES", "WAYS", "Mode", "Quantized", "Scale", "UserError", "deployed", "errors", "floating",
@@ -38,11 +37,11 @@ MODES: tuple[Mode, ...] = ("faithful", "fast")
 
 @dataclass
 class Quantized:
-    """A fused model in `folder` (fused.onnx, fusion.json), calibrated."""
+    """A fused model in `folder` (fused.onnx), quantized."""
 
     folder: Path
-    model: SimulatedModel
-    operators: list[QuantizedOperator]
+    model: QuantizedModel
+    simulation: SimulatedModel
 
 
 class Scale(NamedTuple):
@@ -59,39 +58,40 @@ def quantize(folder: Path, recipe: Path, bits: str, batches: Iterable[Tensor]) -
     Raises:
         UserError: a recipe that does not fit the model or the bits.
     """
-    wanted = parse_bits(bits)
-    graph = folder / "fused.onnx"
+    wanted, graph = parse_bits(bits), read_graph(folder / "fused.onnx")
     known = load_recipe(recipe, [wanted])
-    planned = plan(read_operators(folder / "fusion.json"), read_nodes(graph), known, *wanted)
-    model = SimulatedModel(graph, "cpu", planned)
-    calibrate(model, planned, batches)
-    return Quantized(folder, model, planned)
+    model = quantize_model(graph, find_roles(graph), known, wanted, batches, "cpu")
+    return Quantized(folder, model, simulated(model, "cpu"))
 
 
 def floating(folder: Path, images: Tensor) -> np.ndarray:
     """Logits [B, classes] of the model that nothing quantizes."""
-    return SimulatedModel(folder / "fused.onnx", "cpu")(images).numpy()
+    return SimulatedModel(read_graph(folder / "fused.onnx"), "cpu")(images).numpy()
 
 
 def scales(quantized: Quantized) -> dict[str, Scale]:
     """By `operator/operand/position`, in graph order."""
-    found = {}
-    for item in quantized.operators:
-        for tensor in item.tensors:
-            assert tensor.scale is not None
-            name = f"{item.operator.name}/{tensor.operand}/{tensor.position}"
-            found[name] = Scale(tensor.spec.bits, tensor.axis, tensor.scale.reshape(-1).numpy())
-    return found
+    return {
+        "/".join(map(str, slot)): Scale(
+            tensor.spec.bits, tensor.axis, tensor.ready().scale.reshape(-1).numpy()
+        )
+        for slot, tensor in quantized.model.slots()
+    }
 
 
 def logits(quantized: Quantized, images: Tensor) -> np.ndarray:
     """[B, classes], of the quantized model."""
-    return quantized.model(images).numpy()
+    return quantized.simulation(images).numpy()
 
 
 def errors(quantized: Quantized, batches: list[Tensor]) -> dict[str, np.ndarray]:
     """[ways, figures] by operator, in graph order."""
-    measured = (*output_errors(quantized.model, batches), logits_errors(quantized.model, batches))
+    plain = SimulatedModel(quantized.model.rewritten, "cpu")
+    references = [plain(part) for part in batches]
+    measured = (
+        *output_errors(quantized.simulation, plain, batches),
+        logits_errors(quantized.simulation, plain, batches, references),
+    )
     summaries = [{name: meter.summary() for name, meter in meters.items()} for meters in measured]
     return {
         name: np.array([[summary[name][figure] for figure in FIGURES] for summary in summaries])
@@ -101,11 +101,16 @@ def errors(quantized: Quantized, batches: list[Tensor]) -> dict[str, np.ndarray]
 
 def metrics(quantized: Quantized, batches: list[tuple[Tensor, Tensor]]) -> dict[str, float | int | None]:
     """Of the quantized model, over batches of images [B, C, H, W] and labels [B]; attention: last block's."""
-    spec = attention_spec(quantized.folder / "fusion.json", -1)
-    return evaluate_quantized(quantized.model, batches, spec).metrics
+    graph = quantized.model.reference
+    spec = attention_spec(attention_facts(graph, find_roles(graph)), -1)
+    plain = SimulatedModel(graph, "cpu")
+    references = [run_with_attention(plain, images, spec) for images, _ in batches]
+    found = evaluate_quantized(quantized.simulation, batches, references, spec).metrics
+    return found.model_dump(exclude={"version"})
 
 
 def deployed(quantized: Quantized, mode: Mode) -> tuple[dict[str, Any], bytes]:
     """What deploy.json says of the INT8 model, and int8.onnx."""
-    made = deploy(read_graph(quantized.folder / "fused.onnx"), quantized.operators, mode)
-    return made.report(item.operator for item in quantized.operators), made.model.SerializeToString()
+    made = deploy(quantized.model.edited, quantized.model.quantized, mode)
+    operators = (item.operator for item in quantized.model.quantized)
+    return made.report(operators), made.model.SerializeToString()

@@ -260,7 +260,7 @@ def test_a_layernorm_that_is_an_output_stays_as_it_is() -> None:
 
 
 class Shared(nn.Module):
-    """Rows of 8 numbers: two LayerNorms of one gamma and beta, two layers of one weight, of two dimensions."""
+    """Rows of 8 numbers: two LayerNorms of one gamma and beta, two layers of one weight."""
 
     def __init__(self) -> None:
         super().__init__()

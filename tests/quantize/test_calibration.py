@@ -140,7 +140,7 @@ def by_ppq(tiny: Tiny, recipe: Recipe | str, batches: list[Tensor]) -> Scales:
     from ppq.quantization.optim import ParameterQuantizePass, RuntimeCalibrationPass
 
     planned = tiny.plan(recipe)
-    engine = SimulatedModel(tiny.path, "cpu", planned, engine="ppq").ppq
+    engine = SimulatedModel(tiny.graph, "cpu", planned, engine="ppq").ppq
     graph, executor = engine.graph, engine.executor
     graph.inputs["images"].shape = [1, 1, 16, 16]
     ParameterQuantizePass().optimize(graph=graph, dataloader=batches, executor=executor)
@@ -312,7 +312,7 @@ def test_a_channel_that_is_always_zero_gets_a_scale(tiny: Tiny, tmp_path: Path) 
 
 def test_calibrate_says_how_far_it_is(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     planned = tiny.plan("vanilla")
-    calibrate(SimulatedModel(tiny.path, "cpu", planned), planned, [images(2)] * 3)
+    calibrate(SimulatedModel(tiny.graph, "cpu", planned), planned, [images(2)] * 3)
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("calibrate: 3 in ")

@@ -39,7 +39,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
     batches = [torch.from_numpy(random_images(4, *image_shape(name), seed=seed)) for seed in (1, 2)]
     program, planned = tiny.calibrated(recipe, (8, 6), batches)
-    return Both(program, SimulatedModel(tiny.path, "cpu", planned, engine="ppq"), planned, batches[0])
+    return Both(program, SimulatedModel(tiny.graph, "cpu", planned, engine="ppq"), planned, batches[0])
 
 
 def seen(
@@ -74,7 +74,9 @@ def test_every_operator_reads_and_makes_the_same_bits(both: Both, every: int) ->
 
 
 def test_one_operator_at_a_time_is_the_same(both: Both) -> None:
-    found, wanted = (dict(model.one_at_a_time(both.images)) for model in both[:2])
+    found = dict(both.program.one_at_a_time(both.images, SimulatedModel(both.graph, "cpu")))
+    by_ppq = SimulatedModel(both.graph, "cpu", engine="ppq")
+    wanted = dict(both.ppq.one_at_a_time(both.images, by_ppq))
     assert list(found) == list(wanted)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
@@ -120,18 +122,18 @@ def test_the_largest_tensor_of_a_part_is_small(tiny: Tiny, monkeypatch: pytest.M
     sizes = []
     for budget in (10_000, 100_000):
         monkeypatch.setattr(simulation, "LARGEST_BYTES", budget)
-        model = SimulatedModel(tiny.path, "cpu")
+        model = SimulatedModel(tiny.graph, "cpu")
         sizes.append(len(model.parts(images(64))[0]))
-        assert len(SimulatedModel(tiny.path, "cpu", engine="ppq").parts(images(64))) == 1
+        assert len(SimulatedModel(tiny.graph, "cpu", engine="ppq").parts(images(64))) == 1
     assert sizes[0] * 10 == pytest.approx(sizes[1], abs=9)
 
 
 def test_a_failing_operator_is_named(tiny: Tiny) -> None:
     with pytest.raises(RuntimeError, match=r"operator 'patch_embed' \(Conv\)"):
-        SimulatedModel(tiny.path, "cpu")(torch.zeros(1, 3, 16, 16))
+        SimulatedModel(tiny.graph, "cpu")(torch.zeros(1, 3, 16, 16))
 
     def refuse(name: str, *_: object) -> None:
         raise UserError("stop")
 
     with pytest.raises(UserError, match=r"^stop$"):
-        SimulatedModel(tiny.path, "cpu")(images(1), {tiny.role("head"): refuse})
+        SimulatedModel(tiny.graph, "cpu")(images(1), {tiny.role("head"): refuse})

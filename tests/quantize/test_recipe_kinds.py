@@ -117,7 +117,7 @@ def test_a_calibrated_model_has_the_quantizers_that_were_asked_for(tiny: Tiny, t
         assert found["attn_scores", 0, "input", position].axis is None
     norm = found["norm1", 0, "output", 0]
     assert (norm.axis, norm.ready().scale.shape) == (2, (32,))
-    floating = SimulatedModel(tiny.path, "cpu")(images(6))
+    floating = SimulatedModel(tiny.graph, "cpu")(images(6))
     assert torch.nn.functional.cosine_similarity(model(images(6)), floating).min() > 0.98
 
 
@@ -128,7 +128,7 @@ def test_the_program_and_ppq_s_executor_agree_on_asymmetric_quantizers(tiny: Tin
         {"select": {"role": "fc2"}, "codes": "signed", "bits": 5},
     ]
     model, planned = tiny.calibrated(write_recipe(tmp_path, *rules))
-    by_ppq = SimulatedModel(tiny.path, "cpu", planned, engine="ppq")
+    by_ppq = SimulatedModel(tiny.graph, "cpu", planned, engine="ppq")
     assert torch.equal(model(images(5)), by_ppq(images(5)))
 
 
@@ -145,7 +145,7 @@ def test_what_ppq_has_no_quantizer_for_is_refused_by_its_engine(
 ) -> None:
     _, planned = tiny.calibrated(write_recipe(tmp_path, rule))
     with pytest.raises(UserError, match=r"^PPQ's executor has no quantizer .*; use the program$"):
-        SimulatedModel(tiny.path, "cpu", planned, engine="ppq")
+        SimulatedModel(tiny.graph, "cpu", planned, engine="ppq")
 
 
 # Per head -------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_a_scale_of_a_head_is_of_its_values_alone(tiny: Tiny, tmp_path: Path) ->
     seen: list[torch.Tensor] = []
     with model.only(()):
         name = item.operator.name
-        floating = SimulatedModel(tiny.path, "cpu", tiny.plan("vanilla"))
+        floating = SimulatedModel(tiny.graph, "cpu", tiny.plan("vanilla"))
         floating(images(4), {name: lambda _, __, outputs: seen.append(outputs[0])})
     scale = next(t.scale for t in item.tensors if t.operand == "output")
     assert scale is not None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pandas as pd
 import pytest
 import timm
@@ -21,7 +19,6 @@ from ptq2themoon.data.few import FewImages, of_many_classes
 from ptq2themoon.data.files import read_manifest
 from ptq2themoon.evaluate.attention import AttentionSpec, attention_specs
 from ptq2themoon.evaluate.rollout import rollout, run_with_rollout, save_rollout, why_undefined
-from ptq2themoon.graph.attention import attention_facts
 from ptq2themoon.plots.inputs import read_rollout
 from ptq2themoon.plots.rollout import attention_rollout, rollout_table
 from ptq2themoon.quantize.simulation import SimulatedModel
@@ -37,12 +34,6 @@ def by_hand(means: list[np.ndarray]) -> np.ndarray:
         mixed = (mean.astype(np.float64) + np.eye(len(mean))) / 2
         product = (mixed / mixed.sum(1)[:, None]) @ product
     return product
-
-
-def write_facts(path: Path, tiny: Tiny) -> Path:
-    facts = attention_facts(onnx.load(tiny.path), tiny.operators)
-    path.write_text(json.dumps({"attention": facts}))
-    return path
 
 
 # The formula --------------------------------------------------------------------------------------
@@ -78,7 +69,7 @@ def test_the_first_block_is_applied_first() -> None:
 @pytest.mark.parametrize("quantized", [False, True])
 def test_of_a_graph_against_its_definition(tiny: Tiny, tmp_path: Path, quantized: bool) -> None:
     model, planned = tiny.calibrated("layernorm")
-    specs, pixels = attention_specs(write_facts(tmp_path / "fusion.json", tiny)), images(3, seed=5)
+    specs, pixels = attention_specs(tiny.fused.report.attention), images(3, seed=5)
     with model.only(model.quantized_operators if quantized else ()):
         found = run_with_rollout(model, pixels, specs)
     outputs = Reference(tiny.path, planned).run(pixels, None if quantized else ())
@@ -116,7 +107,7 @@ def test_why_there_is_none(specs: list[AttentionSpec], said: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_has_one_or_says_why(name: str, tmp_path: Path) -> None:
     tiny = Tiny.of_family(name, tmp_path)
-    model, specs = SimulatedModel(tiny.path, "cpu"), attention_specs(write_facts(tmp_path / "f.json", tiny))
+    model, specs = SimulatedModel(tiny.graph, "cpu"), attention_specs(tiny.fused.report.attention)
     normalised = torch.from_numpy(random_images(2, *image_shape(name)))
     few = FewImages((normalised * 50 + 128).clamp(0, 255).to(torch.uint8), normalised, (0, -1), ())
     reason, path = why_undefined(specs), tmp_path / "rollout.safetensors"

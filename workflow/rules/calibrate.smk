@@ -25,7 +25,7 @@ rule calibrate:
     message:
         "{wildcards.model}, {wildcards.recipe}: calibrate at {wildcards.bits} on {wildcards.images} images"
     shell:
-        "python workflow/scripts/calibrate.py --graph {input.graph} --fusion {input.fusion} "
-        "--info {input.info} --recipe recipes/{wildcards.recipe}.yaml --bits {wildcards.bits} "
+        "python workflow/scripts/calibrate.py --model results/models/{wildcards.model} "
+        "--recipe recipes/{wildcards.recipe}.yaml --bits {wildcards.bits} "
         "--images {input.images} --batch-size {params.batch_size} --seed {wildcards.seed} --device {params.device} "
         "--out {output.qparams} --out-arrays {output.arrays} > {log} 2>&1"

@@ -64,8 +64,11 @@ def all_results():
         files += [f"{small}/figures/{figure}.{kind}" for figure in FIGURES for kind in ("png", "svg")]
         files += [f"{heavy}/calibration-{CHECK}.safetensors"]
         files += [f"{heavy}/calibration-n{run[2]}-s{run[3]}.safetensors" for run in RUNS]
-        files += [f"{heavy}/fp32/attention_maps.safetensors"]
-        for name in ("qparams.json", "qparams.safetensors", "attention_maps.safetensors"):
+        files += [f"{heavy}/fp32/{name}.safetensors" for name in ("reference", "attention_maps")]
+        for name in (
+            *("qparams.json", "qparams.safetensors"),
+            *("simulated.safetensors", "attention_maps.safetensors"),
+        ):
             files += of_runs(model, f"results/models/{{model}}/{{recipe}}/{{key}}/{name}")
         for name in ("metrics.json", "attention.csv", "operators.csv", "ranking.json"):
             files += of_runs(model, f"results/{{model}}/{{recipe}}/{{key}}/{name}")
@@ -244,4 +247,7 @@ def test_images(wildcards):
     return images_for(wildcards, "evaluation")
 
 
+# Outputs of a model for all evaluation images: in floating point, and of a simulation.
+REFERENCE = "results/models/{model}/fp32/reference.safetensors"
+SIMULATED = "results/models/{model}/{recipe}/{key}/simulated.safetensors"
 QPARAMS = multiext("results/models/{model}/{recipe}/{key}/qparams", ".json", ".safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
+import onnx
 import pytest
 import torch
 from families import FAMILIES, image_shape
@@ -26,6 +27,7 @@ class Both(NamedTuple):
     ppq: SimulatedModel
     planned: list[QuantizedOperator]
     images: Tensor
+    graph: onnx.ModelProto
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -39,7 +41,8 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
     batches = [torch.from_numpy(random_images(4, *image_shape(name), seed=seed)) for seed in (1, 2)]
     program, planned = tiny.calibrated(recipe, (8, 6), batches)
-    return Both(program, SimulatedModel(tiny.graph, "cpu", planned, engine="ppq"), planned, batches[0])
+    by_ppq = SimulatedModel(tiny.graph, "cpu", planned, engine="ppq")
+    return Both(program, by_ppq, planned, batches[0], tiny.graph)
 
 
 def seen(

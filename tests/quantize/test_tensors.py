@@ -58,7 +58,7 @@ def bits_of(operators: list[QuantizedOperator]) -> list[bytes]:
     return [t.scale.numpy().tobytes() for item in operators for t in item.tensors if t.scale is not None]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(POSITIVE, min_size=1, max_size=4), hnp.arrays(np.float32, st.integers(1, 9), elements=POSITIVE)
 )

@@ -3,8 +3,8 @@
 A page quotes numbers of the processor on which the results were made. `make run` on another processor writes
 other last digits over `results/`, and the page is no less right. So there are two cases:
 
-- `results/` is as in the last commit: everything is read from the working tree. A page that is being edited is
-  held to the tables before it is committed.
+- `results/` is as in the last commit: everything is read from the working tree. A page that is being edited
+  is held to the tables before it is committed.
 - a run has written other results (sidecars apart: they hold the wall time): everything is read as of the last
   commit, pages too. New results and the page that quotes them are compared once they are committed.
 

@@ -44,9 +44,7 @@ def test_an_edited_page_is_held_to_the_tables_before_it_is_committed(project: Pa
 
 
 @pytest.mark.parametrize("staged", [False, True])
-def test_after_a_run_all_is_as_of_the_last_commit(
-    project: Path, staged: bool
-) -> None:
+def test_after_a_run_all_is_as_of_the_last_commit(project: Path, staged: bool) -> None:
     change(project, PAGE, TABLE)
     if staged:
         git(project, "add", ".")

@@ -85,7 +85,7 @@ def test_an_image_is_the_mean_of_its_heads() -> None:
     torch.testing.assert_close(kl, torch.stack([one[1] for one in each]).mean(0))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ATTENTION, ATTENTION)
 def test_bounds(q: np.ndarray, f: np.ndarray) -> None:
     cosine, kl = fidelity(torch.from_numpy(q), torch.from_numpy(f))

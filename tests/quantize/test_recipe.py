@@ -149,7 +149,7 @@ def meets(select: dict[str, Any], operator: Operator, operand: str) -> bool:
     return all(found[key] in (want if isinstance(want, list) else [want]) for key, want in select.items())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(rules, max_size=5), rules)
 def test_the_last_rule_wins_where_it_selects_and_only_there(earlier: list[Any], last: dict[str, Any]) -> None:
     before, after = loaded(a=base(*earlier)), loaded(a=base(*earlier, last))
@@ -160,7 +160,7 @@ def test_the_last_rule_wins_where_it_selects_and_only_there(earlier: list[Any], 
             assert new == (old | change if meets(last["select"], operator, operand) else old)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(rules, max_size=3), min_size=1, max_size=4))
 def test_a_chain_of_recipes_is_its_rules_one_after_the_other(parts: list[list[Any]]) -> None:
     files = {"r0": base(*parts[0])}
@@ -170,7 +170,7 @@ def test_a_chain_of_recipes_is_its_rules_one_after_the_other(parts: list[list[An
     assert specs(chained, TINY) == specs(flat, TINY)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(rules, max_size=5))
 def test_what_resolved_gives_is_the_same_recipe(parts: list[Any]) -> None:
     recipe = loaded(a=base(*parts))

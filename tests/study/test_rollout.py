@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import committed
 import numpy as np
+<<<<<<< HEAD
 import pandas as pd
+=======
+import onnx
+>>>>>>> bdc73b52f2c560361e47550e24287d4a62ff9440
 import pytest
 import timm
 import torch
@@ -23,7 +28,6 @@ from ptq2themoon.plots.inputs import read_rollout
 from ptq2themoon.plots.rollout import attention_rollout, rollout_table
 from ptq2themoon.quantize.simulation import SimulatedModel
 
-ROOT = Path(__file__).parents[2]
 NOTE = "the class token is the one token before the patches"
 
 
@@ -130,11 +134,13 @@ def test_every_family_has_one_or_says_why(name: str, tmp_path: Path) -> None:
 # The demo -----------------------------------------------------------------------------------------
 
 
-def test_the_committed_numbers_are_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_committed_numbers_are_those_of_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In floating point: attention by hooks on timm's model, the rest in numpy."""
-    monkeypatch.chdir(ROOT)
-    committed = pd.read_csv("results/demo/study/attention_rollout.csv")
-    rows = of_many_classes(read_manifest(Path("results/demo/evaluation.csv")), 4, Path())
+    monkeypatch.chdir(committed.ROOT)
+    table = committed.table("results/demo/study/attention_rollout.csv")
+    manifest = tmp_path / "evaluation.csv"
+    manifest.write_bytes(committed.read("results/demo/evaluation.csv"))
+    rows = of_many_classes(read_manifest(manifest), 4, manifest)
     set_fused_attn(False)
     model = timm.create_model("local-dir:resources/demo/model", pretrained=True).eval()
     pixels = load_file("resources/demo/evaluation.safetensors")["images"]
@@ -148,5 +154,5 @@ def test_the_committed_numbers_are_those_of_pytorch(monkeypatch: pytest.MonkeyPa
             model(torch.from_numpy(scaled)[None])
         assert len(means) == 12
         wanted = by_hand(means)[0, 1:].reshape(7, 7)
-        found = committed[(committed["image"] == image) & (committed["recipe"] == "fp32")]
+        found = table[(table["image"] == image) & (table["recipe"] == "fp32")]
         np.testing.assert_allclose(found["weight"].to_numpy().reshape(7, 7), wanted, rtol=2e-5)

@@ -6,11 +6,6 @@ from pathlib import Path
 
 import committed
 import numpy as np
-<<<<<<< HEAD
-import pandas as pd
-=======
-import onnx
->>>>>>> bdc73b52f2c560361e47550e24287d4a62ff9440
 import pytest
 import timm
 import torch

@@ -38,6 +38,7 @@ RUNTIME = {
 KEYS = {
     "model": "Model",
     "recipe": "Recipe",
+    "protocol": "Protocol",
     "bits": "Bits",
     "calibration_images": "Calibration images",
     "seed": "Seed",
@@ -45,7 +46,7 @@ KEYS = {
 }
 FIGURES = (*METRICS, *(name for name in RUNTIME if name not in METRICS))
 COLUMNS = (*KEYS, *FIGURES)
-TEXT = ("model", "recipe", "bits")
+TEXT = ("model", "recipe", "protocol", "bits")
 NOTHING = "–"
 
 

@@ -13,7 +13,8 @@ from ptq2themoon.evaluate.arguments import add_model_and_images, evaluated_image
 from ptq2themoon.evaluate.attention import attention_spec
 from ptq2themoon.evaluate.outputs import Reference, reference_of, save_simulated, simulation_of
 from ptq2themoon.graph.fused import fused_files
-from ptq2themoon.quantize.simulation import load_model
+from ptq2themoon.quantize.files import read_qparams
+from ptq2themoon.quantize.simulation import simulated
 from ptq2themoon.stage import Stage, run
 
 
@@ -50,12 +51,14 @@ def main() -> None:
         data, *kind, _ = evaluated_images(args, fused, source, args.batch_size)
         spec = attention_spec(fused.report.attention, args.block)
         reference = Reference.load(args.reference, reference_of(fused.sha256, args.manifest, spec))
-        model = load_model(fused, device, args.qparams)
+        qparams = read_qparams(*args.qparams)
+        model = simulated(qparams.model(fused.graph), device, source=fused.path)
         result = evaluate_quantized(model, data, reference.batches(args.batch_size), spec, *kind)
         result.attention.to_csv(stage.temporary(args.out_attention), index=False, float_format="%.8g")
         made_from = simulation_of(args.qparams, args.manifest)
         save_simulated(stage.temporary(args.out_simulated), result.output, made_from)
-        records.write(stage.temporary(args.out), result.metrics)
+        metrics = result.metrics.model_copy(update={"protocol": qparams.header.protocol})
+        records.write(stage.temporary(args.out), metrics)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from ptq2themoon.quantize.recipe_file import Protocol
 from ptq2themoon.records import Record
 from ptq2themoon.validation import Positive
 
@@ -16,6 +17,8 @@ class Metrics(Record):
 
     stage: ClassVar[str] = "evaluate"
 
+    protocol: Protocol | None = None
+    """What is quantized at all; rows of different protocols are not to be compared."""
     images: Positive
     top1: float | None
     top5: float | None

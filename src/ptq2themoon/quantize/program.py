@@ -198,7 +198,7 @@ class Program:
 
 
 class _Described:
-    """An operation as PPQ's functions read it; its socket, which PPQ makes anew at each look, is made once."""
+    """An operation as PPQ's functions read it, with its socket made once: PPQ makes one at each look."""
 
     def __init__(self, operation: ir.Operation) -> None:
         self._operation, self.socket = operation, operation.socket

@@ -264,7 +264,7 @@ def test_yaml_is_plain_data(copy: Path, tag: str) -> None:
 ONNX_STAGES = {
     "fuse": "out/model.onnx",
     "calibrate": "out/fused.onnx",
-    "evaluate fp32": "out/fused.onnx",
+    "reference": "out/fused.onnx",
     "evaluate": "out/fused.onnx",
     "operator_errors": "out/fused.onnx",
     "attention_maps": "out/fused.onnx",
@@ -319,7 +319,7 @@ def test_weights_outside_the_model(copy: Path, stage: str, how: str) -> None:
     assert line == expected + "save it with its weights inside"
 
 
-@pytest.mark.parametrize("stage", ["fuse", "evaluate fp32"])
+@pytest.mark.parametrize("stage", ["fuse", "reference"])
 def test_a_constant_operator_outside_the_model(copy: Path, stage: str) -> None:
     """Not among the initializers, where it is easily missed."""
     path = copy / ONNX_STAGES[stage]

@@ -53,7 +53,7 @@ STAGES: dict[str, Options] = {
     },
     "calibrate": {
         **GRAPH, "recipe": "recipes/layernorm.yaml", "bits": "w8a8", "images": "out/calibration.safetensors",
-        "batch-size": 10, "out": "out/q/qparams.json", "out-arrays": "out/q/qparams.safetensors",
+        "batch-size": 10, "seed": 3, "out": "out/q/qparams.json", "out-arrays": "out/q/qparams.safetensors",
     },
     "evaluate fp32": {**GRAPH, **DATA, "batch-size": 8, "out": "out/fp32/metrics.json"},
     "evaluate": {
@@ -129,7 +129,7 @@ STAGES: dict[str, Options] = {
     },
     "calibrate per channel": {
         **GRAPH, "recipe": "recipes/layernorm_all.yaml", "bits": "w8a8",
-        "images": "out/calibration.safetensors", "batch-size": 10,
+        "images": "out/calibration.safetensors", "batch-size": 10, "seed": 3,
         "out": "out/c/qparams.json", "out-arrays": "out/c/qparams.safetensors",
     },
     "study_errors": {

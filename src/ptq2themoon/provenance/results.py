@@ -225,7 +225,8 @@ class ModelResults:
             "batch_size": self.params.calibration.batch_size,
         }
         inputs = [*self.fused, self._calibration(run.images, run.seed), *run.recipe.sources]
-        return Result("calibrate", self._qparams(run), inputs, parameters, device=self._device)
+        outputs = self._qparams(run)
+        return Result("calibrate", outputs, inputs, parameters, seed=run.seed, device=self._device)
 
     def evaluate(self, run: Run | None) -> Result:
         folder = self._folder(run)

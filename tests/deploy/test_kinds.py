@@ -19,6 +19,7 @@ from ptq2themoon.quantize.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SOFTMAX = {"role": "softmax", "operand": "output"}
+ATTENTION = {"role": ["attn_scores", "softmax", "attn_context"], "operand": ["input", "output"]}
 LEFT = {"role": "attn_context", "operand": "input", "position": 0}
 LOG = {"kind": "log_sqrt2"}
 UNSIGNED = {"codes": "unsigned"}
@@ -42,8 +43,19 @@ def made(tiny: Tiny, folder: Path, *rules: dict[str, Any]) -> Quantized:
         [{"select": {"operand": "weight"}, **ASYMMETRIC}],
         [{"select": {"operand": ["input", "output"]}, **ASYMMETRIC, **CHANNELS}],
         [{"select": {"operand": "weight"}, **ASYMMETRIC, **CHANNELS, "weight_axis": "output"}],
-        [{"select": {"role": ["attn_scores", "softmax", "attn_context"]}, **HEADS}],
-        [{"select": {"role": ["attn_scores", "softmax", "attn_context"]}, **HEADS, **ASYMMETRIC}],
+        [
+            {
+                "select": ATTENTION,
+                **HEADS,
+            }
+        ],
+        [
+            {
+                "select": ATTENTION,
+                **HEADS,
+                **ASYMMETRIC,
+            }
+        ],
         [{"select": {"operand": ["input", "output"]}, **ASYMMETRIC, "bits": 4}],
     ],
     ids=[
@@ -61,7 +73,9 @@ def test_faithful_is_the_simulation(
     assert [d for d in differences if d.departs] == []
     simulated = found.simulated(found.images).numpy()
     deployed = found.deployed("faithful", profile)  # type: ignore[arg-type]
-    assert sqnr(found.run(deployed), simulated) > sqnr(simulated, found.floating()) + 6
+    # ONNX Runtime's optimiser joins two quantizations of one type, of which TensorRT has no more.
+    output = found.run(deployed, optimise=profile == "onnxruntime")
+    assert sqnr(output, simulated) > sqnr(simulated, found.floating()) + 6
 
 
 def test_log_sqrt2_leaves_its_product_in_floating_point_and_says_what_that_costs(
@@ -140,9 +154,11 @@ def once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_asymmetric_activations_run_on_integer_kernels(once: Quantized, tmp_path: Path) -> None:
     deployed = once.deployed("fast")
     found = kernels(deployed.model, tmp_path)
-    assert sum(found[kernel] for kernel in INTEGER_KERNELS) == len(of_type(once.model, *PRODUCTS))
-    assert not [kernel for kernel in FLOAT_KERNELS if found[kernel]]
-    assert deployed.products()["integer_share"] == 1
+    planned = {item.operator.name for item in once.quantized}
+    wanted = [node for node in of_type(once.model, *PRODUCTS) if node.name in planned]
+    products = deployed.products()
+    assert sum(found[kernel] for kernel in INTEGER_KERNELS) == products["integer"] == len(wanted)
+    assert sum(found[kernel] for kernel in FLOAT_KERNELS) == products["float"]  # Swin's patch merging
     onnx.checker.check_model(deployed.model, full_check=True)
 
 

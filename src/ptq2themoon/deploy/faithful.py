@@ -80,9 +80,10 @@ class Faithful:
         return self.writer.name(f"{name}/raw") if is_final else name
 
     def _apart(self, tensor: str, grids: Forms) -> str:
-        """A Clip that clips nothing, between a Softmax and the DequantizeLinear before it.
+        """A Clip that clips nothing, between an operator and the DequantizeLinear before it.
 
-        Without it ONNX Runtime takes QLinearSoftmax: several times slower, and other codes.
+        Without it ONNX Runtime takes QLinearSoftmax, several times slower and with other codes, and rounds
+        weights of convolutions that are not integers.
         """
         grid = grids.get(("input", 0))
         if not isinstance(grid, Grid) or grid.per_channel or ("output", 0) not in grids:
@@ -104,6 +105,8 @@ class Faithful:
         """With its bias apart: ONNX Runtime would round it to steps of the product otherwise."""
         writer = self.writer
         x, weight, name = (self._input(node, i, grids) for i in range(3))
+        if weight in writer.graph.constants and self.profile == "onnxruntime":
+            x = self._apart(x, grids)
         bias = writer.graph.constants[name].reshape([-1] + [1] * (self.ranks[node.output[0]] - 2))
         product = writer.name(f"{node.output[0]}/product")
         writer.keep(node, [x, weight], [product])
@@ -137,9 +140,18 @@ class Faithful:
         channels = _output_axis(node, linear)
         if not grid.per_channel and channels is not None and self.profile == "tensorrt":
             grid = grid.spread_over(value.shape[channels], channels)
-        if grid.per_channel and grid.axis != channels:
+        if (grid.per_channel and grid.axis != channels) or not self._reads_integers(grids):
             return self.writer.scaled_weight(stem, value, grid)
         return self.writer.weight(stem, value, grid)
+
+    def _reads_integers(self, grids: Forms) -> bool:
+        """Whether the left side of a product is integers of one scale.
+
+        Else ONNX Runtime would take dequantized weights as a reason to round the left side in its own way
+        (MatMulNBits).
+        """
+        grid = grids.get(("input", 0))
+        return isinstance(grid, Grid) and not grid.per_channel and self.writer.has_integers(grid)
 
     def _type(self, tensor: str, *, second: bool = False) -> np.dtype:
         """Integer type for `tensor` of the new graph; `second`: it is the right side of a product."""

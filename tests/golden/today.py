@@ -17,6 +17,7 @@ from ptq2themoon.evaluate.attention import attention_spec, run_with_attention
 from ptq2themoon.evaluate.operators import logits_errors, output_errors
 from ptq2themoon.graph.attention import attention_facts
 from ptq2themoon.graph.files import read_graph
+from ptq2themoon.graph.report import Attention
 from ptq2themoon.graph.roles import find_roles
 from ptq2themoon.quantize.bits import parse_bits
 from ptq2themoon.quantize.model import QuantizedModel
@@ -102,7 +103,8 @@ def errors(quantized: Quantized, batches: list[Tensor]) -> dict[str, np.ndarray]
 def metrics(quantized: Quantized, batches: list[tuple[Tensor, Tensor]]) -> dict[str, float | int | None]:
     """Of the quantized model, over batches of images [B, C, H, W] and labels [B]; attention: last block's."""
     graph = quantized.model.reference
-    spec = attention_spec(attention_facts(graph, find_roles(graph)), -1)
+    facts = Attention.model_validate(attention_facts(graph, find_roles(graph)))
+    spec = attention_spec(facts, -1)
     plain = SimulatedModel(graph, "cpu")
     references = [run_with_attention(plain, images, spec) for images, _ in batches]
     found = evaluate_quantized(quantized.simulation, batches, references, spec).metrics

@@ -147,14 +147,14 @@ def entries(facts: dict[str, Any]) -> list[tuple]:
 
 
 BLOCKS = {  # heads, tokens, groups, prefix_tokens, grid, stage
-    "vit": [(2, 17, 1, 1, [4, 4], 0)] * 2,
-    "vit_average_pool": [(2, 16, 1, 0, [4, 4], 0)] * 2,
-    "vit_features": [(2, 17, 1, 1, [4, 4], 0)] * 2,
-    "deit_distilled": [(2, 18, 1, 2, [4, 4], 0)] * 2,
-    "swin": [(1, 16, 4, 0, None, 0)] * 2 + [(2, 16, 1, 0, [4, 4], 1)] * 2,
-    "mobilevit": [(4, 16, 4, 0, [4, 4], 0)] + [(4, 4, 4, 0, [2, 2], 1)] * 2,
-    "dinov2": [(2, 21, 1, 5, [4, 4], 0)] * 2,
-    "dinov2_swiglu": [(2, 21, 1, 5, [4, 4], 0)] * 2,
+    "vit": [(2, 17, 1, 1, (4, 4), 0)] * 2,
+    "vit_average_pool": [(2, 16, 1, 0, (4, 4), 0)] * 2,
+    "vit_features": [(2, 17, 1, 1, (4, 4), 0)] * 2,
+    "deit_distilled": [(2, 18, 1, 2, (4, 4), 0)] * 2,
+    "swin": [(1, 16, 4, 0, None, 0)] * 2 + [(2, 16, 1, 0, (4, 4), 1)] * 2,
+    "mobilevit": [(4, 16, 4, 0, (4, 4), 0)] + [(4, 4, 4, 0, (2, 2), 1)] * 2,
+    "dinov2": [(2, 21, 1, 5, (4, 4), 0)] * 2,
+    "dinov2_swiglu": [(2, 21, 1, 5, (4, 4), 0)] * 2,
 }
 NOTES = {
     "vit": CLASS_TOKEN,
@@ -208,7 +208,7 @@ def test_a_class_token_is_one_that_the_output_reads(
 ) -> None:
     kept = {"num_classes": 0} if overrides.get("global_pool") == "" else {}
     facts = facts_of(fused(made("vit_tiny_patch16_224", **VIT, **overrides, **kept), (3, 32, 32)))
-    assert entries(facts) == [(2, 16 + prefix, 1, prefix, [4, 4], 0)] * 2
+    assert entries(facts) == [(2, 16 + prefix, 1, prefix, (4, 4), 0)] * 2
     assert facts["note"].startswith(note)
     assert facts["class_token"] is not note.startswith("no ")
 

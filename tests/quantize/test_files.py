@@ -222,12 +222,13 @@ def edited(tiny: Tiny) -> QuantizedModel:
     model = QuantizedModel(read_graph(tiny.path), tiny.operators, quantized=planned)
     graph, nodes = model.graph(), {node.name: node for node in model.reference.graph.node}
     norm, fc1, fc2 = (nodes[tiny.role(role, 0)] for role in ("norm2", "fc1", "fc2"))
-    doubled = {name: 2 * graph.constants[name] for name in norm.input[1:]}
-    model.rewrite_constants(doubled | {fc1.input[1]: graph.constants[fc1.input[1]] / 2})
+    doubled = {(norm.name, i): 2 * graph.constants[norm.input[i]] for i in (1, 2)}
+    halved = {(fc1.name, 1): graph.constants[fc1.input[1]] / 2}
+    model.set_parameters(doubled | halved, equal=True)
     add = nodes[tiny.role("residual1", 1)]
     turned = helper.make_node("Add", list(add.input)[::-1], add.output, name=add.name)
-    model.rewrite_nodes({}, {add.name: [turned]})
-    model.change_constants({fc2.input[2]: 2 * graph.constants[fc2.input[2]]})
+    model.replace_operators({add.name: [turned]}, {}, equal=True)
+    model.set_parameters({(fc2.name, 2): 2 * graph.constants[fc2.input[2]]}, equal=False)
     return model
 
 

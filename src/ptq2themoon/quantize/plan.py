@@ -56,7 +56,7 @@ def plan(
         for operand, position in _operands(nodes[operator.name]):
             if operand == "output" and recipe.activations == "once" and not nodes[operator.name].is_last:
                 continue  # its readers quantize it
-            spec = recipe.spec(operator, operand, position, weight_bits, activation_bits)
+            spec = recipe.spec(operator, operand, weight_bits, activation_bits, position)
             if spec.quantize:
                 tensors.append(_tensor(nodes[operator.name], operand, position, spec))
         if tensors:

@@ -192,9 +192,9 @@ class Recipe:
         self,
         operator: Operator,
         operand: Operand,
-        position: int,
         weight_bits: int,
         activation_bits: int,
+        position: int = 0,
     ) -> TensorSpec:
         """How the tensor at a position among the operator's inputs or outputs is quantized.
 
@@ -325,4 +325,4 @@ def _refuse_contradictions(recipe: Recipe, weight_bits: int, activation_bits: in
             for block in select.block or (None,):
                 for operand, position in product(select.operand or OPERANDS, select.position or (0,)):
                     operator = Operator("", "", role, block)
-                    recipe.spec(operator, operand, position, weight_bits, activation_bits)
+                    recipe.spec(operator, operand, weight_bits, activation_bits, position)

@@ -260,19 +260,19 @@ def test_a_layernorm_that_is_an_output_stays_as_it_is() -> None:
 
 
 class Shared(nn.Module):
-    """Rows of 8 numbers: two LayerNorms of one gamma and beta, two layers of one weight, of two dimensions."""
+    """Two LayerNorms of one gamma and beta, two layers of one weight and bias; activations [images, 8]."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.norm, self.layer, self.last = nn.LayerNorm(8), nn.Linear(8, 8, bias=False), nn.Linear(8, 5)
+        self.norm, self.layer, self.last = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 5)
         nn.init.normal_(self.norm.weight)
         nn.init.normal_(self.norm.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)[:, :8]
-        x = self.layer(self.norm(x)) + 0.5
-        return self.last(self.norm(x * x))
+        x = self.layer(self.norm(x))
+        return self.last(self.layer(self.norm(x * x)))
 
 
 def test_shared_constants_and_two_dimensions() -> None:

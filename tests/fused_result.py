@@ -42,5 +42,5 @@ def result(path: Path, images: np.ndarray) -> Result:
         [(o.role, o.block) for o in operators if o.role not in ("q", "k", "v", "attn_scale")],
         attention_facts(fused, everything),
         run_all(fused, images)[0],
-        SimulatedModel(out, "cpu")(torch.from_numpy(images)).numpy(),
+        SimulatedModel(fused, "cpu")(torch.from_numpy(images)).numpy(),
     )

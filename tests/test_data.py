@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -38,8 +39,8 @@ from ptq2themoon.data import (
 )
 from ptq2themoon.data.files import _header
 from ptq2themoon.data.images import UnreadableImage, check_image, read_image
-from ptq2themoon.data.preprocessing import INTERPOLATIONS
 from ptq2themoon.errors import UserError
+from ptq2themoon.graph.model_info import Interpolation
 from ptq2themoon.progress import progress
 
 
@@ -80,19 +81,19 @@ def test_pixels_equal_timms_evaluation_transform(
     from timm.data import create_transform
 
     own = preprocessing(channels, size, crop_mode=crop_mode, interpolation=interpolation, crop_pct=crop_pct)
-    timm_transform = create_transform(**own.__dict__, is_training=False)
+    timm_transform = create_transform(**own.model_dump(), is_training=False)
     for width, height in [(40, 30), (16, 16), (9, 50), (24, 24)]:
         image = picture(width, width, height, "L" if channels == 1 else "RGB")
         pixels = own.crop(image)
         assert pixels.dtype == torch.uint8
-        assert pixels.shape == own.input_size
+        assert list(pixels.shape) == own.input_size
         assert torch.equal(own.normalise(pixels[None])[0], timm_transform(image))
 
 
 def test_interpolations_are_timms() -> None:
     from timm.data.transforms import _str_to_torch_interpolation
 
-    assert set(INTERPOLATIONS) == set(_str_to_torch_interpolation)
+    assert set(get_args(Interpolation)) == set(_str_to_torch_interpolation)
 
 
 @pytest.mark.parametrize(
@@ -100,14 +101,14 @@ def test_interpolations_are_timms() -> None:
     [
         (
             {"interpolation": "bicubik"},
-            "preprocessing.interpolation: 'bicubik' is unknown; did you mean 'bicubic'?",
+            "preprocessing: interpolation: unknown value 'bicubik'; did you mean 'bicubic'?",
         ),
-        ({"crop_mode": "centre"}, "preprocessing.crop_mode: 'centre' is unknown; did you mean 'center'?"),
-        ({"input_size": [4, 8, 8]}, "preprocessing.input_size: 4 channels; 1 (grey) or 3 (RGB) can be read"),
-        ({"std": [0.2, 0.2, 0.0]}, "preprocessing.std: "),
-        ({"mean": [0.5]}, "preprocessing.mean: (0.5,) does not give a number for each of 3 channels"),
-        ({"crop_pct": 0}, "preprocessing.crop_pct: 0 is no number above 0"),
-        ({"crop": 1}, "preprocessing.crop: unknown key; did you mean 'crop_pct'?"),
+        ({"crop_mode": "centre"}, "preprocessing: crop_mode: unknown value 'centre'; did you mean 'center'?"),
+        ({"input_size": [4, 8, 8]}, "preprocessing: input_size: 4 channels; 1 (grey) or 3 (RGB) can be read"),
+        ({"std": [0.2, 0.2, 0.0]}, "preprocessing: std[2]: "),
+        ({"mean": [0.5]}, "preprocessing: mean: [0.5] does not give a number for each of 3 channels"),
+        ({"crop_pct": 0}, "preprocessing: crop_pct: "),
+        ({"crop": 1}, "preprocessing: crop: unknown key; did you mean 'crop_pct'?"),
     ],
 )
 def test_bad_preprocessing_is_named(changes: dict[str, object], message: str) -> None:
@@ -496,7 +497,7 @@ def test_scripts_write_whole_outputs_and_sidecars(
         ("draw_calibration.py", {"images": 25}, "images: 24 images, but 25 are asked for"),
         ("draw_calibration.py", {"images": 0}, "at least 1 expected"),
         ("draw_calibration.py", {"source": "nowhere"}, "nowhere: not found"),
-        ("draw_calibration.py", {"info": "no.json"}, "no.json: not found; export writes it"),
+        ("draw_calibration.py", {"info": "no.json"}, "no.json: not found; run the export stage"),
         ("draw_calibration.py", {"threads": 0}, "0 threads asked for"),
         ("list_evaluation.py", {"kind": "arays"}, "did you mean 'arrays'?"),
         ("list_evaluation.py", {"images": "most"}, "'most' is neither a number nor 'all'"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
 from pathlib import Path
 
+import committed
 import pytest
 import yaml
 
@@ -117,16 +117,15 @@ def test_paths_in_backticks_exist(page: Path) -> None:
 
 
 def test_the_readme_shows_what_the_pipeline_wrote() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert (ROOT / "results/summary.md").read_text().strip() in readme
-    with open(ROOT / "results/timings.csv", newline="") as file:
-        seconds = {row["rule"]: float(row["seconds"]) for row in csv.DictReader(file)}
+    readme = committed.text("README.md")
+    assert committed.text("results/summary.md").strip() in readme
+    seconds = committed.table("results/timings.csv", index_col="rule")["seconds"]
     assert f"took **{seconds['from first to last']:.0f} seconds**" in readme
 
 
 def test_the_stability_that_the_docs_claim_was_measured() -> None:
-    text = " ".join((ROOT / "docs/workflow.md").read_text().split())
-    found = [json.loads(path.read_text()) for path in ROOT.glob("results/demo/*/*/ranking.json")]
+    text = " ".join(committed.text("docs/workflow.md").split())
+    found = [json.loads(committed.read(name)) for name in committed.names("results/demo/*/*/ranking.json")]
     assert len(found) == 3
     assert f"of at least {min(ranking['spearman'] for ranking in found):.2f}," in text
     assert f"on {min(ranking['top_shared'] for ranking in found)} of the 10 worst or more" in text

@@ -132,7 +132,7 @@ def written(case: Case, path: Path) -> onnx.ModelProto:
 def test_operators_are_onnx_runtime_s(name: str, tmp_path: Path) -> None:
     x = CASES[name][1]
     expected = run_onnx(written(CASES[name], tmp_path / "one.onnx"), x)
-    model = SimulatedModel(tmp_path / "one.onnx", "cpu")
+    model = SimulatedModel(onnx.load(tmp_path / "one.onnx"), "cpu")
     for _ in range(2):  # the first call must be as good as the second
         np.testing.assert_allclose(model(torch.from_numpy(x)).numpy(), expected, rtol=1e-5, atol=2e-6)
 
@@ -144,9 +144,9 @@ def test_the_quantizable_ones_run_quantized(name: str, granularity: str, tmp_pat
     case = CASES[name]
     expected = run_onnx(written(case, tmp_path / "one.onnx"), case[1])
     recipe = write_recipe(tmp_path, granularity=granularity, observer="minmax")
-    nodes = read_nodes(tmp_path / "one.onnx")
+    nodes = read_nodes(onnx.load(tmp_path / "one.onnx"))
     planned = plan([Operator("one", case[0])], nodes, recipe, 16, 16)
-    model = SimulatedModel(tmp_path / "one.onnx", "cpu", planned)
+    model = SimulatedModel(onnx.load(tmp_path / "one.onnx"), "cpu", planned)
     calibrate(model, planned, [torch.from_numpy(case[1])])
     found = model(torch.from_numpy(case[1])).numpy()
     assert np.abs(found - expected).max() < 2e-2 * np.abs(expected).max()
@@ -155,7 +155,7 @@ def test_the_quantizable_ones_run_quantized(name: str, granularity: str, tmp_pat
 def test_what_ppq_cannot_run_is_refused_at_once(tmp_path: Path) -> None:
     written(("Trilu", TOKENS, [], {}), tmp_path / "one.onnx")
     with pytest.raises(UserError, match=r"one\.onnx: PPQ has no operator Trilu \(first at 'one'\)"):
-        SimulatedModel(tmp_path / "one.onnx", "cpu")
+        SimulatedModel(onnx.load(tmp_path / "one.onnx"), "cpu", source="one.onnx")
 
 
 @pytest.mark.parametrize(
@@ -168,6 +168,6 @@ def test_what_ppq_cannot_run_is_refused_at_once(tmp_path: Path) -> None:
 )
 def test_forms_that_are_not_implemented_are_named(case: Case, why: str, tmp_path: Path) -> None:
     written(case, tmp_path / "one.onnx")
-    model = SimulatedModel(tmp_path / "one.onnx", "cpu")
+    model = SimulatedModel(onnx.load(tmp_path / "one.onnx"), "cpu")
     with pytest.raises(UserError, match=rf"operator 'one' \({case[0]}\): .*{why}"):
         model(torch.from_numpy(case[1]))

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from ptq2themoon.deploy.records import RuntimeMetrics
 from ptq2themoon.errors import UserError
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.summary_rows import COLUMNS as PLOTTED
@@ -28,6 +29,7 @@ from ptq2themoon.summary import (
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOAT = {
+    "version": 1,
     "images": 3000,
     "top1": 91.5,
     "top5": 100.0,
@@ -165,14 +167,16 @@ def test_an_entry_stands_once(entries: list[Entry]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not a readable JSON file"),
-        ("[]", "no metric 'images'"),
-        (json.dumps({**FLOAT, "loss": "low"}), "loss: 'low' is no number"),
-        (json.dumps({**FLOAT, "images": None}), "images: None is no number"),
+        ("{", "not readable as JSON"),
+        ("[]", "must hold an object, not []; run the evaluate stage again"),
+        (json.dumps({**FLOAT, "loss": "low"}), "loss: must be a number, not 'low'"),
+        (json.dumps({**FLOAT, "images": None}), "images: must be an integer, not empty"),
+        (json.dumps({**FLOAT, "version": 0}), "version: 0; this ptq2themoon reads version 1"),
+        (json.dumps({k: v for k, v in FLOAT.items() if k != "version"}), "version: missing; "),
         (json.dumps({**FLOAT, "top1": None}), "top1 only here or only in fp32"),
         (
             json.dumps({("agreements" if k == "agreement" else k): v for k, v in FLOAT.items()}),
-            "'agreements'?",
+            "unknown key; did you mean 'agreement'?",
         ),
     ],
 )
@@ -218,6 +222,13 @@ def test_the_script_writes_three_forms_of_one_table(entries: list[Entry], tmp_pa
     assert list(recorded["inputs"]) == [entry.metrics.as_posix() for entry in entries]
 
 
+RUNTIME_METRICS = {
+    **dict.fromkeys(RuntimeMetrics.model_fields),
+    **{"images": 3000, "agreement_simulation": 99.5, "operators": 160, "departing": 0},
+    **{"largest_code_difference": 1, "codes_that_differ": 1e-6, "kernels": {}},
+}
+
+
 # Deployed -----------------------------------------------------------------------------------------
 
 
@@ -226,8 +237,8 @@ def runtime(tmp_path: Path) -> list[str]:
     """`--runtime` of one entry, in both modes; no labels in the second."""
     path = tmp_path / "runtime.json"
     modes = {"faithful": 91.4, "fast": None}
-    found = {mode: {"top1": top1, "agreement_simulation": 99.5} for mode, top1 in modes.items()}
-    path.write_text(json.dumps({"runtime": "ONNX Runtime", **found}))
+    found = {mode: {**RUNTIME_METRICS, "top1": top1} for mode, top1 in modes.items()}
+    path.write_text(json.dumps({"version": 1, "runtime": "ONNX Runtime", **found}))
     return ["demo", "vanilla", "w8a8", "256", "1", str(path)]
 
 
@@ -246,7 +257,8 @@ def test_the_runtime_stands_beside_the_simulation(entries: list[Entry], runtime:
 
 
 def test_a_mode_that_is_not_deployed_is_left_out(entries: list[Entry], runtime: list[str]) -> None:
-    Path(runtime[-1]).write_text('{"fast": {"top1": 90.0, "agreement_simulation": 98.0}}')
+    fast = {"version": 1, "runtime": "ONNX Runtime", "fast": {**RUNTIME_METRICS, "top1": 90.0}}
+    Path(runtime[-1]).write_text(json.dumps(fast))
     table = summarize(parse_runtime(entries, [runtime]))
     assert table["faithful_top1"].isna().all()
     assert table["fast_top1"].tolist()[2] == 90
@@ -258,6 +270,8 @@ def test_a_runtime_result_of_nothing_is_refused(entries: list[Entry], runtime: l
 
 
 def test_a_runtime_file_without_a_metric_is_named(entries: list[Entry], runtime: list[str]) -> None:
-    Path(runtime[-1]).write_text('{"faithful": {"top1": 91.4}}')
-    with pytest.raises(UserError, match=r"runtime\.json: no metric 'agreement_simulation'"):
+    metrics = {name: value for name, value in RUNTIME_METRICS.items() if name != "agreement_simulation"}
+    whole = {"version": 1, "runtime": "ONNX Runtime", "faithful": metrics}
+    Path(runtime[-1]).write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=r"runtime\.json: faithful\.agreement_simulation: missing"):
         summarize(parse_runtime(entries, [runtime]))

@@ -54,7 +54,7 @@ class Quantized:
         operators, _ = rename_operators(fused, find_roles(fused))
         path = folder / "fused.onnx"
         onnx.save(fused, path)
-        tiny = Tiny(path, operators, read_nodes(path))
+        tiny = Tiny(path, operators, read_nodes(onnx.load(path)))
         return cls.of(tiny, recipe, bits, torch.from_numpy(random_images(12, *shape)))
 
     @classmethod

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_info import model_info
 
 from ptq2themoon.data import Preprocessing
+from ptq2themoon.validation import validate
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 
@@ -25,7 +27,7 @@ def preprocessing(channels: int = 3, size: int = 16, **changes: object) -> Prepr
         "crop_pct": 0.9,
         "crop_mode": "center",
     }
-    return Preprocessing.from_info({"preprocessing": values | changes}, Path("model.json"))
+    return validate(Preprocessing, values | changes, "model.json: preprocessing")
 
 
 def picture(seed: int, width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:
@@ -35,8 +37,8 @@ def picture(seed: int, width: int = 40, height: int = 30, mode: str = "RGB") -> 
 
 def write_info(path: Path, num_classes: int | None = 3, channels: int = 3, **changes: object) -> Path:
     """A model.json; without classes the model gives features."""
-    fields, output = preprocessing(channels, **changes).__dict__, "logits" if num_classes else "features"
-    path.write_text(json.dumps({"preprocessing": fields, "num_classes": num_classes, "output": output}))
+    fields = preprocessing(channels, **changes).model_dump()
+    path.write_text(json.dumps(model_info(fields["input_size"], num_classes, **fields)))
     return path
 
 

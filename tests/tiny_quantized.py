@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,35 @@ import yaml
 from families import FAMILIES, image_shape
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from tiny_info import fused_model
 from tiny_models import tiny_vit, to_onnx
 from torch import Tensor
 
+from ptq2themoon.evaluate.attention import AttentionSpec, run_with_attention
 from ptq2themoon.graph.fuse import fuse
+from ptq2themoon.graph.fused import FusedModel
 from ptq2themoon.graph.nodes import Node, read_nodes
 from ptq2themoon.graph.normalise import normalise
 from ptq2themoon.graph.operators import Operator
 from ptq2themoon.graph.roles import find_roles, rename_operators
 from ptq2themoon.quantize.calibration import calibrate
+from ptq2themoon.quantize.files import Header, write_qparams
+from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.plan import plan
+from ptq2themoon.quantize.quantizers import Uniform
 from ptq2themoon.quantize.recipe import Recipe, load_recipe
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+HEADER = Header(
+    recipe="layernorm",
+    bits="w8a8",
+    protocol="all-operators",
+    methods=[],
+    calibration_images=24,
+    graph_sha256="0" * 64,
+)
 # Operators that only move data or compute shapes; all others of the tiny models compute on floats.
 MOVING = {"Transpose", "Squeeze", "Reshape", "Gather", "Concat", "Split", "Shape", "Expand", "Slice"}
 
@@ -62,7 +77,7 @@ class Tiny:
     @classmethod
     def make(cls, folder: Path, **overrides: Any) -> Tiny:
         path, operators = tiny_vit(folder, **overrides)
-        return cls(path, operators, read_nodes(path))
+        return cls(path, operators, read_nodes(onnx.load(path)))
 
     @classmethod
     def of_family(cls, name: str, folder: Path) -> Tiny:
@@ -70,7 +85,15 @@ class Tiny:
         fused, _ = fuse(normalise(to_onnx(FAMILIES[name](), (1, *image_shape(name)))))
         operators, _ = rename_operators(fused, find_roles(fused))
         onnx.save(fused, folder / "fused.onnx")
-        return cls(folder / "fused.onnx", operators, read_nodes(folder / "fused.onnx"))
+        return cls(folder / "fused.onnx", operators, read_nodes(onnx.load(folder / "fused.onnx")))
+
+    @cached_property
+    def graph(self) -> onnx.ModelProto:
+        return onnx.load(self.path)
+
+    @cached_property
+    def fused(self) -> FusedModel:
+        return fused_model(self.path, self.graph, self.operators)
 
     def plan(self, recipe: Recipe | str, bits: tuple[int, int] = (8, 8)) -> list[QuantizedOperator]:
         recipe = load_recipe(RECIPES / f"{recipe}.yaml") if isinstance(recipe, str) else recipe
@@ -80,9 +103,16 @@ class Tiny:
         self, recipe: Recipe | str, bits: tuple[int, int] = (8, 8), batches: Iterable[Tensor] | None = None
     ) -> tuple[SimulatedModel, list[QuantizedOperator]]:
         planned = self.plan(recipe, bits)
-        model = SimulatedModel(self.path, "cpu", planned)
+        model = SimulatedModel(self.graph, "cpu", planned)
         calibrate(model, planned, list(images(24).split(8)) if batches is None else batches)
         return model, planned
+
+    def saved(self, planned: list[QuantizedOperator], folder: Path) -> list[Path]:
+        """The two files of a calibrated model."""
+        paths = [folder / "qparams.json", folder / "qparams.safetensors"]
+        model = QuantizedModel(self.graph, self.operators, quantized=planned)
+        write_qparams(model, HEADER, *paths)
+        return paths
 
     def role(self, role: str, block: int | None = None) -> str:
         """The name of the one operator in that place."""
@@ -90,11 +120,22 @@ class Tiny:
         return name
 
 
+def symmetric(tensor: QuantizedTensor, scale: Tensor) -> Uniform:
+    """The quantizer of a tensor whose scale is known."""
+    bounds = tensor.spec.quant_min, tensor.spec.quant_max
+    return Uniform(scale, torch.zeros_like(scale), tensor.spec.bits, *bounds, tensor.axis)
+
+
 def fake_quantize(x: np.ndarray, tensor: QuantizedTensor) -> np.ndarray:
-    assert tensor.scale is not None
+    quantizer, spec = tensor.ready(), tensor.spec
+    assert isinstance(quantizer, Uniform)
     shape = [-1 if axis == tensor.axis else 1 for axis in range(x.ndim)]
-    scale = tensor.scale.numpy().reshape(shape) if tensor.axis is not None else tensor.scale.numpy()
-    return np.clip(np.rint(x / scale), tensor.quant_min, tensor.quant_max) * scale
+    scale, zero_point = (
+        a.numpy() if tensor.axis is None else a.numpy().reshape(shape)
+        for a in (quantizer.scale, quantizer.zero_point)
+    )
+    codes = np.clip(np.rint(x / scale) + zero_point, spec.quant_min, spec.quant_max)
+    return (codes - zero_point) * scale
 
 
 class Reference:
@@ -146,3 +187,11 @@ def compute(node: onnx.NodeProto, inputs: list[np.ndarray]) -> list[np.ndarray]:
         return [(inputs[0] * (1 + np.vectorize(math.erf)(inputs[0] / math.sqrt(2))) / 2).astype(np.float32)]
     feeds = dict(zip(node.input, inputs, strict=True))
     return ReferenceEvaluator(node, opsets={"": 20}).run(None, feeds)
+
+
+def references(
+    tiny: Tiny, batches: Iterable[tuple[Tensor, Tensor]], spec: AttentionSpec
+) -> list[tuple[Tensor, Tensor]]:
+    """Output and attention in floating point, of each batch of images and labels."""
+    model = SimulatedModel(tiny.graph, "cpu")
+    return [run_with_attention(model, pixels, spec) for pixels, _ in batches]

@@ -27,11 +27,12 @@ MODEL_ARGS = {
     "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2,
 }  # fmt: skip
 DATA = {"kind": "arrays", "source": "evaluation.safetensors", "manifest": "out/evaluation.csv"}
-GRAPH = {"graph": "out/fused.onnx", "fusion": "out/fusion.json", "info": "out/model.json", "device": "cpu"}
+GRAPH = {"model": "out", "device": "cpu"}
+REFERENCE = {"reference": "out/fp32/reference.safetensors"}
 QPARAMS = {"qparams": ["out/q/qparams.json", "out/q/qparams.safetensors"]}
 STUDIED = {
     "calibration": "out/calibration.safetensors", "calibration-batch-size": 10, "images": 20, "batch-size": 8,
-    "reference": "out/reference.safetensors",
+    **REFERENCE,
 }  # fmt: skip
 FIGURES = [f"{figure}-{kind}" for figure in ("overview", "heads") for kind in ("png", "svg")]
 
@@ -55,13 +56,17 @@ STAGES: dict[str, Options] = {
         **GRAPH, "recipe": "recipes/layernorm.yaml", "bits": "w8a8", "images": "out/calibration.safetensors",
         "batch-size": 10, "out": "out/q/qparams.json", "out-arrays": "out/q/qparams.safetensors",
     },
-    "evaluate fp32": {**GRAPH, **DATA, "batch-size": 8, "out": "out/fp32/metrics.json"},
+    "reference": {
+        **GRAPH, **DATA, "batch-size": 8,
+        "out": "out/fp32/metrics.json", "out-reference": "out/fp32/reference.safetensors",
+    },
     "evaluate": {
-        **GRAPH, **DATA, **QPARAMS, "batch-size": 8,
+        **GRAPH, **DATA, **QPARAMS, **REFERENCE, "batch-size": 8,
         "out": "out/q/metrics.json", "out-attention": "out/q/attention.csv",
+        "out-simulated": "out/q/simulated.safetensors",
     },
     "operator_errors": {
-        **GRAPH, **DATA, **QPARAMS, "images": 12, "logits-images": 6, "batch-size": 5,
+        **GRAPH, **DATA, **QPARAMS, **REFERENCE, "images": 12, "logits-images": 6, "batch-size": 5,
         "out": "out/q/operators.csv", "out-ranking": "out/q/ranking.json",
     },
     "attention_maps fp32": {
@@ -76,7 +81,8 @@ STAGES: dict[str, Options] = {
         "out": "out/q/faithful/int8.onnx", "out-report": "out/q/faithful/deploy.json",
     },
     "verify_runtime": {
-        **GRAPH, **DATA, **QPARAMS, "int8": "out/q/faithful/int8.onnx",
+        **GRAPH, **DATA, **QPARAMS, **REFERENCE, "simulated": "out/q/simulated.safetensors",
+        "int8": "out/q/faithful/int8.onnx",
         "deployed": "out/q/faithful/deploy.json", "batch-size": 8, "operator-images": 2,
         "out": "out/q/runtime.json", "out-operators": "out/q/runtime_operators.csv",
     },
@@ -150,13 +156,9 @@ STAGES: dict[str, Options] = {
             for quantizer in ("per_tensor", "per_channel")
         },
     },
-    "study_reference": {
-        **GRAPH, **DATA, "images": 20, "batch-size": 8,
-        "out": "out/reference.safetensors", "out-metrics": "out/study/fp32.json",
-    },
     "study_bits": {
         **GRAPH, **DATA, **STUDIED, "recipe": "recipes/vanilla.yaml", "bits": ["w6a6", "w3a3"], "loss": 200.0,
-        "metrics": "out/study/fp32.json", "out": "out/study/bits.json",
+        "out": "out/study/bits.json", "out-metrics": "out/study/fp32.json",
     },
     "study_auto": {
         **GRAPH, "base": "recipes/vanilla.yaml", "channelwise": "recipes/layernorm_all.yaml",
@@ -256,6 +258,8 @@ def between(stage: str, inputs: str, outputs: str) -> Options:
     def moved(value: Any, folder: str) -> Any:
         if isinstance(value, list):
             return [moved(item, folder) for item in value]
+        if value == "out":  # the folder of a fused model
+            return folder
         return value.replace("out/", f"{folder}/") if isinstance(value, str) else value
 
     options = STAGES[stage].items()

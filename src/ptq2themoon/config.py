@@ -158,6 +158,8 @@ class Benchmark(Strict):
 
     architectures: Annotated[list[str], *UNIQUE] = ["deit_tiny_patch16_224", "vit_small_patch16_224"]
     """timm models with random weights, to be timed besides `models`."""
+    recipes: Annotated[list[Name], *UNIQUE] = ["ship"]
+    """Files of recipes/, without `.yaml`, to be timed besides those of `recipes`."""
     images: Positive = 32
     """Calibration images of the architectures."""
     evaluation_images: Positive = 2000
@@ -244,6 +246,8 @@ class Params(Strict):
         yield from self._benchmark_problems()
         yield from self._too_many_images()
         yield from _unknown_recipes(("recipes",), self.recipes, recipes_dir)
+        if "benchmark" in self.model_fields_set:
+            yield from _unknown_recipes(("benchmark", "recipes"), self.benchmark.recipes, recipes_dir)
         if "study" in self.model_fields_set:
             yield from _unknown_recipes(("study", "recipes"), self.study.recipes, recipes_dir)
 

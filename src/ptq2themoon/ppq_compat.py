@@ -99,39 +99,48 @@ def _gelu(op: ir.Operation, values: list[torch.Tensor], ctx: object = None, **_:
     return torch.nn.functional.gelu(x, approximate=op.attributes.get("approximate", "none"))
 
 
+def build_graph(model: onnx.ModelProto) -> ir.BaseGraph:
+    """ppq's graph of a model in memory, of which it shares nothing: its own parser wants a file."""
+    return _Parser().build_from(model)
+
+
+class _Parser(parser.OnnxParser):
+    def build_from(self, model: onnx.ModelProto) -> ir.BaseGraph:
+        """What `OnnxParser.build` does after `onnx.load`."""
+        for tensor in model.graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                raise ValueError(f"constant {tensor.name!r} lies outside the model")
+        graph = ir.BaseGraph(name=model.graph.name, built_from=core.NetworkFramework.ONNX)
+        graph._detail[core.GRAPH_OPSET_ATTRIB] = self.convert_opsets_to_str(model.opset_import)
+        graph._detail["ir_version"] = model.ir_version
+        standard = (item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+        opset = next(standard, core.DEFAULT_OPSET_VERSION)
+        names = [node.name or f"generated_name_{place}" for place, node in enumerate(model.graph.node)]
+        for name, node in zip(names, model.graph.node, strict=True):
+            if name in graph.operations:
+                raise KeyError(f"operator {name!r} is there twice")
+            graph.operations[name] = ir.Operation(
+                name=name,
+                op_type=node.op_type,
+                attributes={a.name: onnx.helper.get_attribute_value(a) for a in node.attribute},
+                opset=ir.Opset(domain=core.DEFAULT_OPSET_DOMAIN, version=opset),
+            )
+        self.build_variables(
+            graph,
+            graph_inputs=[value.name for value in model.graph.input],
+            graph_outputs=[value.name for value in model.graph.output],
+            op_inputs={n: list(node.input) for n, node in zip(names, model.graph.node, strict=True)},
+            op_outputs={n: list(node.output) for n, node in zip(names, model.graph.node, strict=True)},
+        )
+        # Copies: an array of onnx may look into the model, and ppq computes in place.
+        constants = {t.name: onnx.numpy_helper.to_array(t).copy() for t in model.graph.initializer}
+        self.initialize_params(graph, constants)
+        self.de_inplace(graph)
+        return self.refine_graph(graph)
+
+
 for _table in executor.base.OPERATION_FORWARD_TABLE.values():
     _table["Gelu"] = _gelu
-
-
-def parse(model: onnx.ModelProto) -> ir.BaseGraph:
-    """PPQ's graph of an ONNX model in memory; the model stays as it is.
-
-    PPQ's parser reads files alone: what it asks of the module onnx is answered from memory.
-    """
-    module = sys.modules[parser.OnnxParser.__module__]
-    name, shims = "model in memory", {"onnx": _Loaded(model), "is_file_exist": lambda _: True}
-    before = {attribute: getattr(module, attribute) for attribute in shims}
-    try:
-        for attribute, shim in shims.items():
-            setattr(module, attribute, shim)
-        return parser.OnnxParser().build(name)
-    finally:
-        for attribute, original in before.items():
-            setattr(module, attribute, original)
-
-
-class _Loaded:
-    """`onnx`, as far as PPQ's parser asks it."""
-
-    ModelProto = onnx.ModelProto
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._model = model
-
-    def load(self, _: str) -> onnx.ModelProto:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(self._model)
-        return copy
 
 
 @contextlib.contextmanager
@@ -167,6 +176,7 @@ def uniform_config(
 
 __all__ = [
     "TensorObserverFactory",
+    "build_graph",
     "core",
     "executor",
     "fake_quantize",
@@ -174,7 +184,6 @@ __all__ = [
     "measure",
     "observer",
     "opdef",
-    "parse",
     "parser",
     "ppq",
     "quiet",

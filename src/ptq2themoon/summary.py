@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.deploy.records import RuntimeReport
+from ptq2themoon.errors import UserError
+from ptq2themoon.evaluate.records import Metrics
+from ptq2themoon.records import read
 
 FP32 = "fp32"
 # Each with its head in Markdown and the decimals that people read.
@@ -36,6 +38,7 @@ RUNTIME = {
 KEYS = {
     "model": "Model",
     "recipe": "Recipe",
+    "protocol": "Protocol",
     "bits": "Bits",
     "calibration_images": "Calibration images",
     "seed": "Seed",
@@ -43,7 +46,7 @@ KEYS = {
 }
 FIGURES = (*METRICS, *(name for name in RUNTIME if name not in METRICS))
 COLUMNS = (*KEYS, *FIGURES)
-TEXT = ("model", "recipe", "bits")
+TEXT = ("model", "recipe", "protocol", "bits")
 NOTHING = "–"
 
 
@@ -78,7 +81,9 @@ def summarize(entries: Sequence[Entry]) -> pd.DataFrame:
     for index, key in enumerate(keys):
         if key in keys[:index]:
             raise UserError(f"{' '.join(map(str, key))}: given twice")
-    rows = [{**e._asdict(), **_read_metrics(e.metrics), **_read_runtime(e.runtime)} for e in entries]
+    rows = [
+        {**e._asdict(), **read(e.metrics, Metrics).model_dump(), **_read_runtime(e.runtime)} for e in entries
+    ]
     full = {row["model"]: row["top1"] for row in rows if row["recipe"] == FP32}
     for row in rows:
         if row["model"] not in full:
@@ -92,41 +97,12 @@ def summarize(entries: Sequence[Entry]) -> pd.DataFrame:
     return table.astype({**whole, **dict.fromkeys(FIGURES, "float64")})
 
 
-def _read_metrics(path: Path) -> dict[str, Any]:
-    names = [name for name in ("images", *METRICS) if name != "top1_drop" and name not in RUNTIME]
-    found = _numbers(_read(path), names, path)
-    if found["images"] is None:
-        raise UserError(f"{path}: images: None is no number")
-    return found
-
-
 def _read_runtime(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
-    found, metrics = _read(path), {}
-    for column, (mode, name) in RUNTIME.items():
-        if mode in found:
-            metrics[column] = _numbers(found[mode], [name], path)[name]
-    return metrics
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable JSON file ({error})") from error
-    return found if isinstance(found, dict) else {}
-
-
-def _numbers(found: dict[str, Any], names: Iterable[str], path: Path) -> dict[str, Any]:
-    """By name; None where there is none."""
-    for name in names:
-        if name not in found:
-            raise UserError(f"{path}: no metric {name!r}; {nearest(name, found)}")
-        value = found[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise UserError(f"{path}: {name}: {value!r} is no number")
-    return {name: found[name] for name in names}
+    found = read(path, RuntimeReport)
+    modes = {column: (getattr(found, mode), name) for column, (mode, name) in RUNTIME.items()}
+    return {column: getattr(report, name) for column, (report, name) in modes.items() if report is not None}
 
 
 def to_markdown(table: pd.DataFrame) -> str:

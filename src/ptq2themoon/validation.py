@@ -95,7 +95,7 @@ def validate(model: type[M], data: Mapping[str, Any], source: str) -> M:
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        raise failure(source, _problems(error.errors(), data, model.model_json_schema())) from None
+        raise failure(source, problems(error.errors(), data, model.model_json_schema())) from None
 
 
 def failure(source: str | Path, problems: Iterable[tuple[Key, str]]) -> UserError:
@@ -126,7 +126,8 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _problems(errors: list[ErrorDetails], data: Any, schema: dict[str, Any]) -> Iterator[tuple[Key, str]]:
+def problems(errors: list[ErrorDetails], data: Any, schema: dict[str, Any]) -> Iterator[tuple[Key, str]]:
+    """(key, what is wrong there) of pydantic's errors in `data`, by the schema of the model."""
     found = [(*_find(data, error["loc"]), error) for error in errors]
     guesses = {}
     for key, _, error in found:

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_info import model_info
 from tiny_models import tiny_module, to_onnx
 from tiny_quantized import Tiny, images
 
@@ -36,9 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = Tiny.make(folder)
     _, quantized = tiny.calibrated("vanilla")
     onnx.save(deploy(read_graph(tiny.path), quantized, "fast").model, folder / "fast.onnx")
-    info = {"preprocessing": {"mean": [0.5], "std": [0.25], "input_size": [1, 16, 16], "crop_pct": 1.0}}
-    info["preprocessing"] |= {"interpolation": "bicubic", "crop_mode": "center"}
-    (folder / "model.json").write_text(json.dumps(info))
+    (folder / "model.json").write_text(json.dumps(model_info()))
     pixels = torch.randint(0, 256, (6, 1, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     save_file({"images": pixels, "labels": torch.arange(6) % 5}, folder / "calibration.safetensors")
     return folder

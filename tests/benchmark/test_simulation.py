@@ -6,20 +6,18 @@ from pathlib import Path
 
 from tiny_quantized import Tiny, images
 
-from ptq2themoon.benchmark.simulation import COLUMNS, LOWERED, OURS, PPQ_PASS, REFERENCE, calibration, forward
-from ptq2themoon.quantize.tensors import save
+from ptq2themoon.benchmark.simulation import COLUMNS, OURS, PPQ_PASS, PROGRAM, REFERENCE, calibration, forward
 
 
 def test_engines_are_timed_and_equal(tmp_path: Path) -> None:
     tiny = Tiny.make(tmp_path)
     _, quantized = tiny.calibrated("vanilla")
-    qparams = [tmp_path / "qparams.json", tmp_path / "qparams.safetensors"]
-    save(quantized, {}, *qparams)
+    qparams = tiny.saved(quantized, tmp_path)
     calls: list[int] = []
-    rows = forward(tiny.path, qparams, images(3), 2, {"another": lambda: calls.append(1)})
+    rows = forward(tiny.fused, qparams, images(3), 2, {"another": lambda: calls.append(1)})
     assert [(row["contestant"], row["equal"]) for row in rows] == [
         (REFERENCE, None),
-        (LOWERED, True),
+        (PROGRAM, True),
         ("another", None),
     ]
     assert rows[0]["ratio"] == "1.000"
@@ -29,5 +27,5 @@ def test_engines_are_timed_and_equal(tmp_path: Path) -> None:
 
 def test_calibrations_are_timed_and_their_scales_equal(tmp_path: Path) -> None:
     tiny = Tiny.make(tmp_path)
-    rows = calibration(tiny.path, lambda: tiny.plan("vanilla"), list(images(16).split(2)), rounds=1)
+    rows = calibration(tiny.fused, lambda: tiny.plan("vanilla"), list(images(16).split(2)), rounds=1)
     assert [(row["contestant"], row["equal"]) for row in rows] == [(PPQ_PASS, None), (OURS, True)]

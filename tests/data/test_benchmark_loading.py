@@ -6,10 +6,10 @@ import csv
 import json
 from pathlib import Path
 
+import committed
 import pytest
 from tiny_images import run_script
 
-RESULT = Path(__file__).parents[2] / "results/benchmarks/loading.csv"
 LOADING, RUNTIME, TORCH, BOTH = (
     "read, resize, crop",
     "FP32 model, ONNX Runtime",
@@ -18,9 +18,8 @@ LOADING, RUNTIME, TORCH, BOTH = (
 )
 
 
-def read(path: Path) -> dict[str, dict[str, str]]:
-    with open(path, newline="") as file:
-        return {row["measure"]: row for row in csv.DictReader(file)}
+def by_measure(text: str) -> dict[str, dict[str, str]]:
+    return {row["measure"]: row for row in csv.DictReader(text.splitlines())}
 
 
 @pytest.mark.slow
@@ -29,7 +28,7 @@ def test_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     options = ["--images", "6", "--model-images", "4", "--batch-size", "2", "--repeats", "1", "--cores", "1"]
     options += ["--model", "test_vit", "--out", str(out)]
     assert not run_script("benchmark_loading.py", options, monkeypatch)
-    table = read(out)
+    table = by_measure(out.read_text())
     assert list(table) == [LOADING, RUNTIME, TORCH, BOTH]
     for row in table.values():
         assert float(row["lowest"]) <= float(row["images_per_second"]) <= float(row["highest"])
@@ -39,7 +38,7 @@ def test_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_images_are_read_faster_than_deit_tiny_evaluates() -> None:
-    table = read(RESULT)
+    table = by_measure(committed.text("results/benchmarks/loading.csv"))
     assert (table[LOADING]["images"], table[LOADING]["cores"]) == ("2000", "2")
     assert float(table[RUNTIME]["loading_ratio"]) >= 1
     assert float(table[TORCH]["loading_ratio"]) >= 1

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from tiny_images import arguments, picture, preprocessing, run_script, write_info
+from tiny_info import model_info
 
 from ptq2themoon.data import (
     CsvSource,
     FolderSource,
     batches,
     check_classes,
-    class_count,
     draw_calibration,
     list_evaluation,
     open_source,
     read_manifest,
 )
 from ptq2themoon.errors import UserError
+from ptq2themoon.graph.model_info import ModelInfo
+from ptq2themoon.records import read
 
 
 def tried(kind: str, path: Path, classes: str | None, head: int | None) -> None:
@@ -191,12 +194,23 @@ def test_classes_are_for_folders(flat: Path, tmp_path: Path) -> None:
 # --- models without classes
 
 
-def test_class_count_is_none_for_features_only() -> None:
-    assert class_count({"num_classes": 10}, Path("model.json")) == 10
-    assert class_count({"num_classes": None, "output": "features"}, Path("model.json")) is None
-    for info in ({"num_classes": None, "output": "logits"}, {}, {"num_classes": True}):
-        with pytest.raises(UserError, match=r"model\.json: num_classes: "):
-            class_count(info, Path("model.json"))
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"output": "features"}, "num_classes is 5, but the output is features"),
+        ({"num_classes": None}, "num_classes is None, but the output is logits"),
+        ({"num_classes": True}, "num_classes: must be an integer, not true"),
+        ({"version": 2}, "version: 2; this ptq2themoon reads version 1"),
+        ({"number": 1}, "number: unknown key; "),
+    ],
+)
+def test_a_description_of_another_form_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    (tmp_path / "model.json").write_text(json.dumps(model_info() | changes))
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "model.json", ModelInfo)
+    assert str(error.value).startswith(f"{tmp_path / 'model.json'}: {said}")
+    assert str(error.value).endswith("; run the export stage again")
+    assert "\n" not in str(error.value)
 
 
 def test_features_are_evaluated_on_images_without_labels(

@@ -106,12 +106,12 @@ def test_outputs_that_are_not_finite_are_refused(tiny: Tiny) -> None:
     made = Quantized.of(tiny, "vanilla", (8, 8), images(12))
     batch = [(made.images, torch.zeros(3, dtype=torch.int64))]
     run = runner(session(made.deployed("fast").model))
-    floating = runner(session(tiny.path))
-    found = compare_runs({"fast": run, "faithful": run}, floating, made.simulated, batch)
+    outputs = made.simulated(made.images), torch.from_numpy(made.floating())
+    found = compare_runs({"fast": run, "faithful": run}, batch, *outputs)
     assert found["fast"] == found["faithful"]
     assert found["fast"]["logits_sqnr_db_simulation"] > 20
     with pytest.raises(UserError, match="INT8 model gives outputs that are not finite"):
-        compare_runs({"fast": lambda x: run(x) * np.nan}, floating, made.simulated, batch)
+        compare_runs({"fast": lambda x: run(x) * np.nan}, batch, *outputs)
 
 
 def test_a_graph_that_the_runtime_refuses(tmp_path: Path) -> None:
@@ -138,9 +138,10 @@ def test_openvino_gives_the_same_or_says_what_to_install(tiny: Tiny, tmp_path: P
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights to quantization parameters, then an INT8 model of either mode."""
+    """Weights to a simulation's outputs, then an INT8 model of either mode."""
     folder = tiny_stages.write_inputs(tmp_path_factory.mktemp("deploy"))
-    for stage in ("export", "draw_calibration", "list_evaluation", "fuse", "calibrate"):
+    first = ("export", "draw_calibration", "list_evaluation", "fuse", "reference", "calibrate", "evaluate")
+    for stage in first:
         assert run_stage(folder, stage).status == 0
     return folder
 
@@ -186,7 +187,7 @@ def test_both_modes_are_checked_in_one_go(folder: Path) -> None:
         models.append(moved["out"])
         reports.append(moved["out-report"])
     assert run_stage(folder, "verify_runtime", int8=models, deployed=reports).status == 0
-    assert list(read(folder / "out/q/runtime.json")) == ["runtime", "fast", "faithful"]
+    assert list(read(folder / "out/q/runtime.json")) == ["version", "runtime", "faithful", "fast"]
     assert set(pd.read_csv(folder / "out/q/runtime_operators.csv")["mode"]) == {"fast", "faithful"}
     ended = run_stage(folder, "verify_runtime", int8=models)
     assert "--deployed: 1 files, --int8: 2; give one of each for a mode" in ended.err
@@ -218,5 +219,6 @@ def test_files_of_another_model_are_refused(folder: Path, tmp_path: Path) -> Non
         "error: out/q/faithful/deploy.json: belongs to another file than other.onnx; deploy again"
     )
     ended = run_stage(folder, "verify_runtime", deployed="out/fusion.json")
-    assert "not a report of the stage deploy (no 'graph_sha256'); deploy again" in ended.err
+    assert "out/fusion.json: mode: missing (and" in ended.err
+    assert ended.err.endswith("; run the deploy stage again\n")
     assert run_stage(folder, "verify_runtime", operator_images=0).status == 2

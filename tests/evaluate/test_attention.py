@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from tiny_info import fusion_report
 from tiny_quantized import Tiny
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.attention import AttentionSpec, attention_spec, fidelity, save_maps
-from ptq2themoon.graph.attention import attention_facts
+from ptq2themoon.graph.report import Attention, FusionReport
 from ptq2themoon.plots.inputs import read_maps
+from ptq2themoon.records import read
+from ptq2themoon.validation import validate
 
 ATTENTION = hnp.arrays(np.float32, (2, 2, 3, 5), elements=st.floats(0, 1, width=32))
 
@@ -83,7 +85,7 @@ def test_an_image_is_the_mean_of_its_heads() -> None:
     torch.testing.assert_close(kl, torch.stack([one[1] for one in each]).mean(0))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ATTENTION, ATTENTION)
 def test_bounds(q: np.ndarray, f: np.ndarray) -> None:
     cosine, kl = fidelity(torch.from_numpy(q), torch.from_numpy(f))
@@ -100,15 +102,13 @@ def test_groups_count_as_heads_do() -> None:
 
 # Where it is read ---------------------------------------------------------------------------------
 
-BLOCK = {"heads": 3, "tokens": 7, "groups": 1, "prefix_tokens": 1, "grid": [2, 3], "stage": 0}
+BLOCK = {"heads": 3, "tokens": 7, "groups": 1, "prefix_tokens": 1, "grid": (2, 3), "stage": 0}
 NOTE = "the class token is the one token before the patches"
 
 
-def write(folder: Path, class_token: bool = True, **facts: Any) -> Path:
-    blocks = [{**BLOCK, "softmax": name, **facts} for name in "abc"]
-    path = folder / "fusion.json"
-    path.write_text(json.dumps({"attention": {"blocks": blocks, "class_token": class_token, "note": NOTE}}))
-    return path
+def three_blocks() -> Attention:
+    blocks = [{**BLOCK, "softmax": name} for name in "abc"]
+    return validate(Attention, {"blocks": blocks, "class_token": True, "note": NOTE}, "fusion.json")
 
 
 def place(**changes: Any) -> AttentionSpec:
@@ -123,37 +123,43 @@ def place(**changes: Any) -> AttentionSpec:
 
 
 @pytest.mark.parametrize(("block", "wanted"), [(0, ("a", 0)), (2, ("c", 2)), (-1, ("c", 2)), (-3, ("a", 0))])
-def test_blocks_count_from_either_end(tmp_path: Path, block: int, wanted: tuple[str, int]) -> None:
-    spec = attention_spec(write(tmp_path), block)
+def test_blocks_count_from_either_end(block: int, wanted: tuple[str, int]) -> None:
+    spec = attention_spec(three_blocks(), block)
     facts = {"groups": 1, "prefix_tokens": 1, "grid": (2, 3), "class_token": True, "note": NOTE, "tokens": 7}
     assert spec == AttentionSpec(*wanted, **facts)
 
 
 @pytest.mark.parametrize("block", [3, -4, 99])
-def test_a_block_that_is_not_there_is_refused(tmp_path: Path, block: int) -> None:
+def test_a_block_that_is_not_there_is_refused(block: int) -> None:
     with pytest.raises(UserError, match=rf"attention\.block: {block}: the model has 3 blocks; "):
-        attention_spec(write(tmp_path), block)
+        attention_spec(three_blocks(), block)
 
 
 @pytest.mark.parametrize(
     ("attention", "message"),
     [
-        ({"blocks": [], "class_token": False, "note": ""}, "lists no block with attention"),
-        ({"softmax": ["a"], "heads": 3}, "no 'blocks'"),
-        ({"blocks": [{"softmax": "a"}], "class_token": False, "note": ""}, "no 'grid'"),
+        ({"blocks": [], "class_token": False, "note": ""}, "attention.blocks: is empty; give at least one"),
+        ({"softmax": ["a"], "heads": 3}, "attention.blocks: missing (and 4 more)"),
+        (
+            {"blocks": [{"softmax": "a"}], "class_token": False, "note": ""},
+            "attention.blocks[0].heads: missing",
+        ),
         (
             {"blocks": [{**BLOCK, "softmax": "a", "grid": 3}], "class_token": False, "note": ""},
-            "run the fuse",
+            "attention.blocks[0].grid: ",
         ),
     ],
 )
-def test_a_report_of_another_form_is_refused(tmp_path: Path, attention: dict[str, Any], message: str) -> None:
+def test_a_report_of_another_form_is_refused(
+    tiny: Tiny, tmp_path: Path, attention: dict[str, Any], message: str
+) -> None:
     path = tmp_path / "fusion.json"
-    path.write_text(json.dumps({"attention": attention}))
+    whole = fusion_report(tiny.graph, tiny.operators).model_dump(mode="json")
+    path.write_text(json.dumps({**whole, "attention": attention}))
     with pytest.raises(UserError) as error:
-        attention_spec(path, -1)
-    assert str(error.value).startswith(f"{path}: ")
-    assert message in str(error.value)
+        read(path, FusionReport)
+    assert str(error.value).startswith(f"{path}: {message}")
+    assert str(error.value).endswith("; run the fuse stage again")
 
 
 # Whose it is --------------------------------------------------------------------------------------
@@ -205,10 +211,8 @@ def test_attention_that_the_report_does_not_describe_is_refused(shape: tuple[int
         spec.of_query(torch.rand(shape), 2)
 
 
-def test_facts_of_a_real_graph(tiny: Tiny, tmp_path: Path) -> None:
-    path = tmp_path / "fusion.json"
-    path.write_text(json.dumps({"attention": attention_facts(onnx.load(tiny.path), tiny.operators)}))
-    spec = attention_spec(path, -1)
+def test_facts_of_a_real_graph(tiny: Tiny) -> None:
+    spec = attention_spec(tiny.fused.report.attention, -1)
     assert (spec.operator, spec.block, spec.groups) == (tiny.role("softmax", 1), 1, 1)
     assert (spec.query, spec.prefix_tokens, spec.grid) == ("class token", 1, (4, 4))
     assert "class token" in spec.note

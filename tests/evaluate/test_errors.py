@@ -39,7 +39,7 @@ def test_figures_by_hand() -> None:
         assert found[figure].dtype == torch.float64
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(PAIRS)
 def test_figures_are_numpy_s(pair: tuple[np.ndarray, np.ndarray]) -> None:
     found = per_image(*(torch.from_numpy(x) for x in pair))
@@ -57,7 +57,7 @@ def test_figures_are_numpy_s(pair: tuple[np.ndarray, np.ndarray]) -> None:
             assert found["cosine"][i].item() == pytest.approx((q * f).sum() / lengths, abs=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(PAIRS)
 def test_no_error_is_zero_and_any_error_is_more(pair: tuple[np.ndarray, np.ndarray]) -> None:
     q, f = (torch.from_numpy(x) for x in pair)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pandas as pd
 import pytest
 import torch
 from families import FAMILIES, image_shape
 from tiny_models import random_images
-from tiny_quantized import Tiny
+from tiny_quantized import Tiny, references
 from torch import Tensor
 
 from ptq2themoon.evaluate.accuracy import evaluate_quantized
 from ptq2themoon.evaluate.attention import attention_spec, run_with_attention, save_maps
 from ptq2themoon.evaluate.errors import FIGURES
 from ptq2themoon.evaluate.operators import error_table, logits_errors, output_errors
-from ptq2themoon.graph.attention import attention_facts
+from ptq2themoon.graph.report import Attention
 from ptq2themoon.plots.attention import attention_heads, attention_overview
 from ptq2themoon.plots.inputs import read_maps
 from ptq2themoon.plots.operator_errors import errors_along_network
@@ -36,7 +34,7 @@ class Family:
     name: str
     tiny: Tiny
     model: SimulatedModel
-    fusion: Path
+    attention: Attention
     facts: dict[str, Any]
 
     def images(self, count: int) -> Tensor:
@@ -48,10 +46,11 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Fused, and quantized by the recipe vanilla."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
     tiny = Tiny.of_family(name, folder)
-    facts, fusion = attention_facts(onnx.load(tiny.path), tiny.operators), folder / "fusion.json"
-    fusion.write_text(json.dumps({"attention": facts}))
+    attention = tiny.fused.report.attention
     images = torch.from_numpy(random_images(8, *image_shape(name)))
-    return Family(name, tiny, tiny.calibrated("vanilla", batches=[images])[0], fusion, facts)
+    return Family(
+        name, tiny, tiny.calibrated("vanilla", batches=[images])[0], attention, attention.model_dump()
+    )
 
 
 def test_every_block_is_compared(family: Family) -> None:
@@ -61,16 +60,18 @@ def test_every_block_is_compared(family: Family) -> None:
     data = list(zip(images.split(3), labels.split(3), strict=True))
     accuracy = family.name not in ("vit_features", "dinov2_swiglu")
     for block in range(len(family.facts["blocks"])):
-        found = evaluate_quantized(family.model, data, attention_spec(family.fusion, block), accuracy)
+        spec = attention_spec(family.attention, block)
+        found = evaluate_quantized(family.model, data, references(family.tiny, data, spec), spec, accuracy)
         one_by_one = [(image[None], label[None]) for image, label in zip(images, labels, strict=True)]
-        again = evaluate_quantized(family.model, one_by_one, attention_spec(family.fusion, block), accuracy)
+        alone = references(family.tiny, one_by_one, spec)
+        again = evaluate_quantized(family.model, one_by_one, alone, spec, accuracy)
         assert found.attention["cosine"].tolist() == pytest.approx(
             again.attention["cosine"].tolist(), rel=0.02
         )
-        assert 0.9 < found.metrics["attention_cosine"] < 1
-        assert 0 < found.metrics["attention_kl"] < 0.1
-        assert 0.95 < found.metrics["output_cosine"] < 1
-        assert (found.metrics["top1"] is None) == (not accuracy)
+        assert 0.9 < found.metrics.attention_cosine < 1
+        assert 0 < found.metrics.attention_kl < 0.1
+        assert 0.95 < found.metrics.output_cosine < 1
+        assert (found.metrics.top1 is None) == (not accuracy)
         query = "class token" if family.name in WITH_CLASS_TOKEN else "mean of tokens"
         assert set(found.attention["query"]) == {query}
 
@@ -79,7 +80,7 @@ def test_attention_of_a_query_is_a_distribution(family: Family) -> None:
     """Over the patches and what stands before them: no more than one, and one where nothing does."""
     for block, facts in enumerate(family.facts["blocks"]):
         with family.model.only(()):
-            spec = attention_spec(family.fusion, block)
+            spec = attention_spec(family.attention, block)
             _, attention = run_with_attention(family.model, family.images(3), spec)
         patches = facts["tokens"] - facts["prefix_tokens"]
         assert attention.shape == (3, facts["groups"], facts["heads"], patches)
@@ -94,7 +95,7 @@ def test_every_block_has_its_figures(family: Family, tmp_path: Path) -> None:
     images = family.images(2)
     pixels = (images * 50 + 128).clamp(0, 255).to(torch.uint8)
     for block, facts in enumerate(family.facts["blocks"]):
-        spec, maps = attention_spec(family.fusion, block), {}
+        spec, maps = attention_spec(family.attention, block), {}
         for name, active in (("fp32", ()), ("vanilla", family.model.quantized_operators)):
             with family.model.only(active):
                 _, attention = run_with_attention(family.model, images, spec)
@@ -112,8 +113,9 @@ def test_errors_of_every_operator(family: Family) -> None:
     batches = family.images(3).split(2)
     places = pd.DataFrame([o._asdict() for o in family.tiny.operators])
     places = places.rename(columns={"name": "operator"}).astype({"block": "Int64"})
-    accumulated, local = output_errors(family.model, batches)
-    effect = logits_errors(family.model, batches)
+    floating = SimulatedModel(family.tiny.graph, "cpu")
+    accumulated, local = output_errors(family.model, floating, batches)
+    effect = logits_errors(family.model, floating, batches, [floating(part) for part in batches])
     meters = {"accumulated": accumulated, "local": local, "logits": effect}
     table = pd.concat([error_table(each, mode, places) for mode, each in meters.items()])
     assert len(table) == 3 * len(family.model.quantized_operators)

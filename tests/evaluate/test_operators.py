@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from tiny_quantized import Reference, Tiny, images
+from torch import Tensor
 
 from ptq2themoon.evaluate.errors import FIGURES, ErrorMeter, per_image
 from ptq2themoon.evaluate.operators import (
@@ -31,14 +32,23 @@ def calibrated(tiny: Tiny) -> Calibrated:
 
 
 @pytest.fixture(scope="module")
-def outputs(calibrated: Calibrated) -> tuple[Meters, Meters]:
-    """Accumulated and local; the last batch is smaller."""
-    return output_errors(calibrated[0], PIXELS.split(4))
+def unquantized(tiny: Tiny) -> SimulatedModel:
+    return SimulatedModel(tiny.graph, "cpu")
 
 
 @pytest.fixture(scope="module")
-def logits(calibrated: Calibrated) -> Meters:
-    return logits_errors(calibrated[0], PIXELS.split(4))
+def outputs(calibrated: Calibrated, unquantized: SimulatedModel) -> tuple[Meters, Meters]:
+    """Accumulated and local; the last batch is smaller."""
+    return output_errors(calibrated[0], unquantized, PIXELS.split(4))
+
+
+def effects(model: SimulatedModel, unquantized: SimulatedModel, batches: Sequence[Tensor]) -> Meters:
+    return logits_errors(model, unquantized, batches, [unquantized(part) for part in batches])
+
+
+@pytest.fixture(scope="module")
+def logits(calibrated: Calibrated, unquantized: SimulatedModel) -> Meters:
+    return effects(calibrated[0], unquantized, PIXELS.split(4))
 
 
 @pytest.fixture(scope="module")
@@ -122,23 +132,28 @@ def test_what_precedes_an_operator_may_be_shared(calibrated: Calibrated) -> None
     model, _ = calibrated
     with model.only(()):
         floating = model(PIXELS)
-    for name, meter in logits_errors(model, [PIXELS]).items():
+    for name, meter in effects(model, unquantized, [PIXELS]).items():
         with model.only({name}):
             assert torch.equal(meter.images("mse"), per_image(model(PIXELS), floating)["mse"]), name
 
 
-def test_measuring_leaves_the_model_as_it_was(calibrated: Calibrated) -> None:
+def test_measuring_leaves_the_model_as_it_was(calibrated: Calibrated, unquantized: SimulatedModel) -> None:
     model, _ = calibrated
     before = model(PIXELS)
-    output_errors(model, [PIXELS[:2]])
-    logits_errors(model, [PIXELS[:1]])
+    output_errors(model, unquantized, [PIXELS[:2]])
+    effects(model, unquantized, [PIXELS[:1]])
     assert torch.equal(model(PIXELS), before)
 
 
-def test_four_bits_are_worse_than_eight_in_every_operator_and_way(tiny: Tiny) -> None:
+def test_four_bits_are_worse_than_eight_in_every_operator_and_way(
+    tiny: Tiny, unquantized: SimulatedModel
+) -> None:
     def summaries(bits: int) -> list[dict[str, dict[str, float]]]:
         model, _ = tiny.calibrated("vanilla", (bits, bits))
-        ways = (*output_errors(model, [PIXELS]), logits_errors(model, [PIXELS]))
+        ways = (
+            *output_errors(model, unquantized, [PIXELS]),
+            effects(model, unquantized, [PIXELS]),
+        )
         return [{name: meter.summary() for name, meter in meters.items()} for meters in ways]
 
     for fine, rough in zip(summaries(8), summaries(4), strict=True):
@@ -161,7 +176,7 @@ def meters_of(nsr: Callable[[int, int], float], operators: int, count: int) -> M
 
 
 def test_two_equal_halves_rank_alike(logits: Meters, calibrated: Calibrated) -> None:
-    twice = logits_errors(calibrated[0], [PIXELS[:3].repeat(2, 1, 1, 1)])
+    twice = effects(calibrated[0], [PIXELS[:3].repeat(2, 1, 1, 1)])
     found = ranking(twice)
     assert (found["images"], found["images_a_half"], found["operators"]) == (6, 3, len(logits))
     assert found["spearman"] == pytest.approx(1)

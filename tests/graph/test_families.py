@@ -261,7 +261,7 @@ def test_mobilevit_whose_patches_need_resizing(tmp_path: Path) -> None:
     assert_logits(found, 3, 3, 24, 24)
     onnx.save(found.fused, tmp_path / "fused.onnx")
     images = random_images(2, 3, 24, 24)
-    in_ppq = SimulatedModel(tmp_path / "fused.onnx", "cpu")(torch.from_numpy(images)).numpy()
+    in_ppq = SimulatedModel(onnx.load(tmp_path / "fused.onnx"), "cpu")(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(in_ppq, run_all(found.fused, images)[0], rtol=0, atol=1e-4)
 
 

@@ -109,5 +109,5 @@ def test_ppq_has_the_gelu_of_torch(tmp_path: Path) -> None:
         )
         model.graph.node[0].name = "gelu"
         onnx.save(model, tmp_path / "gelu.onnx")
-        got = SimulatedModel(tmp_path / "gelu.onnx", "cpu")(x)
+        got = SimulatedModel(onnx.load(tmp_path / "gelu.onnx"), "cpu")(x)
         assert torch.equal(got, torch.nn.functional.gelu(x, approximate=approximate))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from safetensors.numpy import save_file
+from tiny_info import model_info
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.attention import fidelity
@@ -254,18 +255,21 @@ def test_graphs_must_share_block_heads_and_images() -> None:
         attention_overview({"fp32": maps(), "vanilla": maps(channels=3)})
 
 
-@pytest.mark.parametrize("content", ['["a", "b"]', '{"label_names": ["a", "b"]}', '{"label_names": null}'])
-def test_label_names(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("names", [["a", "b"], None])
+def test_label_names(tmp_path: Path, names: list[str] | None) -> None:
     path = tmp_path / "model.json"
-    path.write_text(content)
-    assert read_label_names(path) == (None if "null" in content else ["a", "b"])
+    path.write_text(json.dumps({**model_info(), "label_names": names}))
+    assert read_label_names(path) == names
+    path.write_text(json.dumps(names or []))
+    assert read_label_names(path) == (names or [])
 
 
 def test_label_names_of_the_wrong_type_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.json"
-    path.write_text('{"label_names": [1, 2]}')
-    with pytest.raises(UserError, match="must be a list of strings"):
-        read_label_names(path)
+    for content in ([1, 2], {**model_info(), "label_names": [1, 2]}):
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"must be a list of strings|label_names\[0\]: must be text"):
+            read_label_names(path)
 
 
 def outputs(folder: Path) -> dict[str, Path]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
+import committed
 import numpy as np
 import pandas as pd
 import pytest
@@ -207,9 +209,9 @@ def test_what_the_study_printed_is_drawn_as_ours_is(inside: Callable[[Figure], b
     assert widths == [*times[SECONDS[0]], *times[SECONDS[1]]]
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("results/*/study/*.png")), ids=lambda path: path.stem)
-def test_a_figure_is_readable_on_a_page(path: Path) -> None:
+@pytest.mark.parametrize("name", committed.names("results/*/study/*.png"))
+def test_a_figure_is_readable_on_a_page(name: str) -> None:
     """On A4, upright or across, the smallest letters (7.5 points) are no smaller than 5.5."""
-    width, height = (size / 150 for size in Image.open(path).size)
+    width, height = (size / 150 for size in Image.open(BytesIO(committed.read(name))).size)
     pages = ((8.27, 11.69), (11.69, 8.27))
     assert max(min(w / width, h / height, 1) for w, h in pages) >= 5.5 / 7.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import committed
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
@@ -11,14 +12,13 @@ from matplotlib.figure import Figure
 from ptq2themoon.plots.activations import activations, activations_block, of_block
 from ptq2themoon.plots.input_errors import error_histograms, errors_average, errors_by_block
 
-STUDY = Path(__file__).parents[2] / "results" / "demo" / "study"
 NAMES = ("activations", "activations_largest", "errors", "errors_average", "error_histograms")
 
 
 @pytest.fixture(scope="module")
 def tables() -> dict[str, pd.DataFrame]:
     """Blocks 0 and 1 of the demo's own."""
-    found = {name: pd.read_csv(STUDY / f"{name}.csv") for name in NAMES}
+    found = {name: committed.table(f"results/demo/study/{name}.csv") for name in NAMES}
     return {name: t[t["block"] < 2] if "block" in t else t for name, t in found.items()}
 
 

@@ -91,31 +91,43 @@ def make_run(recipe: str, text: str = "made") -> None:
     more: dict[str, Any] = {"device": "cpu", "text": text}
     fused = [f"{HEAVY}/{name}" for name in ("fused.onnx", "fusion.json", "model.json")]
     test = {"kind": "arrays", "source": "test.safetensors"}
-    folder, qparams, block = "fp32", [], -1
+    folder, qparams = "fp32", []
     if recipe != "fp32":
-        folder, block = f"{recipe}/{KEY}", -2
+        folder = f"{recipe}/{KEY}"
         qparams = [f"{HEAVY}/{folder}/qparams.{suffix}" for suffix in ("json", "safetensors")]
         rules = {"plain": [], "finer": [RULE]}[recipe]
-        defaults = {"quantize": True, **DEFAULTS}
-        parameters = {"recipe": recipe, "defaults": defaults, "rules": rules, "methods": []}
+        usual = {"quantize": True, "kind": "uniform", "symmetry": "symmetric", "codes": "signed"}
+        parameters = {
+            "recipe": recipe,
+            "activations": "twice",
+            "defaults": {**usual, **DEFAULTS},
+            "rules": rules,
+            "methods": [],
+        }
         sources = [f"recipes/{name}.yaml" for name in RECIPES[: RECIPES.index(recipe) + 1]]
         inputs = [*fused, f"{HEAVY}/calibration-n8-s0.safetensors", *sources]
         made("calibrate", qparams, inputs, {**parameters, "bits": "w8a8", "batch_size": 4}, **more)
     inputs = [*fused, f"{LIGHT}/evaluation.csv", "test.safetensors", *qparams]
-    outputs = [f"{LIGHT}/{folder}/metrics.json", *[f"{LIGHT}/{folder}/attention.csv"] * bool(qparams)]
-    made("evaluate", outputs, inputs, {**test, "batch_size": 5, "block": block}, **more)
+    outputs, reference = [f"{LIGHT}/{folder}/metrics.json"], f"{HEAVY}/fp32/reference.safetensors"
+    parameters = {**test, "batch_size": 5, "block": -2}
+    if qparams:
+        simulated = f"{HEAVY}/{folder}/simulated.safetensors"
+        outputs += [f"{LIGHT}/{folder}/attention.csv", simulated]
+        made("evaluate", outputs, [*inputs, reference], parameters, **more)
+    else:
+        made("reference", [*outputs, reference], inputs, parameters, **more)
     outputs = [f"{HEAVY}/{folder}/attention_maps.safetensors"]
     parameters = {"recipe": recipe, **test, "images": 2, "block": -2}
     made("attention_maps", outputs, inputs, parameters, **more)
     if qparams:
         outputs = [f"{LIGHT}/{folder}/operators.csv", f"{LIGHT}/{folder}/ranking.json"]
         parameters = {**test, "images": 6, "logits_images": 3, "batch_size": 32}
-        made("operator_errors", outputs, inputs, parameters, **more)
+        made("operator_errors", outputs, [*inputs, reference], parameters, **more)
         int8 = [f"{HEAVY}/{folder}/fast/{name}" for name in ("int8.onnx", "deploy.json")]
         made("deploy", int8, [*fused, *qparams], {"mode": "fast", "profile": "onnxruntime"}, text=text)
         outputs = [f"{LIGHT}/{folder}/{name}" for name in ("runtime.json", "runtime_operators.csv")]
         parameters = {**test, "batch_size": 5, "operator_images": 4}
-        made("verify_runtime", outputs, [*inputs, *int8], parameters, **more)
+        made("verify_runtime", outputs, [*inputs, *int8, reference, simulated], parameters, **more)
 
 
 def make_figures() -> None:
@@ -371,9 +383,12 @@ def test_another_set_of_weights_is_caught() -> None:
 
 def test_a_result_of_older_inputs_is_caught() -> None:
     make_run("fp32", text="other")
+    stages = ("metrics", "operators", "runtime")
+    readers = [f"{LIGHT}/{recipe}/{KEY}/{stage}" for recipe in sorted(RECIPES) for stage in stages]
     assert sorted(line.partition(": recorded")[0] for line in problems()) == [
         f"results/summary.sidecar.json: input {LIGHT}/fp32/metrics.json",
         f"{LIGHT}/figures/attention_overview.png.sidecar.json: input {HEAVY}/fp32/attention_maps.safetensors",
+        *(f"{path}.sidecar.json: input {HEAVY}/fp32/reference.safetensors" for path in readers),
     ]
 
 
@@ -414,7 +429,7 @@ def test_missing_results_are_named_with_what_to_do() -> None:
     assert only_problem() == "results/summary.md: missing; run `snakemake results/summary.md`"
     shutil.rmtree("results")
     found = problems()
-    assert len(found) == len(set(found)) == 41
+    assert len(found) == len(set(found)) == 44
     assert all(": missing" in line for line in found)
 
 
@@ -430,7 +445,7 @@ def test_a_clone_without_heavy_files_is_told_to_pull() -> None:
     shutil.rmtree("results/models")
     found = problems()
     assert all(line.startswith(f"{HEAVY}/") and "run `dvc pull` or" in line for line in found)
-    assert len(found) == 5 + 2 * 2 + 3 + 2 * 2
+    assert len(found) == 5 + 2 * 2 + 3 + 2 * 2 + 1 + 2
 
 
 def test_results_that_params_does_not_name_are_ignored() -> None:

@@ -35,14 +35,14 @@ def test_ppq_computes_what_the_module_does(family: tuple[nn.Module, Tiny], batch
     images = pictures(tiny, batch)
     with torch.inference_mode():
         expected = module(images).numpy()
-    np.testing.assert_allclose(SimulatedModel(tiny.path, "cpu")(images).numpy(), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(SimulatedModel(tiny.graph, "cpu")(images).numpy(), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("recipe", ["vanilla", "layernorm"])
 def test_a_recipe_calibrates_and_runs(family: tuple[nn.Module, Tiny], recipe: str) -> None:
     _, tiny = family
     quantized, _ = tiny.calibrated(recipe, batches=[pictures(tiny, 4, seed) for seed in (1, 2)])
-    exact, found = SimulatedModel(tiny.path, "cpu")(pictures(tiny, 3)), quantized(pictures(tiny, 3))
+    exact, found = SimulatedModel(tiny.graph, "cpu")(pictures(tiny, 3)), quantized(pictures(tiny, 3))
     assert torch.isfinite(found).all()
     assert not torch.equal(found, exact)
     cosine = torch.nn.functional.cosine_similarity(found, exact, dim=-1)

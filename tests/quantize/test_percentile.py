@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ppq_config import config
-from ptq2themoon.quantize.percentile import PercentileObserver, largest
 from torch import Tensor
 
 from ptq2themoon.ppq_compat import observer
+from ptq2themoon.quantize.observers.percentile import Percentile, largest
+from ptq2themoon.quantize.recipe import TensorSpec
 
 DRAWS = {
     "normal": lambda g, n: torch.randn(n, generator=g),
@@ -39,17 +40,17 @@ def test_the_kth_largest_is_torch_s(draw: str, n: int, share: float, seed: int) 
 @pytest.mark.parametrize("shape", [(32, 50, 192), (7, 3, 50, 50), (1, 1), (5,)])
 def test_scales_are_ppq_s(shape: tuple[int, ...], percentile: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    scales = []
     batches = [torch.randn(shape, generator=generator) * (1 + i) for i in range(3)]
-    for make in (PercentileObserver, observer.TorchPercentileObserver):
-        found = config(observer="percentile", quantile=percentile)
-        watching = make(None, found)
-        for batch in batches:
-            watching.observe(batch)
-        watching.render_quantization_config()
-        scales.append(found.scale)
-    assert scales[0].shape == scales[1].shape == ()
-    assert torch.equal(*scales)
+    theirs = config(observer="percentile", quantile=percentile)
+    spec = TensorSpec(True, 8, "per-tensor", "percentile", 100 * percentile, "input")
+    ours, ppqs = Percentile(spec, None), observer.TorchPercentileObserver(None, theirs)
+    for batch in batches:
+        ours.observe(batch)
+        ppqs.observe(batch)
+    ppqs.render_quantization_config()
+    scale = ours.quantizer().scale
+    assert scale.shape == theirs.scale.shape == ()
+    assert torch.equal(scale, theirs.scale)
 
 
 def test_a_tensor_that_is_not_laid_out_in_rows_is_not_changed() -> None:

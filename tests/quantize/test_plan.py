@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from pathlib import Path
 
 import onnx
@@ -26,6 +25,12 @@ def places(planned: list[QuantizedOperator]) -> dict[Place, QuantizedTensor]:
         for item in planned
         for tensor in item.tensors
     }
+
+
+def settings(tensor: QuantizedTensor) -> tuple[int, int, int, str, int | None, str, float]:
+    spec = tensor.spec
+    bounds = spec.bits, spec.quant_min, spec.quant_max
+    return *bounds, tensor.granularity, tensor.axis, spec.observer, spec.percentile
 
 
 def float_places(path: Path) -> dict[Place, str]:
@@ -63,9 +68,14 @@ def test_vanilla_leaves_no_input_parameter_or_output_in_float(tiny: Tiny) -> Non
 
 
 def test_vanilla_has_the_settings_of_the_study(tiny: Tiny) -> None:
-    settings = {astuple(tensor)[2:9] for tensor in places(tiny.plan("vanilla")).values()}
-    assert settings == {(8, -128, 127, "per-tensor", None, "percentile", 99.99)}
-    assert all(tensor.scale is None for tensor in places(tiny.plan("vanilla")).values())
+    tensors = places(tiny.plan("vanilla")).values()
+    assert {settings(tensor) for tensor in tensors} == {
+        (8, -128, 127, "per-tensor", None, "percentile", 99.99)
+    }
+    assert {(t.spec.kind, t.spec.symmetry, t.spec.codes) for t in tensors} == {
+        ("uniform", "symmetric", "signed")
+    }
+    assert all(tensor.quantizer is None and tensor.scale is None for tensor in tensors)
 
 
 def test_operators_stand_in_graph_order_with_inputs_first(tiny: Tiny) -> None:
@@ -95,9 +105,9 @@ def test_layernorm_is_per_channel_on_norms_and_residuals_only(tiny: Tiny) -> Non
     for place, tensor in places(tiny.plan("layernorm")).items():
         if place[0] in wanted:
             last = ranks[place] - 1
-            assert astuple(tensor)[5:9] == ("per-channel", last, "minmax", None), place
+            assert settings(tensor)[3:6] == ("per-channel", last, "minmax"), place
         else:
-            assert astuple(tensor)[5:9] == ("per-tensor", None, "percentile", 99.99), place
+            assert settings(tensor)[3:] == ("per-tensor", None, "percentile", 99.99), place
 
 
 def axes(tiny: Tiny, recipe: Recipe, name: str) -> dict[tuple[str, int], int | None]:
@@ -152,16 +162,14 @@ def test_a_scalar_has_no_channels(tiny: Tiny, per_channel: Recipe) -> None:
 
 
 def test_w4a8_has_weights_of_4_bits_and_biases_of_8(tiny: Tiny) -> None:
-    found = {
-        (t.operand, t.bits, t.quant_min, t.quant_max) for t in places(tiny.plan("vanilla", (4, 8))).values()
-    }
+    found = {(t.operand, *settings(t)[:3]) for t in places(tiny.plan("vanilla", (4, 8))).values()}
     assert found == {
         ("input", 8, -128, 127), ("weight", 4, -8, 7), ("bias", 8, -128, 127), ("output", 8, -128, 127),
     }  # fmt: skip
 
 
 def test_w8a6_has_activations_of_6_bits(tiny: Tiny) -> None:
-    found = {(t.operand, t.quant_min, t.quant_max) for t in places(tiny.plan("vanilla", (8, 6))).values()}
+    found = {(t.operand, *settings(t)[1:3]) for t in places(tiny.plan("vanilla", (8, 6))).values()}
     assert found == {
         ("input", -32, 31), ("weight", -128, 127), ("bias", -128, 127), ("output", -32, 31),
     }  # fmt: skip

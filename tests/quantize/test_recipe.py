@@ -13,7 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptq2themoon.errors import UserError
+from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.methods import method_names
 from ptq2themoon.quantize.recipe import OPERANDS, ROLES, Operator, Recipe, TensorSpec, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -148,7 +149,7 @@ def meets(select: dict[str, Any], operator: Operator, operand: str) -> bool:
     return all(found[key] in (want if isinstance(want, list) else [want]) for key, want in select.items())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(rules, max_size=5), rules)
 def test_the_last_rule_wins_where_it_selects_and_only_there(earlier: list[Any], last: dict[str, Any]) -> None:
     before, after = loaded(a=base(*earlier)), loaded(a=base(*earlier, last))
@@ -159,7 +160,7 @@ def test_the_last_rule_wins_where_it_selects_and_only_there(earlier: list[Any], 
             assert new == (old | change if meets(last["select"], operator, operand) else old)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(rules, max_size=3), min_size=1, max_size=4))
 def test_a_chain_of_recipes_is_its_rules_one_after_the_other(parts: list[list[Any]]) -> None:
     files = {"r0": base(*parts[0])}
@@ -169,7 +170,7 @@ def test_a_chain_of_recipes_is_its_rules_one_after_the_other(parts: list[list[An
     assert specs(chained, TINY) == specs(flat, TINY)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(rules, max_size=5))
 def test_what_resolved_gives_is_the_same_recipe(parts: list[Any]) -> None:
     recipe = loaded(a=base(*parts))
@@ -202,7 +203,7 @@ SLIPS: list[tuple[dict[str, Any], str]] = [
     (base({**ONE, "select": {"role": []}}), "rules[0].select.role: is empty; give at least one"),
     (base({**ONE, "select": {"role": None}}), "rules[0].select.role: is empty; give a value or drop the key"),
     (base({"bits": 4}), "rules[0].select: missing"),
-    (base({"select": {}}), "rules[0]: sets nothing; valid: quantize, bits, granularity, observer,"),
+    (base({"select": {}}), "rules[0]: sets nothing; valid: quantize, bits, kind, symmetry, codes,"),
     (base({**ONE, "bits": 1}), "rules[0].bits: 1 is too small; nearest valid: 2"),
     (base({**ONE, "bits": 32}), "rules[0].bits: 32 is too large; nearest valid: 16"),
     (base({**ONE, "bits": "4"}), "rules[0].bits: must be an integer, not '4'"),
@@ -214,7 +215,7 @@ SLIPS: list[tuple[dict[str, Any], str]] = [
     ({"defaults": {k: DEFAULTS[k] for k in DEFAULTS if k != "percentile"}}, "defaults.percentile: missing"),
     ({"description": "no base"}, "defaults: missing; a recipe that extends none must state granularity,"),
     (base(extends="vanilla"), "defaults: not together with 'extends'; give a rule with 'select: {}' instead"),
-    (base(methods=[{"name": "repq_vit"}]), "methods[0].name: unknown method 'repq_vit'; valid: none yet"),
+    (base(methods=[{"name": "smooth"}]), f"unknown method 'smooth'; {nearest('smooth', method_names())}"),
     (base(methods=["repq_vit"]), "methods[0]: must be a mapping, not 'repq_vit'"),
     (base(rules={"select": {}}), "rules: must be a list, not {"),
     ({"extends": "vanila"}, "extends: unknown recipe 'vanila' in "),
@@ -282,10 +283,10 @@ def test_a_circle_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("observer", ["percentile", "kl", "mse"])
-def test_per_channel_needs_minmax(tmp_path: Path, observer: str) -> None:
+def test_per_channel_needs_an_observer_of_channels(tmp_path: Path, observer: str) -> None:
     rule = {"select": {"role": "fc2", "block": 5}, "granularity": "per-channel", "observer": observer}
     assert refusal(write(tmp_path, "mine", base(ONE, rule))) == (
-        "mine.yaml: rules[1].granularity: per-channel works only with observer minmax, but "
+        "mine.yaml: rules[1].granularity: per-channel works only with observer minmax or percentiles, but "
         f"fc2 in block 5 (input) has {observer!r} from mine.yaml: rules[1].observer"
     )
 

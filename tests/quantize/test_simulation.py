@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from tiny_quantized import Reference, Tiny, images, write_recipe
@@ -18,9 +19,10 @@ from ptq2themoon.errors import UserError
 from ptq2themoon.graph.operators import Operator
 from ptq2themoon.graph.runtime import run_onnx
 from ptq2themoon.ppq_compat import core
+from ptq2themoon.quantize.files import read_qparams
 from ptq2themoon.quantize.recipe import Recipe
-from ptq2themoon.quantize.simulation import SimulatedModel
-from ptq2themoon.quantize.tensors import QuantizedOperator, load, save
+from ptq2themoon.quantize.simulation import SimulatedModel, simulated
+from ptq2themoon.quantize.tensors import QuantizedOperator
 
 ROOT = Path(__file__).parents[2]
 Calibrated = tuple[SimulatedModel, list[QuantizedOperator]]
@@ -62,7 +64,7 @@ def test_without_parameters_it_computes_what_onnx_runtime_does(
     tmp_path: Path, variant: dict[str, Any]
 ) -> None:
     model = Tiny.make(tmp_path, **variant)
-    found = SimulatedModel(model.path, "cpu")(images(3)).numpy()
+    found = SimulatedModel(model.graph, "cpu")(images(3)).numpy()
     np.testing.assert_allclose(found, run_onnx(model.path, images(3).numpy()), rtol=0, atol=1e-5)
 
 
@@ -70,13 +72,13 @@ def test_with_no_operator_in_force_it_is_floating_point(tiny: Tiny, calibrated: 
     model, _ = calibrated
     with model.only(()):
         found = model(images(5))
-    assert torch.equal(found, SimulatedModel(tiny.path, "cpu")(images(5)))
+    assert torch.equal(found, SimulatedModel(tiny.graph, "cpu")(images(5)))
     np.testing.assert_allclose(found, run_onnx(tiny.path, images(5).numpy()), rtol=0, atol=1e-5)
 
 
 def test_parameters_without_scales_are_not_in_force(tiny: Tiny) -> None:
-    waiting = SimulatedModel(tiny.path, "cpu", tiny.plan("vanilla"))
-    assert torch.equal(waiting(images(2)), SimulatedModel(tiny.path, "cpu")(images(2)))
+    waiting = SimulatedModel(tiny.graph, "cpu", tiny.plan("vanilla"))
+    assert torch.equal(waiting(images(2)), SimulatedModel(tiny.graph, "cpu")(images(2)))
 
 
 def test_a_quantized_average_pool_runs(tmp_path: Path) -> None:
@@ -112,8 +114,8 @@ def test_outputs_lie_on_the_grid_of_their_scale(calibrated: Calibrated) -> None:
 
 def test_ppq_is_told_the_study_s_settings(tiny: Tiny) -> None:
     planned = tiny.plan("vanilla")
-    model = SimulatedModel(tiny.path, "cpu", planned)
-    configs = [config for name in model.quantized_operators for config in model.configs(name)]
+    model = SimulatedModel(tiny.graph, "cpu", planned, engine="ppq")
+    configs = [config for name in model.quantized_operators for config in model.ppq.configs(name)]
     assert len(configs) == 101
     properties = core.QuantizationProperty
     for config in configs:
@@ -161,7 +163,7 @@ def test_only_some_operators_is_a_model_with_parameters_for_those(
     some = [planned[i] for i in sorted(chosen)]
     with model.only({item.operator.name for item in some}):
         found = model(images(4))
-    assert torch.equal(found, SimulatedModel(tiny.path, "cpu", some)(images(4)))
+    assert torch.equal(found, SimulatedModel(tiny.graph, "cpu", some)(images(4)))
 
 
 def test_afterwards_all_are_in_force_again_even_after_a_failure(calibrated: Calibrated) -> None:
@@ -211,17 +213,17 @@ def test_the_last_batch_may_be_smaller_and_images_do_not_meet(calibrated: Calibr
 
 def test_a_new_process_computes_the_same_bits(tiny: Tiny, calibrated: Calibrated, tmp_path: Path) -> None:
     model, planned = calibrated
-    paths = tmp_path / "qparams.json", tmp_path / "qparams.safetensors"
-    save(planned, {"recipe": "layernorm"}, *paths)
+    paths = tiny.saved(planned, tmp_path)
     np.save(tmp_path / "images.npy", images(5).numpy())
     code = f"""
 import numpy, pathlib, torch
-from ptq2themoon.quantize.simulation import SimulatedModel
-from ptq2themoon.quantize.tensors import load
+from ptq2themoon.graph.files import read_graph
+from ptq2themoon.quantize.files import read_qparams
+from ptq2themoon.quantize.simulation import simulated
 torch.set_num_threads({torch.get_num_threads()})
 folder = pathlib.Path({str(tmp_path)!r})
-quantized = load(folder / "qparams.json", folder / "qparams.safetensors")
-model = SimulatedModel(pathlib.Path({str(tiny.path)!r}), "cpu", quantized)
+qparams = read_qparams(folder / "qparams.json", folder / "qparams.safetensors")
+model = simulated(qparams.model(read_graph(pathlib.Path({str(tiny.path)!r}))), "cpu")
 numpy.save(folder / "logits.npy", model(torch.from_numpy(numpy.load(folder / "images.npy"))).numpy())
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -230,7 +232,7 @@ numpy.save(folder / "logits.npy", model(torch.from_numpy(numpy.load(folder / "im
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert np.load(tmp_path / "logits.npy").tobytes() == model(images(5)).numpy().tobytes()
-    here = SimulatedModel(tiny.path, "cpu", load(*paths))
+    here = simulated(read_qparams(*paths).model(tiny.graph), "cpu")
     assert torch.equal(here(images(5)), model(images(5)))
     assert here.quantized_operators == model.quantized_operators
 
@@ -249,15 +251,21 @@ def test_parameters_of_another_graph_are_refused(
     with pytest.raises(
         UserError, match=rf"fused\.onnx: has no operator '{stranger.name}' of type .*another graph"
     ):
-        SimulatedModel(tiny.path, "cpu", other)
+        SimulatedModel(tiny.graph, "cpu", other, source=tiny.path)
 
 
-@pytest.mark.parametrize("content", [None, b"no model"])
-def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes | None) -> None:
-    if content is not None:
-        (tmp_path / "bad.onnx").write_bytes(content)
-    with pytest.raises(UserError, match=r"bad\.onnx: PPQ cannot load this graph"):
-        SimulatedModel(tmp_path / "bad.onnx", "cpu")
+def test_a_graph_that_ppq_cannot_load_is_refused(tiny: Tiny) -> None:
+    bad = onnx.ModelProto.FromString(tiny.graph.SerializeToString())
+    bad.graph.node[1].name = bad.graph.node[0].name
+    with pytest.raises(UserError, match=r"bad\.onnx: PPQ cannot load this graph \(.*is there twice"):
+        SimulatedModel(bad, "cpu", source="bad.onnx")
+
+
+def test_the_model_given_stays_as_it_is(tiny: Tiny) -> None:
+    before = tiny.graph.SerializeToString(deterministic=True)
+    model, _ = tiny.calibrated("layernorm")
+    model(images(2))
+    assert tiny.graph.SerializeToString(deterministic=True) == before
 
 
 # Fewer bits ---------------------------------------------------------------------------------------
@@ -270,7 +278,7 @@ def minmax(tmp_path: Path) -> Recipe:
 
 
 def test_the_error_of_the_logits_falls_with_every_bit(tiny: Tiny, minmax: Recipe) -> None:
-    exact = SimulatedModel(tiny.path, "cpu")(images(24)).numpy()
+    exact = SimulatedModel(tiny.graph, "cpu")(images(24)).numpy()
     errors = [
         nsr(tiny.calibrated(minmax, (b, b))[0](images(24)).numpy(), exact) for b in (3, 4, 6, 8, 12, 16)
     ]

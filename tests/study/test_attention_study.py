@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
+import committed
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,8 +19,6 @@ from ptq2themoon.plots.inputs import AttentionMaps
 from ptq2themoon.plots.rollout import attention_rollout, rollout_table
 from ptq2themoon.study.attention_fidelity import COLUMNS, fidelity_markdown, fidelity_table
 
-ROOT = Path(__file__).parents[2]
-STUDY = ROOT / "results/demo/study"
 NOTE = "the class token is the one token before the patches"
 SPEC = AttentionSpec("blocks.11.softmax", 11, 1, 1, (7, 7), True, NOTE, 50)
 RECIPES = ("fp32", "layernorm", "customized")
@@ -166,10 +164,10 @@ def test_images_of_another_query_are_refused() -> None:
 
 
 def test_the_committed_fidelity_is_that_of_the_committed_images() -> None:
-    committed = pd.read_csv(STUDY / "attention_fidelity.csv")
-    assert committed["recipe"].tolist() == list(RECIPES[1:])
-    for row in committed.itertuples():
-        each = pd.read_csv(ROOT / f"results/demo/{row.recipe}/w8a8-n256-s0/attention.csv")
+    fidelity = committed.table("results/demo/study/attention_fidelity.csv")
+    assert fidelity["recipe"].tolist() == list(RECIPES[1:])
+    for row in fidelity.itertuples():
+        each = committed.table(f"results/demo/{row.recipe}/w8a8-n256-s0/attention.csv")
         assert row.images == len(each) == 2000
         assert row.cosine_mean == pytest.approx(each["cosine"].mean(), rel=1e-5)
         assert row.cosine_p5 == pytest.approx(np.percentile(each["cosine"], 5), rel=1e-5)

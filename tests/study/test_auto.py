@@ -11,7 +11,6 @@ import torch
 from tiny_quantized import RECIPES, Tiny, images
 
 from ptq2themoon.evaluate.errors import per_image
-from ptq2themoon.graph.nodes import read_nodes
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.recipe import load_recipe
 from ptq2themoon.quantize.tensors import QuantizedOperator
@@ -26,8 +25,7 @@ Pair = tuple[list[QuantizedOperator], list[QuantizedOperator]]
 
 @pytest.fixture(scope="module")
 def subject(tiny: Tiny) -> Subject:
-    inner = ["norm1", "qkv", "fc1", "fc2", "gelu", "residual1", "residual2", "norm2"]
-    return Subject(tiny.path, tiny.operators, read_nodes(tiny.path), inner, "cpu")
+    return Subject(tiny.fused, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,8 @@ def pair(tiny: Tiny) -> Pair:
 
 @pytest.fixture(scope="module")
 def ranking(subject: Subject, pair: Pair) -> pd.DataFrame:
-    return rank(subject, *pair, BATCHES)
+    floating = subject.model([])
+    return rank(subject, *pair, BATCHES, [floating(part) for part in BATCHES])
 
 
 # Ranking --------------------------------------------------------------------------------------------
@@ -86,7 +85,7 @@ def test_ranges_are_of_the_channels_of_the_first_input(tiny: Tiny, subject: Subj
 def test_operators_of_one_place_may_differ_in_width(tmp_path: Path) -> None:
     """A Swin has LayerNorms between its stages, each of its own number of channels."""
     swin = Tiny.of_family("swin", tmp_path)
-    subject = Subject(swin.path, swin.operators, swin.nodes, [], "cpu")
+    subject = Subject(swin.fused, "cpu")
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     quantized = swin.calibrated("vanilla", batches=[pixels])[1]
     caught: list[torch.Tensor] = []

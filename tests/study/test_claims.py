@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
+import committed
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/study.md").read_text(encoding="utf-8")
+PAGE = committed.text("docs/study.md")
 ROW = re.compile(r"^(\S+\.(?:csv|json))\[(.*)\]\.(\w+) = (\S+)$")
 FENCE = re.compile(r"^```text rows\n(.*?)^```$", re.M | re.S)
 
@@ -47,19 +45,19 @@ def claims(text: str) -> list[Claim]:
 CLAIMS = [claim for text in sections().values() for claim in claims(text)]
 
 
-def place(file: str) -> Path:
+def place(file: str) -> str:
     """In the demo's study unless the name says otherwise."""
-    return ROOT / file if "/" in file else ROOT / "results/demo/study" / file
+    return file if "/" in file else f"results/demo/study/{file}"
 
 
 def value_of(claim: Claim) -> float:
-    path = place(claim.file)
-    if path.suffix == ".json":
-        found = json.loads(path.read_text())
+    name = place(claim.file)
+    if name.endswith(".json"):
+        found = json.loads(committed.read(name))
         for key in claim.keys:
             found = found[int(key)] if isinstance(found, list) else found[key]
         return float(found[claim.column])
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = committed.table(name, dtype=str, keep_default_na=False)
     for key in claim.keys:
         column, equals, wanted = key.partition("=")
         holds = table[column] == wanted if equals else (table == key).any(axis=1)
@@ -95,10 +93,10 @@ def test_every_number_of_a_finding_has_its_row(head: str) -> None:
 
 
 def test_the_time_that_the_page_and_the_readme_claim_was_measured() -> None:
-    timings = pd.read_csv(ROOT / "results/study_timings.csv", index_col="rule")
+    timings = committed.table("results/study_timings.csv", index_col="rule")
     seconds = timings.loc["from first to last", "seconds"]
     assert seconds < 15 * 60
-    for page in (PAGE, (ROOT / "README.md").read_text(encoding="utf-8")):
+    for page in (PAGE, committed.text("README.md")):
         assert f"**{seconds:.0f} seconds**" in page
 
 

@@ -14,9 +14,11 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_info import fusion_report, model_info
 from tiny_models import run_all, tiny_module, tiny_vit, to_onnx
 from tiny_quantized import RECIPES, images
 
+from ptq2themoon import records
 from ptq2themoon.benchmark.timing import SHORTEST, WARM_UP
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.files import read_graph
@@ -51,11 +53,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model.onnx, unfused.onnx, fused.onnx, model.json and calibration.safetensors."""
     folder = tmp_path_factory.mktemp("fusion")
     onnx.save(to_onnx(tiny_module()), folder / "model.onnx")
-    tiny_vit(folder)
+    path, operators = tiny_vit(folder)
+    records.write(folder / "fusion.json", fusion_report(onnx.load(path), operators))
     onnx.save(without_fusion(folder / "model.onnx"), folder / "unfused.onnx")
-    info = {"preprocessing": {"mean": [0.5], "std": [0.25], "input_size": [1, 16, 16], "crop_pct": 1.0}}
-    info["preprocessing"] |= {"interpolation": "bicubic", "crop_mode": "center"}
-    (folder / "model.json").write_text(json.dumps(info))
+    (folder / "model.json").write_text(json.dumps(model_info()))
     pixels = torch.randint(0, 256, (6, 1, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     save_file({"images": pixels, "labels": torch.arange(6) % 5}, folder / "calibration.safetensors")
     return folder
@@ -171,8 +172,7 @@ def test_short_work_is_repeated_and_counted_once(monkeypatch: pytest.MonkeyPatch
 
 def arguments(folder: Path, out: Path, **changes: object) -> list[str]:
     options = {
-        "name": "tiny", "model": folder / "model.onnx", "fused": folder / "fused.onnx",
-        "info": folder / "model.json", "recipe": RECIPES / "vanilla.yaml", "bits": "w8a8",
+        "name": "tiny", "model": folder, "recipe": RECIPES / "vanilla.yaml", "bits": "w8a8",
         "images": folder / "calibration.safetensors", "calibration-count": 4, "rounds": 1, "threads": 1,
         "out": out / "fusion.csv", "out-operators": out / "fusion_operators.csv",
     }  # fmt: skip
@@ -208,7 +208,7 @@ def test_script_writes_both_tables(folder: Path, tmp_path: Path, monkeypatch: py
         ({"rounds": 0}, "error: --rounds 0: must be 1 or more"),
         ({"calibration_count": 0}, "error: --calibration-count 0: must be 1 or more"),
         ({"bits": "w9a8"}, "error: bits 'w9a8': must lie in w2a2 to w8a8; nearest valid: 'w8a8'"),
-        ({"fused": "nowhere.onnx"}, "error: nowhere.onnx: not found; stage study_fusion needs it"),
+        ({"model": "nowhere"}, "error: nowhere/model.onnx: not found; stage study_fusion needs it"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(

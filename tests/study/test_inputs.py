@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pandas as pd
 import pytest
 import torch
 from families import FAMILIES, image_shape
 from matplotlib.figure import Figure
+from tiny_info import fused_model
 from tiny_models import random_images
-from tiny_quantized import Reference, Tiny, fake_quantize
+from tiny_quantized import Reference, Tiny, fake_quantize, symmetric
 from torch import Tensor
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.attention import AttentionSpec
-from ptq2themoon.graph.attention import attention_facts
+from ptq2themoon.graph.fused import FusedModel
 from ptq2themoon.plots.activations import activations, activations_block, of_block
 from ptq2themoon.plots.input_errors import error_histograms, errors_average, errors_by_block
-from ptq2themoon.quantize.tensors import QuantizedTensor, save
+from ptq2themoon.quantize.recipe import TensorSpec
+from ptq2themoon.quantize.tensors import QuantizedTensor
 from ptq2themoon.study.input_errors import EDGES, InputErrors, averages, input_tensors
 from ptq2themoon.study.inputs import (
     Layer,
@@ -47,8 +47,8 @@ class Studied:
 
     name: str
     tiny: Tiny
-    fusion: Path
-    qparams: dict[str, tuple[Path, Path]]
+    fused: FusedModel
+    qparams: dict[str, list[Path]]
     images: Tensor
     tables: dict[str, pd.DataFrame]
     seen: dict[tuple[str, int], np.ndarray]
@@ -56,13 +56,11 @@ class Studied:
 
     @classmethod
     def of(cls, name: str, tiny: Tiny, images: Tensor, folder: Path) -> Studied:
-        fusion = write_fusion(tiny, folder)
-        found, qparams = read_layers(fusion), {}
+        found, qparams = read_layers(tiny.fused), {}
         for quantizer, recipe in RECIPES.items():
-            pair = folder / f"{recipe}.json", folder / f"{recipe}.safetensors"
             model, planned = tiny.calibrated(recipe, batches=[images])
-            save(planned, {}, *pair)
-            qparams[quantizer] = pair
+            (folder / recipe).mkdir()
+            qparams[quantizer] = tiny.saved(planned, folder / recipe)
         tensors = {q: input_tensors(pair, found.layers, q) for q, pair in qparams.items()}
         ranges, errors, seen = Ranges(), InputErrors(tensors, "cpu"), {}
 
@@ -85,7 +83,7 @@ class Studied:
             "histograms": errors.histograms(),
             "error_channels": errors.channels(1),
         }
-        return cls(name, tiny, fusion, qparams, images, tables, seen, tensors)
+        return cls(name, tiny, tiny.fused, qparams, images, tables, seen, tensors)
 
     def tokens(self, values: np.ndarray, kind: str) -> np.ndarray:
         prefix = PREFIX.get(self.name, 0)
@@ -103,14 +101,6 @@ class Studied:
         ]
 
 
-def write_fusion(tiny: Tiny, folder: Path) -> Path:
-    facts = attention_facts(onnx.load(tiny.path), tiny.operators)
-    path = folder / "fusion.json"
-    operators = [operator._asdict() for operator in tiny.operators]
-    path.write_text(json.dumps({"attention": facts, "operators": operators}))
-    return path
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Studied:
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
@@ -122,7 +112,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_every_block_has_its_four_layers(family: Studied) -> None:
-    blocks = len(json.loads(family.fusion.read_text())["attention"]["blocks"])
+    blocks = len(family.fused.report.attention.blocks)
     places = {(layer, block) for layer in LAYERS for block in range(blocks)}
     for name in ("channels", "largest", "errors", "histograms"):
         table = family.tables[name]
@@ -162,7 +152,7 @@ def test_ranges_are_those_of_numpy(family: Studied) -> None:
 
 
 def test_errors_are_those_of_numpy(family: Studied) -> None:
-    layers = {(layer.name, layer.block): layer.operator for layer in read_layers(family.fusion).layers}
+    layers = {(layer.name, layer.block): layer.operator for layer in read_layers(family.fused).layers}
     for row in family.tables["errors"].itertuples():
         values = family.seen[row.layer, row.block]
         tensor = family.tensors[row.quantizer][layers[row.layer, row.block]]
@@ -237,10 +227,10 @@ def test_channels_of_a_block_are_those_of_numpy(vit: Studied) -> None:
 
 def test_a_channel_of_zeros_has_no_error_and_a_lost_one_all_of_it() -> None:
     layer = Layer("fc1", 0, "fc1", AttentionSpec("softmax", 0, 1, 0, None, False, "no class token"))
-    tensor = QuantizedTensor("input", 0, 8, -128, 127, "per-tensor", None, "minmax", None)
-    tensor.scale = torch.tensor(1.0)
-    each = QuantizedTensor("input", 0, 8, -128, 127, "per-channel", 2, "minmax", None)
-    each.scale = torch.tensor([1.0, 0.001, 1.0])
+    specs = [TensorSpec(True, 8, g, "minmax", 100.0, "input") for g in ("per-tensor", "per-channel")]
+    tensor, each = map(QuantizedTensor, ("input", "input"), (0, 0), specs, (None, 2))
+    tensor.quantizer = symmetric(tensor, torch.tensor(1.0))
+    each.quantizer = symmetric(each, torch.tensor([1.0, 0.001, 1.0]))
     errors = InputErrors({PER_TENSOR: {"fc1": tensor}, PER_CHANNEL: {"fc1": each}}, "cpu")
     errors.see(layer, torch.tensor([[[0.0, 0.1, 7.0], [0.0, 0.1, 9.0]]]), 1)
     channels = errors.channels(0)
@@ -262,33 +252,28 @@ def test_a_block_that_is_not_there_is_refused_with_the_nearest() -> None:
 
 
 def test_parameters_of_the_other_granularity_are_refused(vit: Studied) -> None:
-    layers = read_layers(vit.fusion).layers
+    layers = read_layers(vit.fused).layers
     with pytest.raises(UserError, match="is quantized per-channel; give parameters of a recipe that"):
         input_tensors(vit.qparams[PER_CHANNEL], layers, PER_TENSOR)
 
 
-def test_a_model_without_any_of_the_layers_is_refused(vit: Studied, tmp_path: Path) -> None:
-    report = json.loads(vit.fusion.read_text())
-    for operator in report["operators"]:
-        operator["role"] = None
-    (tmp_path / "fusion.json").write_text(json.dumps(report))
+def test_a_model_without_any_of_the_layers_is_refused(vit: Studied) -> None:
+    gone = {role for roles in LAYERS.values() for role in roles}
+    operators = [o._replace(role=None if o.role in gone else o.role) for o in vit.fused.operators]
     with pytest.raises(UserError, match="no block has a layer qkv, proj, fc1, fc2"):
-        read_layers(tmp_path / "fusion.json")
+        read_layers(fused_model(vit.fused.path, vit.fused.graph, operators))
 
 
-def test_query_key_and_value_apart_are_taken_once(vit: Studied, tmp_path: Path) -> None:
-    report = json.loads(vit.fusion.read_text())
-    for operator in report["operators"]:
-        if operator["role"] == "qkv":
-            operator["role"] = "q"
-    (tmp_path / "fusion.json").write_text(json.dumps(report))
-    names = [layer.name for layer in read_layers(tmp_path / "fusion.json").layers]
+def test_query_key_and_value_apart_are_taken_once(vit: Studied) -> None:
+    apart = [o._replace(role="q" if o.role == "qkv" else o.role) for o in vit.fused.operators]
+    found = read_layers(fused_model(vit.fused.path, vit.fused.graph, apart))
+    names = [layer.name for layer in found.layers]
     assert names == [layer for layer in LAYERS for _ in (0, 1)]
 
 
 def test_an_input_that_is_not_finite_is_refused(vit: Studied) -> None:
     model, _ = vit.tiny.calibrated(BASE, batches=[vit.images])
-    layers = read_layers(vit.fusion).layers
+    layers = read_layers(vit.fused).layers
     with (
         model.only(()),
         pytest.raises(UserError, match=r"operator 'blocks\.0\.qkv': its input is not finite"),

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import committed
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +18,6 @@ import torch
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
-STUDY = ROOT / "results" / "demo" / "study"
 MODEL = ROOT / "resources" / "demo" / "model"
 MODULES = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 PREFIX = {"": slice(None), "patch_": slice(1, None), "class_": slice(0, 1)}
@@ -28,15 +28,15 @@ Inputs = dict[tuple[str, int], np.ndarray]
 Check = Callable[[pd.DataFrame, Inputs], None]
 
 
-def committed(name: str) -> pd.DataFrame:
-    return pd.read_csv(STUDY / f"{name}.csv")
+def of_study(name: str) -> pd.DataFrame:
+    return committed.table(f"results/demo/study/{name}.csv")
 
 
 @pytest.fixture(scope="module")
 def inputs() -> Inputs:
     """[images, tokens, channels] of each layer and block, of images at equal distances in the manifest."""
-    count = int(committed("errors")["images"].unique().item())
-    sources = pd.read_csv(ROOT / "results" / "demo" / "evaluation.csv")["source"].to_numpy(dtype=int)
+    count = int(of_study("errors")["images"].unique().item())
+    sources = committed.table("results/demo/evaluation.csv")["source"].to_numpy(dtype=int)
     images = load_file(ROOT / "resources" / "demo" / "evaluation.safetensors")["images"]
     chosen = images[sources[:: len(sources) // count][:count]]
     given = json.loads((MODEL / "config.json").read_text())["pretrained_cfg"]
@@ -102,7 +102,7 @@ def check_largest(table: pd.DataFrame, inputs: Inputs) -> None:
 
 def check_errors(table: pd.DataFrame, inputs: Inputs) -> None:
     """Per tensor, everywhere; per channel, in the block whose scales are in git."""
-    channels = committed("error_channels")
+    channels = of_study("error_channels")
     (block,) = channels["block"].unique()
     assert len(table) == 4 * len(inputs)
     rows = table[(table["quantizer"] == "per tensor") | (table["block"] == block)]
@@ -126,7 +126,7 @@ def check_errors(table: pd.DataFrame, inputs: Inputs) -> None:
 
 def check_channels(table: pd.DataFrame, inputs: Inputs) -> None:
     """The scale of the tensor is that of errors.csv, from which the error of each channel follows."""
-    errors = committed("errors").dropna(subset="scale").set_index(["layer", "block"])
+    errors = of_study("errors").dropna(subset="scale").set_index(["layer", "block"])
     for place, rows in table.groupby(["layer", "block"]):
         same(rows["scale_per_tensor"], np.full(len(rows), errors.loc[place, "scale"].iloc[0]))
         for way in ("per_tensor", "per_channel"):
@@ -134,7 +134,7 @@ def check_channels(table: pd.DataFrame, inputs: Inputs) -> None:
 
 
 def check_average(table: pd.DataFrame, _: Inputs) -> None:
-    errors = committed("errors")
+    errors = of_study("errors")
     assert len(table) == len(MODULES) * 2 * 2
     for row in table.itertuples():
         rows = errors[
@@ -149,8 +149,8 @@ def check_average(table: pd.DataFrame, _: Inputs) -> None:
 
 def check_histograms(table: pd.DataFrame, inputs: Inputs) -> None:
     """Counts, up to one channel that float noise moves over an edge."""
-    errors = committed("errors").dropna(subset="scale").set_index(["layer", "block"])
-    channels = committed("error_channels").set_index(["layer", "block"])
+    errors = of_study("errors").dropna(subset="scale").set_index(["layer", "block"])
+    channels = of_study("error_channels").set_index(["layer", "block"])
     for (*place, quantizer), rows in table.groupby(["layer", "block", "quantizer"]):
         values = inputs[tuple(place)]
         assert rows["channels"].sum() == values.shape[2]
@@ -179,7 +179,7 @@ CHECKS: dict[str, Check] = {
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_numbers_are_what_the_pytorch_model_gives(name: str, inputs: Inputs) -> None:
-    CHECKS[name](committed(name), inputs)
+    CHECKS[name](of_study(name), inputs)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_numbers_are_what_the_pytorch_model_gives(name: str, inputs: Inputs) -> 
 )
 def test_a_changed_number_is_noticed(name: str, row: dict[str, object], column: str, inputs: Inputs) -> None:
     """Two percent more, or a channel more, in one row."""
-    table = committed(name)
+    table = of_study(name)
     chosen = (table[list(row)] == pd.Series(row)).all(axis=1)
     place = table.index[chosen & (table[column] != 0)][0]
     value = table.loc[place, column]
@@ -211,9 +211,9 @@ def test_a_changed_number_is_noticed(name: str, row: dict[str, object], column: 
 
 def test_the_tables_of_single_figures_are_parts_of_the_others() -> None:
     for way in ("tensor", "channel"):
-        whole = committed("error_histograms")
+        whole = of_study("error_histograms")
         part = whole[whole["quantizer"] == f"per {way}"].reset_index(drop=True)
-        pd.testing.assert_frame_equal(committed(f"error_histograms_per_{way}"), part)
-    block, whole = committed("activations_block"), committed("activations")
+        pd.testing.assert_frame_equal(of_study(f"error_histograms_per_{way}"), part)
+    block, whole = of_study("activations_block"), of_study("activations")
     part = whole[whole["block"] == block["block"][0]].reset_index(drop=True)
     pd.testing.assert_frame_equal(block, part)

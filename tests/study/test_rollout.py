@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+import committed
 import numpy as np
-import onnx
-import pandas as pd
 import pytest
 import timm
 import torch
@@ -21,12 +19,10 @@ from ptq2themoon.data.few import FewImages, of_many_classes
 from ptq2themoon.data.files import read_manifest
 from ptq2themoon.evaluate.attention import AttentionSpec, attention_specs
 from ptq2themoon.evaluate.rollout import rollout, run_with_rollout, save_rollout, why_undefined
-from ptq2themoon.graph.attention import attention_facts
 from ptq2themoon.plots.inputs import read_rollout
 from ptq2themoon.plots.rollout import attention_rollout, rollout_table
 from ptq2themoon.quantize.simulation import SimulatedModel
 
-ROOT = Path(__file__).parents[2]
 NOTE = "the class token is the one token before the patches"
 
 
@@ -37,12 +33,6 @@ def by_hand(means: list[np.ndarray]) -> np.ndarray:
         mixed = (mean.astype(np.float64) + np.eye(len(mean))) / 2
         product = (mixed / mixed.sum(1)[:, None]) @ product
     return product
-
-
-def write_facts(path: Path, tiny: Tiny) -> Path:
-    facts = attention_facts(onnx.load(tiny.path), tiny.operators)
-    path.write_text(json.dumps({"attention": facts}))
-    return path
 
 
 # The formula --------------------------------------------------------------------------------------
@@ -78,7 +68,7 @@ def test_the_first_block_is_applied_first() -> None:
 @pytest.mark.parametrize("quantized", [False, True])
 def test_of_a_graph_against_its_definition(tiny: Tiny, tmp_path: Path, quantized: bool) -> None:
     model, planned = tiny.calibrated("layernorm")
-    specs, pixels = attention_specs(write_facts(tmp_path / "fusion.json", tiny)), images(3, seed=5)
+    specs, pixels = attention_specs(tiny.fused.report.attention), images(3, seed=5)
     with model.only(model.quantized_operators if quantized else ()):
         found = run_with_rollout(model, pixels, specs)
     outputs = Reference(tiny.path, planned).run(pixels, None if quantized else ())
@@ -116,7 +106,7 @@ def test_why_there_is_none(specs: list[AttentionSpec], said: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_has_one_or_says_why(name: str, tmp_path: Path) -> None:
     tiny = Tiny.of_family(name, tmp_path)
-    model, specs = SimulatedModel(tiny.path, "cpu"), attention_specs(write_facts(tmp_path / "f.json", tiny))
+    model, specs = SimulatedModel(tiny.graph, "cpu"), attention_specs(tiny.fused.report.attention)
     normalised = torch.from_numpy(random_images(2, *image_shape(name)))
     few = FewImages((normalised * 50 + 128).clamp(0, 255).to(torch.uint8), normalised, (0, -1), ())
     reason, path = why_undefined(specs), tmp_path / "rollout.safetensors"
@@ -139,11 +129,13 @@ def test_every_family_has_one_or_says_why(name: str, tmp_path: Path) -> None:
 # The demo -----------------------------------------------------------------------------------------
 
 
-def test_the_committed_numbers_are_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_committed_numbers_are_those_of_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In floating point: attention by hooks on timm's model, the rest in numpy."""
-    monkeypatch.chdir(ROOT)
-    committed = pd.read_csv("results/demo/study/attention_rollout.csv")
-    rows = of_many_classes(read_manifest(Path("results/demo/evaluation.csv")), 4, Path())
+    monkeypatch.chdir(committed.ROOT)
+    table = committed.table("results/demo/study/attention_rollout.csv")
+    manifest = tmp_path / "evaluation.csv"
+    manifest.write_bytes(committed.read("results/demo/evaluation.csv"))
+    rows = of_many_classes(read_manifest(manifest), 4, manifest)
     set_fused_attn(False)
     model = timm.create_model("local-dir:resources/demo/model", pretrained=True).eval()
     pixels = load_file("resources/demo/evaluation.safetensors")["images"]
@@ -157,5 +149,5 @@ def test_the_committed_numbers_are_those_of_pytorch(monkeypatch: pytest.MonkeyPa
             model(torch.from_numpy(scaled)[None])
         assert len(means) == 12
         wanted = by_hand(means)[0, 1:].reshape(7, 7)
-        found = committed[(committed["image"] == image) & (committed["recipe"] == "fp32")]
+        found = table[(table["image"] == image) & (table["recipe"] == "fp32")]
         np.testing.assert_allclose(found["weight"].to_numpy().reshape(7, 7), wanted, rtol=2e-5)

@@ -21,7 +21,9 @@ from ptq2themoon.stage import sha256
 FOLDERS = ("out/", "recipes/", "published/")
 DATA_SETS = ("calibration.safetensors", "evaluation.safetensors")
 QUANTIZED = ("evaluate", "operator_errors", "attention_maps", "study_rollout")
-ON_IMAGES = ("evaluate fp32", *QUANTIZED)
+ON_IMAGES = ("reference", *QUANTIZED)
+OTHER_GRAPH = "out/fp32/reference.safetensors: was made for another graph than is given; run the reference"
+FUSED = ("out/fused.onnx", "out/fusion.json", "out/model.json")
 ON_GRAPHS = ("calibrate", *ON_IMAGES)
 
 
@@ -46,6 +48,9 @@ def inputs() -> Iterator[tuple[str, str]]:
     for stage, options in STAGES.items():
         for option, value in options.items():
             if option.startswith("out"):
+                continue
+            if value == "out":
+                yield from ((stage, path) for path in FUSED)
                 continue
             for words in value if isinstance(value, list) else [value]:
                 for word in re.split(r"[ =]", str(words)):
@@ -207,9 +212,9 @@ def test_weights_that_are_no_numbers(copy: Path, stage: str) -> None:
     [
         ("fuse", "the model gives logits that are not finite on the calibration images"),
         ("calibrate", "operator 'blocks."),
-        ("evaluate fp32", "the model gives logits that are not finite"),
-        ("evaluate", "the model gives logits that are not finite"),
-        ("operator_errors", "out/fused.onnx: operator 'blocks."),
+        ("reference", "the model gives logits that are not finite"),
+        ("evaluate", OTHER_GRAPH),
+        ("operator_errors", OTHER_GRAPH),
         ("attention_maps fp32", "the model gives attention that is not finite"),
         ("study_rollout fp32", "the model gives attention that is not finite"),
     ],
@@ -241,7 +246,7 @@ def test_images_that_would_be_no_numbers(copy: Path, stage: str, key: str, value
     info = json.loads(path.read_text())
     info["preprocessing"][key] = [float(value.lower())]
     path.write_text(json.dumps(info))
-    assert refused(copy, stage).startswith(f"out/model.json: preprocessing.{key}: (")
+    assert refused(copy, stage).startswith(f"out/model.json: preprocessing.{key}[0]: ")
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "0", "-0.5"])
@@ -267,7 +272,7 @@ def test_images_of_floats(copy: Path) -> None:
 # Manifests -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ON_IMAGES)
+@pytest.mark.parametrize("stage", [stage for stage in ON_IMAGES if "reference" not in STAGES[stage]])
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -283,7 +288,16 @@ def test_manifests(copy: Path, stage: str, lines: list[str], message: str) -> No
     assert refused(copy, stage) == message
 
 
-@pytest.mark.parametrize("stage", ["evaluate fp32", "evaluate"])
+@pytest.mark.parametrize("stage", ["evaluate", "operator_errors", "verify_runtime", "study_ablation"])
+def test_images_other_than_those_of_the_reference(copy: Path, stage: str) -> None:
+    (copy / "out/evaluation.csv").write_text("source,label\n" + "".join(f"{i},3\n" for i in range(20)))
+    assert refused(copy, stage) == (
+        "out/fp32/reference.safetensors: was made for another manifest than is given; "
+        "run the reference stage again"
+    )
+
+
+@pytest.mark.parametrize("stage", ["reference", "evaluate"])
 def test_a_label_that_the_model_does_not_know(copy: Path, stage: str) -> None:
     (copy / "out/evaluation.csv").write_text("source,label\n0,9\n1,10\n")
     assert refused(copy, stage) == "out/evaluation.csv:3: label 10, but the model tells 10 apart"
@@ -367,8 +381,6 @@ def test_a_recipe_for_a_deeper_model(copy: Path) -> None:
         ("attention_maps", {"block": 2}, "block: 2: the model has 2 blocks"),
         ("attention_maps", {"block": -3}, "block: -3: the model has 2 blocks"),
         ("evaluate", {"block": 7}, "block: 7: the model has 2 blocks"),
-        ("evaluate", {"out_attention": None}, "--qparams and --out-attention: give both or neither"),
-        ("evaluate fp32", {"out_attention": "new/a.csv"}, "--qparams and --out-attention: give both or"),
         ("export", {"arguments": "{depth: 3}"}, "--arguments {depth: 3}: not JSON"),
         ("export", {"arguments": "[3]"}, "--arguments [3]: must be an object"),
         ("export", {"arguments": '{"dpth": 3}'}, "timm cannot make it"),
@@ -384,7 +396,7 @@ def test_a_recipe_for_a_deeper_model(copy: Path) -> None:
         ("plot_top1", {"model": "tny"}, "tny"),
         *[
             (stage, {"batch_size": size}, f"batch size {size}: must be 1 or more")
-            for stage in ("calibrate", "evaluate fp32", "evaluate", "operator_errors")
+            for stage in ("calibrate", "reference", "evaluate", "operator_errors")
             for size in (0, -8)
         ],
         *[
@@ -404,7 +416,7 @@ def test_options(copy: Path, stage: str, changes: dict[str, Any], message: str) 
     ("stage", "changes", "message"),
     [
         ("calibrate", {"batch_size": 0}, "error: batch size 0: must be 1 or more"),
-        ("evaluate fp32", {"graph": "out/gone.onnx"}, "error: out/gone.onnx: not found; stage evaluate"),
+        ("reference", {"model": "gone"}, "error: gone/fused.onnx: not found; stage reference"),
     ],
 )
 def test_one_line_and_nothing_else(copy: Path, stage: str, changes: dict[str, Any], message: str) -> None:

@@ -28,13 +28,14 @@ from tiny_stages import (
 )
 
 from ptq2themoon.data import Preprocessing
+from ptq2themoon.graph.fused import FusedModel
 from ptq2themoon.graph.runtime import run_onnx
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import sha256, sidecar_path
 
 QPARAMS = ("out/q/qparams.json", "out/q/qparams.safetensors")
 METRICS = {
-    "images", "top1", "top5", "loss", "agreement",
+    "version", "images", "top1", "top5", "loss", "agreement",
     "logits_nsr", "logits_sqnr_db", "output_cosine", "attention_cosine", "attention_kl",
 }  # fmt: skip
 
@@ -60,7 +61,7 @@ def images(chain: Path, manifest: pd.DataFrame) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def preprocessing(chain: Path) -> Preprocessing:
-    return Preprocessing.from_info(read(chain / "out/model.json"), chain / "out/model.json")
+    return Preprocessing.read(chain / "out/model.json")
 
 
 # Every stage -----------------------------------------------------------------------------------------
@@ -90,6 +91,7 @@ import sys
 from pathlib import Path
 import numpy, torch
 import tiny_stages
+from ptq2themoon.graph.fused import FusedModel
 from ptq2themoon.quantize.simulation import load_model
 folder, chain = map(Path, sys.argv[1:])
 tiny_stages.write_inputs(folder)
@@ -97,7 +99,7 @@ for stage in tiny_stages.STAGES:
     ended = tiny_stages.run_stage(folder, stage)
     assert ended.status == 0, ended.err
 qparams = [chain / f"out/q/qparams.{kind}" for kind in ("json", "safetensors")]
-model = load_model(chain / "out/fused.onnx", "cpu", qparams)
+model = load_model(FusedModel.open(chain / "out"), "cpu", qparams)
 numpy.save(folder / "logits.npy", model(torch.from_numpy(numpy.load(folder / "images.npy"))).numpy())
 """
 
@@ -128,7 +130,7 @@ def test_the_same_again_to_the_byte(chain: Path, again: Path, stage: str) -> Non
 def test_a_new_process_has_the_same_logits_to_the_bit(
     chain: Path, again: Path, images: torch.Tensor, preprocessing: Preprocessing
 ) -> None:
-    model = load_model(chain / "out/fused.onnx", "cpu", [chain / path for path in QPARAMS])
+    model = load_model(FusedModel.open(chain / "out"), "cpu", [chain / path for path in QPARAMS])
     logits = model(preprocessing.normalise(images)).numpy()
     assert np.load(again / "logits.npy").tobytes() == logits.tobytes()
 
@@ -221,11 +223,13 @@ def test_without_labels_the_output_is_compared(copy: Path) -> None:
     manifest = pd.read_csv(copy / "out/evaluation.csv").assign(label=-1)
     manifest.to_csv(copy / "out/evaluation.csv", index=False)
     before = read(copy / "out/q/metrics.json")
-    for stage in ("evaluate fp32", "evaluate", "attention_maps fp32", "attention_maps", "summarize"):
+    for stage in ("reference", "evaluate", "attention_maps fp32", "attention_maps", "summarize"):
         assert run_stage(copy, stage).status == 0
     no_accuracy = dict.fromkeys(("top1", "top5", "loss"))
     assert read(copy / "out/q/metrics.json") == {**before, **no_accuracy}
-    assert read(copy / "out/fp32/metrics.json") == {**dict.fromkeys(METRICS), "images": 31, "agreement": 100}
+    assert read(copy / "out/fp32/metrics.json") == {
+        **dict.fromkeys(METRICS), "version": 1, "images": 31, "agreement": 100
+    }  # fmt: skip
     table = pd.read_csv(copy / "out/summary.csv")
     assert table[[*no_accuracy, "top1_drop"]].isna().all(axis=None)
     for stage in ("plot_top1", "plot_attention"):
@@ -236,7 +240,7 @@ def test_labels_for_some_images_only_are_refused(copy: Path) -> None:
     path = copy / "out/evaluation.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:-1], lines[-1].partition(",")[0] + ",-1", ""]))
-    ended = run_stage(copy, "evaluate fp32")
+    ended = run_stage(copy, "reference")
     assert ended.err == (
         "error: out/evaluation.csv: 1 of 31 images have no label; give all of them one, or none\n"
     )
@@ -273,6 +277,20 @@ def test_floating_point_is_onnx_runtime_recounted(
     assert metrics["top5"] == pytest.approx(100 * float((ranks < 5).float().mean()))
     loss = float(torch.nn.functional.cross_entropy(logits, labels))
     assert metrics["loss"] == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", [name for name, options in STAGES.items() if options.get("model") == "out"])
+def test_the_fused_graph_is_parsed_once(copy: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, loaded = onnx.load, []
+
+    def counted(path: Path, *args: Any, **options: Any) -> onnx.ModelProto:
+        loaded.append(Path(path).name)
+        return load(path, *args, **options)
+
+    monkeypatch.setattr(onnx, "load", counted)
+    ended = run_stage(copy, stage)
+    assert ended.status == 0, ended.err
+    assert loaded.count("fused.onnx") == 1
 
 
 @pytest.mark.parametrize("size", [1, 31, 100])

@@ -2,6 +2,7 @@ rule operator_errors:
     input:
         **fused_model("operator_errors"),
         qparams=QPARAMS,
+        reference=REFERENCE,
     output:
         table=report(
             "results/{model}/{recipe}/{key}/operators.csv",
@@ -29,9 +30,10 @@ rule operator_errors:
     message:
         "{wildcards.model}, {wildcards.recipe}: error of every operator, three ways"
     shell:
-        "python workflow/scripts/operator_errors.py --graph {input.graph} --fusion {input.fusion} --info {input.info} "
+        "python workflow/scripts/operator_errors.py --model results/models/{wildcards.model} "
         "--manifest {input.manifest} {params.source:q} --device {params.device} --images {params.images} "
         "--logits-images {params.logits_images} --qparams {input.qparams} "
+        "--reference {input.reference} "
         "--out {output.table} --out-ranking {output.ranking} > {log} 2>&1"
 
 
@@ -61,6 +63,6 @@ rule attention_maps:
     message:
         "{wildcards.model}, {wildcards.variant}: attention maps"
     shell:
-        "python workflow/scripts/attention_maps.py --graph {input.graph} --fusion {input.fusion} --info {input.info} "
+        "python workflow/scripts/attention_maps.py --model results/models/{wildcards.model} "
         "--manifest {input.manifest} {params.source:q} --device {params.device} --recipe {params.recipe} "
         "--images {params.images} --block {params.block} {params.qparams} --out {output} > {log} 2>&1"

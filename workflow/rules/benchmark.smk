@@ -150,8 +150,8 @@ rule benchmark_simulation:
     message:
         "{wildcards.model}: simulation and calibration, PPQ's and ours"
     shell:
-        "python workflow/scripts/benchmark_simulation.py --name {wildcards.model} --graph {input.graph} "
-        "--fusion {input.fusion} --info {input.info} --qparams {input.qparams} --int8 {input.int8} "
+        "python workflow/scripts/benchmark_simulation.py --name {wildcards.model} --model results/models/{wildcards.model} "
+        "--qparams {input.qparams} --int8 {input.int8} "
         "--recipe {input.recipe} --bits {params.bits} --images {input.images} --rounds {params.rounds} "
         "--threads {params.threads} --out {output} > {log} 2>&1"
 

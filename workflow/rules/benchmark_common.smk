@@ -30,7 +30,7 @@ def deployed(wildcards):
     key = benchmark_key(wildcards)
     return {
         f"{recipe}/{mode}": f"results/models/{wildcards.model}/{recipe}/{key}/{mode}/int8.onnx"
-        for recipe in PARAMS.recipes
+        for recipe in dict.fromkeys([*PARAMS.recipes, *PARAMS.benchmark.recipes])
         for mode in MODES
     }
 

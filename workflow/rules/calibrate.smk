@@ -5,7 +5,7 @@ rule calibrate:
         info="results/models/{model}/model.json",
         images="results/models/{model}/calibration-n{images}-s{seed}.safetensors",
         recipe=recipe_files,
-        code=code("calibrate"),
+        code=lambda wildcards: code("calibrate", [wildcards.recipe]),
     output:
         qparams="results/models/{model}/{recipe}/{bits}-n{images}-s{seed}/qparams.json",
         arrays="results/models/{model}/{recipe}/{bits}-n{images}-s{seed}/qparams.safetensors",
@@ -25,7 +25,7 @@ rule calibrate:
     message:
         "{wildcards.model}, {wildcards.recipe}: calibrate at {wildcards.bits} on {wildcards.images} images"
     shell:
-        "python workflow/scripts/calibrate.py --graph {input.graph} --fusion {input.fusion} "
-        "--info {input.info} --recipe recipes/{wildcards.recipe}.yaml --bits {wildcards.bits} "
+        "python workflow/scripts/calibrate.py --model results/models/{wildcards.model} "
+        "--recipe recipes/{wildcards.recipe}.yaml --bits {wildcards.bits} "
         "--images {input.images} --batch-size {params.batch_size} --seed {wildcards.seed} --device {params.device} "
         "--out {output.qparams} --out-arrays {output.arrays} > {log} 2>&1"

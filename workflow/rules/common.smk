@@ -2,6 +2,7 @@
 import ast
 import json
 import re
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -40,7 +41,7 @@ RANDOM = PARAMS.benchmark.random
 
 # What `snakemake study` adds.
 STUDY = PARAMS.study
-RECIPES = list(dict.fromkeys([*PARAMS.recipes, *STUDY.recipes, BASE, CHANNELWISE]))
+RECIPES = list(dict.fromkeys([*PARAMS.recipes, *PARAMS.benchmark.recipes, *STUDY.recipes, BASE, CHANNELWISE]))
 
 # What is quantized and how often: (recipe, bits, calibration images, seed).
 RUNS = list(product(PARAMS.recipes, PARAMS.bits, [PARAMS.calibration.images], PARAMS.calibration.seeds))
@@ -63,8 +64,11 @@ def all_results():
         files += [f"{small}/figures/{figure}.{kind}" for figure in FIGURES for kind in ("png", "svg")]
         files += [f"{heavy}/calibration-{CHECK}.safetensors"]
         files += [f"{heavy}/calibration-n{run[2]}-s{run[3]}.safetensors" for run in RUNS]
-        files += [f"{heavy}/fp32/attention_maps.safetensors"]
-        for name in ("qparams.json", "qparams.safetensors", "attention_maps.safetensors"):
+        files += [f"{heavy}/fp32/{name}.safetensors" for name in ("reference", "attention_maps")]
+        for name in (
+            *("qparams.json", "qparams.safetensors"),
+            *("simulated.safetensors", "attention_maps.safetensors"),
+        ):
             files += of_runs(model, f"results/models/{{model}}/{{recipe}}/{{key}}/{name}")
         for name in ("metrics.json", "attention.csv", "operators.csv", "ranking.json"):
             files += of_runs(model, f"results/{{model}}/{{recipe}}/{{key}}/{name}")
@@ -106,19 +110,37 @@ def flags(flag, names, values):
     return [word for name, value in pairs for word in (flag, f"{name}={value}")]
 
 
-def code(script):
-    """A script, and the modules of the package that it imports, directly or not: its inputs too."""
+def code(script, recipes=()):
+    """A script, and the modules of the package that it imports, directly or not: its inputs too.
+
+    So are the methods of recipes, which are imported by their names.
+    """
     found = [Path(workflow.basedir, f"workflow/scripts/{script}.py")]
+    found += [PACKAGE / "methods" / f"{name}.py" for name in methods_of(recipes)]
     for path in found:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ptq2themoon"):
-                parts = node.module.split(".")[1:]
-                names = [PACKAGE.joinpath(*parts, alias.name).with_suffix(".py") for alias in node.names]
-                package = PACKAGE.joinpath(*parts, "__init__.py")
-                for module in [PACKAGE.joinpath(*parts).with_suffix(".py"), package, *names]:
-                    if module.is_file() and module not in found:
-                        found.append(module)
+        found += [module for module in imported(path) if module not in found]
     return [str(path.relative_to(workflow.basedir)) for path in found]
+
+
+@cache
+def imported(path):
+    """The modules of the package that a file imports itself."""
+    found = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ptq2themoon"):
+            parts = node.module.split(".")[1:]
+            names = [PACKAGE.joinpath(*parts, alias.name).with_suffix(".py") for alias in node.names]
+            package = PACKAGE.joinpath(*parts, "__init__.py")
+            for module in [PACKAGE.joinpath(*parts).with_suffix(".py"), package, *names]:
+                if module.is_file():
+                    found[module] = None
+    return list(found)
+
+
+def methods_of(recipes):
+    """Names of the methods that recipes call."""
+    loaded = [checked(lambda: load_recipe(Path(f"recipes/{name}.yaml"))) for name in recipes]
+    return list(dict.fromkeys(call.name for recipe in loaded for call in recipe.methods))
 
 
 def model_of(wildcards):
@@ -177,15 +199,15 @@ def recipe_files(wildcards):
     ]
 
 
-def fused_model(script):
-    """Inputs of every rule that runs a fused model on the evaluation images."""
+def fused_model(script, recipes=()):
+    """Inputs of every rule that runs a fused model on the evaluation images, or quantizes by recipes."""
     return {
         "graph": "results/models/{model}/fused.onnx",
         "fusion": "results/models/{model}/fusion.json",
         "info": "results/models/{model}/model.json",
         "manifest": "results/{model}/evaluation.csv",
         "images": image_file("evaluation"),
-        "code": code(script),
+        "code": code(script, recipes),
     }
 
 
@@ -225,4 +247,7 @@ def test_images(wildcards):
     return images_for(wildcards, "evaluation")
 
 
+# Outputs of a model for all evaluation images: in floating point, and of a simulation.
+REFERENCE = "results/models/{model}/fp32/reference.safetensors"
+SIMULATED = "results/models/{model}/{recipe}/{key}/simulated.safetensors"
 QPARAMS = multiext("results/models/{model}/{recipe}/{key}/qparams", ".json", ".safetensors")

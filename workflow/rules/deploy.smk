@@ -21,7 +21,7 @@ rule deploy:
     message:
         "{wildcards.model}, {wildcards.recipe}: INT8 model, {wildcards.mode}"
     shell:
-        "python workflow/scripts/deploy.py --graph {input.graph} --fusion {input.fusion} --info {input.info} "
+        "python workflow/scripts/deploy.py --model results/models/{wildcards.model} "
         "--qparams {input.qparams} --mode {wildcards.mode} "
         "--out {output.model} --out-report {output.report} > {log} 2>&1"
 
@@ -30,6 +30,8 @@ rule verify_runtime:
     input:
         **fused_model("verify_runtime"),
         qparams=QPARAMS,
+        reference=REFERENCE,
+        simulated=SIMULATED,
         models=expand(
             "results/models/{{model}}/{{recipe}}/{{key}}/{mode}/int8.onnx", mode=PARAMS.deploy.modes
         ),
@@ -56,8 +58,9 @@ rule verify_runtime:
     message:
         "{wildcards.model}, {wildcards.recipe}: INT8 models in ONNX Runtime against the simulation"
     shell:
-        "python workflow/scripts/verify_runtime.py --graph {input.graph} --fusion {input.fusion} "
-        "--info {input.info} --manifest {input.manifest} {params.source:q} --device {params.device} "
+        "python workflow/scripts/verify_runtime.py --model results/models/{wildcards.model} "
+        "--manifest {input.manifest} {params.source:q} --device {params.device} "
         "--qparams {input.qparams} --int8 {input.models} --deployed {input.reports} "
+        "--reference {input.reference} --simulated {input.simulated} "
         "--batch-size {params.batch_size} --threads {threads} "
         "--out {output.metrics} --out-operators {output.operators} > {log} 2>&1"

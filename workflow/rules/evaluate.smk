@@ -1,12 +1,14 @@
-rule evaluate_float:
+rule reference:
     input:
-        **fused_model("evaluate"),
+        **fused_model("reference"),
     output:
-        "results/{model}/fp32/metrics.json",
+        metrics="results/{model}/fp32/metrics.json",
+        reference=REFERENCE,
     log:
-        "logs/{model}/fp32/evaluate.log",
+        "logs/{model}/fp32/reference.log",
     benchmark:
-        "benchmarks/{model}/fp32/evaluate.tsv"
+        "benchmarks/{model}/fp32/reference.tsv"
+    priority: 50  # much waits for it
     conda:
         "../../environment.yml"
     threads: SHARE
@@ -17,18 +19,20 @@ rule evaluate_float:
         source=test_images,
         device=PARAMS.device,
         batch_size=PARAMS.evaluation.batch_size,
+        block=PARAMS.attention.block,
     message:
-        "{wildcards.model}: evaluate in floating point"
+        "{wildcards.model}: floating point on all evaluation images"
     shell:
-        "python workflow/scripts/evaluate.py --graph {input.graph} --fusion {input.fusion} --info {input.info} "
+        "python workflow/scripts/reference.py --model results/models/{wildcards.model} "
         "--manifest {input.manifest} {params.source:q} --device {params.device} --batch-size {params.batch_size} "
-        "--out {output} > {log} 2>&1"
+        "--block {params.block} --out {output.metrics} --out-reference {output.reference} > {log} 2>&1"
 
 
 rule evaluate_quantized:
     input:
         **fused_model("evaluate"),
         qparams=QPARAMS,
+        reference=REFERENCE,
     output:
         metrics="results/{model}/{recipe}/{key}/metrics.json",
         attention=report(
@@ -38,6 +42,7 @@ rule evaluate_quantized:
             subcategory="Tables",
             labels={"table": "attention fidelity", "recipe": "{recipe}", "key": "{key}"},
         ),
+        simulated=SIMULATED,
     log:
         "logs/{model}/{recipe}/{key}/evaluate.log",
     benchmark:
@@ -56,10 +61,11 @@ rule evaluate_quantized:
     message:
         "{wildcards.model}, {wildcards.recipe}: evaluate {wildcards.key}"
     shell:
-        "python workflow/scripts/evaluate.py --graph {input.graph} --fusion {input.fusion} --info {input.info} "
+        "python workflow/scripts/evaluate.py --model results/models/{wildcards.model} "
         "--manifest {input.manifest} {params.source:q} --device {params.device} --batch-size {params.batch_size} "
-        "--block {params.block} --qparams {input.qparams} "
-        "--out {output.metrics} --out-attention {output.attention} > {log} 2>&1"
+        "--block {params.block} --qparams {input.qparams} --reference {input.reference} "
+        "--out {output.metrics} --out-attention {output.attention} --out-simulated {output.simulated} "
+        "> {log} 2>&1"
 
 
 rule summarize:

@@ -1,44 +1,12 @@
-rule study_reference:
-    input:
-        **fused_model("study_reference"),
-    output:
-        reference="results/models/{model}/study/reference.safetensors",
-        metrics="results/{model}/study/fp32.json",
-    log:
-        "logs/{model}/study/reference.log",
-    benchmark:
-        "benchmarks/{model}/study_reference.tsv"
-    priority: 50  # much waits for it
-    conda:
-        "../../environment.yml"
-    threads: SHARE
-    resources:
-        mem_mb=4000,
-        runtime=60,
-    params:
-        source=test_images,
-        device=PARAMS.device,
-        images=STUDY.images,
-        batch_size=PARAMS.evaluation.batch_size,
-        block=PARAMS.attention.block,
-    message:
-        "{wildcards.model}: floating point on the images of the ablation"
-    shell:
-        "python workflow/scripts/study_reference.py --graph {input.graph} --fusion {input.fusion} "
-        "--info {input.info} --manifest {input.manifest} {params.source:q} --device {params.device} "
-        "--images {params.images} --batch-size {params.batch_size} --block {params.block} "
-        "--out {output.reference} --out-metrics {output.metrics} > {log} 2>&1"
-
-
 rule study_bits:
     input:
         **fused_model("study_bits"),
-        reference="results/models/{model}/study/reference.safetensors",
-        metrics="results/{model}/study/fp32.json",
+        reference=REFERENCE,
         calibration=study_calibration(STUDY.seeds[0]),
         recipe=lambda wildcards: recipe_chain(BASE),
     output:
-        "results/{model}/study/bits.json",
+        bits="results/{model}/study/bits.json",
+        metrics="results/{model}/study/fp32.json",
     log:
         "logs/{model}/study/bits.log",
     benchmark:
@@ -63,12 +31,12 @@ rule study_bits:
     message:
         "{wildcards.model}: the first bits at which {params.recipe} loses more than {params.loss} points"
     shell:
-        "python workflow/scripts/study_bits.py --graph {input.graph} --fusion {input.fusion} --info {input.info} "
+        "python workflow/scripts/study_bits.py --model results/models/{wildcards.model} "
         "--manifest {input.manifest} {params.source:q} --device {params.device} "
         "--recipe recipes/{params.recipe}.yaml --bits {params.bits} --loss {params.loss} "
         "--calibration {input.calibration} --calibration-batch-size {params.calibration_batch_size} "
-        "--reference {input.reference} --metrics {input.metrics} --images {params.images} "
-        "--batch-size {params.batch_size} --block {params.block} --out {output} > {log} 2>&1"
+        "--reference {input.reference} --images {params.images} --batch-size {params.batch_size} "
+        "--block {params.block} --out {output.bits} --out-metrics {output.metrics} > {log} 2>&1"
 
 
 rule study_auto:
@@ -108,7 +76,7 @@ rule study_auto:
     message:
         "{wildcards.model}: rank what a scale a channel gains, and find the recipe that needs fewest"
     shell:
-        "python workflow/scripts/study_auto.py --graph {input.graph} --fusion {input.fusion} --info {input.info} "
+        "python workflow/scripts/study_auto.py --model results/models/{wildcards.model} "
         "--device {params.device} --base recipes/{params.base}.yaml "
         "--channelwise recipes/{params.channelwise}.yaml --bits-from {input.narrow} "
         "--calibration {input.calibration} --batch-size {params.batch_size} --images {params.images} "
@@ -118,8 +86,8 @@ rule study_auto:
 
 rule study_ablation:
     input:
-        **fused_model("study_ablation"),
-        reference="results/models/{model}/study/reference.safetensors",
+        **fused_model("study_ablation", STUDY.recipes),
+        reference=REFERENCE,
         calibration=study_calibration(),
         narrow=lambda wildcards: ["results/{model}/study/bits.json"] * (wildcards.width == "narrow"),
         recipes=ablation_sources,
@@ -153,8 +121,8 @@ rule study_ablation:
     message:
         "{wildcards.model}: ablation, {wildcards.width} bits, {wildcards.part}, seed {wildcards.seed}"
     shell:
-        "python workflow/scripts/study_ablation.py --graph {input.graph} --fusion {input.fusion} "
-        "--info {input.info} --manifest {input.manifest} {params.source:q} --device {params.device} "
+        "python workflow/scripts/study_ablation.py --model results/models/{wildcards.model} "
+        "--manifest {input.manifest} {params.source:q} --device {params.device} "
         "--recipes {params.recipes} --variant {params.variant} {params.bits} --calibration {input.calibration} "
         "--calibration-batch-size {params.calibration_batch_size} --seed {wildcards.seed} "
         "--reference {input.reference} --images {params.images} --batch-size {params.batch_size} "

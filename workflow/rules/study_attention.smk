@@ -28,7 +28,7 @@ rule study_rollout:
     message:
         "{wildcards.model}, {wildcards.variant}: attention rollout"
     shell:
-        "python workflow/scripts/study_rollout.py --graph {input.graph} --fusion {input.fusion} --info {input.info} "
+        "python workflow/scripts/study_rollout.py --model results/models/{wildcards.model} "
         "--manifest {input.manifest} {params.source:q} --device {params.device} --recipe {params.recipe} "
         "--images {params.images} {params.qparams} --out {output} > {log} 2>&1"
 

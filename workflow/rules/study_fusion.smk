@@ -1,7 +1,8 @@
 rule study_fusion:
     input:
         model="results/models/{model}/model.onnx",
-        fused="results/models/{model}/fused.onnx",
+        graph="results/models/{model}/fused.onnx",
+        fusion="results/models/{model}/fusion.json",
         info="results/models/{model}/model.json",
         images=f"results/models/{{model}}/calibration-{CHECK}.safetensors",
         recipe=lambda wildcards: recipe_chain(BASE),
@@ -28,8 +29,8 @@ rule study_fusion:
     message:
         "{wildcards.model}: time an image with and without fusion"
     shell:
-        "python workflow/scripts/study_fusion.py --name {wildcards.model} --model {input.model} "
-        "--fused {input.fused} --info {input.info} --recipe recipes/{params.recipe}.yaml --bits {params.bits} "
+        "python workflow/scripts/study_fusion.py --name {wildcards.model} "
+        "--model results/models/{wildcards.model} --recipe recipes/{params.recipe}.yaml --bits {params.bits} "
         "--images {input.images} --rounds {params.rounds} --threads {params.threads} "
         "--out {output.table} --out-operators {output.operators} > {log} 2>&1"
 

@@ -25,8 +25,8 @@ rule study_activations:
     message:
         "{wildcards.model}: ranges of the layers' inputs by channel"
     shell:
-        "python workflow/scripts/study_activations.py --graph {input.graph} --fusion {input.fusion} "
-        "--info {input.info} --manifest {input.manifest} {params.source:q} --device {params.device} "
+        "python workflow/scripts/study_activations.py --model results/models/{wildcards.model} "
+        "--manifest {input.manifest} {params.source:q} --device {params.device} "
         "--images {params.images} --out {output.channels} --out-largest {output.largest} > {log} 2>&1"
 
 
@@ -58,8 +58,8 @@ rule study_errors:
     message:
         "{wildcards.model}: errors of the layers' inputs, class token and patch tokens apart"
     shell:
-        "python workflow/scripts/study_errors.py --graph {input.graph} --fusion {input.fusion} "
-        "--info {input.info} --manifest {input.manifest} {params.source:q} --device {params.device} "
+        "python workflow/scripts/study_errors.py --model results/models/{wildcards.model} "
+        "--manifest {input.manifest} {params.source:q} --device {params.device} "
         "--images {params.images} --block {params.block} --per-tensor {input.per_tensor} "
         "--per-channel {input.per_channel} --out {output.errors} --out-average {output.average} "
         "--out-histograms {output.histograms} --out-channels {output.channels} > {log} 2>&1"

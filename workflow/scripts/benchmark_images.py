@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon.data import Preprocessing, open_source, read_info, read_manifest, spread, write_images
+from ptq2themoon.data import Preprocessing, open_source, read_manifest, spread, write_images
 from ptq2themoon.stage import Stage, run
 
 
@@ -29,7 +29,7 @@ def main() -> None:
         outputs=[args.out],
         parameters={"kind": args.kind, "source": args.source.as_posix(), "images": args.images},
     ) as stage:
-        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        preprocessing = Preprocessing.read(args.info)
         rows = read_manifest(args.manifest)
         rows = spread(rows, min(args.images, len(rows)), "--images", args.manifest)
         found = (

@@ -63,8 +63,9 @@ def make_model(name: str) -> tuple[torch.nn.Module, Preprocessing]:
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
     config = timm.data.resolve_data_config({}, model=model)
-    fields = {key: config[key] for key in Preprocessing.__dataclass_fields__}
-    return model, Preprocessing(**fields)
+    fields = {key: config[key] for key in Preprocessing.model_fields}
+    lists = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+    return model, Preprocessing(**lists)
 
 
 def session(model: torch.nn.Module, inputs: torch.Tensor, cores: int, folder: Path) -> ort.InferenceSession:

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from ptq2themoon.benchmark.ppq_export import export
-from ptq2themoon.data import Preprocessing, calibration_batches, read_info
+from ptq2themoon.data import Preprocessing, calibration_batches
 from ptq2themoon.errors import UserError
 from ptq2themoon.stage import Stage, run
 
@@ -32,7 +32,7 @@ def main() -> None:
         parameters={},
         device="cpu",
     ) as stage:
-        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        preprocessing = Preprocessing.read(args.info)
         batches = list(calibration_batches(args.images, preprocessing, 1))
         try:
             export(args.model, batches, stage.temporary(args.out))

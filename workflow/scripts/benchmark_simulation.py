@@ -13,11 +13,10 @@ from ptq2themoon.benchmark.runtimes import onnx_session
 from ptq2themoon.benchmark.simulation import COLUMNS, calibration, forward
 from ptq2themoon.benchmark.timing import write_csv
 from ptq2themoon.config import parse_bits
-from ptq2themoon.data import Preprocessing, calibration_batches, read_info
+from ptq2themoon.data import Preprocessing, calibration_batches
 from ptq2themoon.deploy.runtime import runner
 from ptq2themoon.errors import at_least
-from ptq2themoon.graph.nodes import read_nodes
-from ptq2themoon.graph.report import read_operators
+from ptq2themoon.graph.fused import FusedModel, fused_files
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.recipe import load_recipe
 from ptq2themoon.quantize.tensors import QuantizedOperator
@@ -29,9 +28,7 @@ FAITHFUL = "faithful INT8 model, ONNX Runtime"
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True, help="what the table calls the model")
-    parser.add_argument("--graph", type=Path, required=True, help="fused.onnx")
-    parser.add_argument("--fusion", type=Path, required=True, help="fusion.json")
-    parser.add_argument("--info", type=Path, required=True, help="model.json")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the fused model")
     parser.add_argument("--qparams", type=Path, nargs=2, required=True, help="qparams.json and .safetensors")
     parser.add_argument("--int8", type=Path, help="the faithful INT8 model of these parameters")
     parser.add_argument("--recipe", type=Path, required=True, help="to calibrate by")
@@ -58,29 +55,29 @@ def main() -> None:
     int8 = [args.int8] if args.int8 else []
     with Stage(
         "benchmark_simulation",
-        inputs=[args.graph, args.fusion, args.info, *args.qparams, args.images, *recipe.sources, *int8],
+        inputs=[*fused_files(args.model), *args.qparams, args.images, *recipe.sources, *int8],
         outputs=[args.out],
         parameters={"model": args.name, "recipe": recipe.name, **settings},
         device="cpu",
     ) as stage:
         stage.parameters["machine"] = machine(args.threads, ("torch", "onnxruntime", "ppq"))
-        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        fused = FusedModel.open(args.model)
+        fused.check_parameters(args.qparams)
 
         def planned() -> list[QuantizedOperator]:
-            operators, nodes = read_operators(args.fusion), read_nodes(args.graph)
-            return plan(operators, nodes, recipe, *parse_bits(args.bits))
+            return plan(fused.operators, fused.nodes, recipe, *parse_bits(args.bits))
 
-        found = calibration_batches(args.images, preprocessing, 1)
+        found = calibration_batches(args.images, Preprocessing.of(fused.info), 1)
         images = torch.cat(list(itertools.islice(itertools.cycle(found), args.count)))
         others = {}
         if args.int8:
             run_int8 = runner(onnx_session(args.int8, args.threads, quantized=True))
             array = images.numpy()
             others[FAITHFUL] = lambda: run_int8(array)
-        rows = forward(args.graph, args.qparams, images, args.rounds, others)
+        rows = forward(fused, args.qparams, images, args.rounds, others)
         for row in rows:
             row["batch"] = args.count
-        timed = calibration(args.graph, planned, images.split(args.batch_size), args.rounds)
+        timed = calibration(fused, planned, images.split(args.batch_size), args.rounds)
         for row in timed:
             row["batch"] = args.batch_size
         facts = {"model": args.name, "images": args.count, "threads": args.threads, "rounds": args.rounds}

@@ -6,28 +6,25 @@ import argparse
 from pathlib import Path
 
 from ptq2themoon.config import parse_bits
-from ptq2themoon.data import Preprocessing, calibration_batches, read_info
+from ptq2themoon.data import Preprocessing, calibration_batches
 from ptq2themoon.device import resolve_device
-from ptq2themoon.graph.files import check_same_model, read_graph
-from ptq2themoon.graph.report import read_operators
+from ptq2themoon.evaluate.arguments import add_model, open_model
+from ptq2themoon.graph.fused import fused_files
 from ptq2themoon.quantize.files import Header, write_qparams
 from ptq2themoon.quantize.pipeline import quantize
 from ptq2themoon.quantize.plan import protocol
 from ptq2themoon.quantize.recipe import load_recipe
-from ptq2themoon.stage import Stage, run, sha256
+from ptq2themoon.stage import Stage, run
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--graph", type=Path, required=True, help="fused.onnx")
-    parser.add_argument("--fusion", type=Path, required=True, help="fusion.json")
-    parser.add_argument("--info", type=Path, required=True, help="model.json")
+    add_model(parser)
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--bits", required=True, help="as w8a8")
     parser.add_argument("--images", type=Path, required=True, help="calibration images")
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0, help="of what methods draw")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--out-arrays", type=Path, required=True)
     return parser.parse_args()
@@ -46,24 +43,22 @@ def main() -> None:
     }
     with Stage(
         "calibrate",
-        inputs=[args.graph, args.fusion, args.info, args.images, *recipe.sources],
+        inputs=[*fused_files(args.model), args.images, *recipe.sources],
         outputs=[args.out, args.out_arrays],
         parameters=parameters,
         seed=args.seed,
         device=device,
     ) as stage:
-        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
-        check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size)
-        batches = calibration_batches(args.images, preprocessing, args.batch_size)
-        operators, graph = read_operators(args.fusion), read_graph(args.graph)
-        model = quantize(graph, operators, recipe, bits, batches, device, args.seed)
+        fused = open_model(args)
+        batches = calibration_batches(args.images, Preprocessing.of(fused.info), args.batch_size)
+        model = quantize(fused.graph, fused.operators, recipe, bits, batches, device, args.seed)
         header = Header(
             recipe=recipe.name,
             bits=args.bits,
             protocol=protocol(model.quantized),
             methods=[call.model_dump() for call in recipe.methods],
             calibration_images=batches.images,
-            graph_sha256=sha256(args.graph),
+            graph_sha256=fused.sha256,
         )
         write_qparams(model, header, stage.temporary(args.out), stage.temporary(args.out_arrays))
 

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import onnx
 
-from ptq2themoon.data import Preprocessing, read_info
+from ptq2themoon import records
 from ptq2themoon.deploy.export import deploy
 from ptq2themoon.deploy.modes import MODES, PROFILES
-from ptq2themoon.graph.files import check_same_model, read_graph
+from ptq2themoon.deploy.records import DeployReport
+from ptq2themoon.graph.fused import FusedModel, fused_files
 from ptq2themoon.quantize.files import read_qparams
-from ptq2themoon.stage import Stage, run, sha256, write_json
+from ptq2themoon.stage import Stage, run, sha256
+from ptq2themoon.validation import validate
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--graph", type=Path, required=True, help="fused.onnx")
-    parser.add_argument("--fusion", type=Path, required=True, help="fusion.json")
-    parser.add_argument("--info", type=Path, required=True, help="model.json")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the fused model")
     parser.add_argument("--qparams", type=Path, nargs=2, required=True, help="qparams.json and .safetensors")
     parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0])
@@ -32,23 +32,23 @@ def main() -> None:
     args = parse_args()
     with Stage(
         "deploy",
-        inputs=[args.graph, args.fusion, args.info, *args.qparams],
+        inputs=[*fused_files(args.model), *args.qparams],
         outputs=[args.out, args.out_report],
         parameters={"mode": args.mode, "profile": args.profile},
     ) as stage:
-        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
-        check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
-        model = read_qparams(*args.qparams).model(read_graph(args.graph))
-        made = deploy(model.edited, model.quantized, args.mode, args.profile, source=args.graph)
+        fused = FusedModel.open(args.model)
+        fused.check_parameters(args.qparams)
+        model = read_qparams(*args.qparams).model(fused.graph)
+        made = deploy(model.edited, model.quantized, args.mode, args.profile, source=fused.path)
         onnx.save(made.model, stage.temporary(args.out))
         report = {
             **made.report(item.operator for item in model.quantized),
-            "graph_sha256": sha256(args.graph),
+            "graph_sha256": fused.sha256,
             "qparams_sha256": sha256(args.qparams[0]),
             "int8_sha256": sha256(stage.temporary(args.out)),
-            "bytes": {"fp32": args.graph.stat().st_size, "int8": stage.temporary(args.out).stat().st_size},
+            "bytes": {"fp32": fused.path.stat().st_size, "int8": stage.temporary(args.out).stat().st_size},
         }
-        write_json(stage.temporary(args.out_report), report)
+        records.write(stage.temporary(args.out_report), validate(DeployReport, report, "deploy.json"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon.data import Preprocessing, draw_calibration, open_source, read_info
+from ptq2themoon.data import Preprocessing, draw_calibration, open_source
 from ptq2themoon.stage import Stage, run
 
 
@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+    preprocessing = Preprocessing.read(args.info)
     source = open_source(args.kind, args.source, args.classes)
     parameters = {
         "kind": args.kind,

@@ -1,41 +1,44 @@
-"""Stage evaluate: accuracy where there is any; of a quantized model its error against floating point."""
+"""Stage evaluate: a quantized model's accuracy where there is any, and its error against the reference."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from ptq2themoon import records
 from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
-from ptq2themoon.errors import UserError
-from ptq2themoon.evaluate.accuracy import evaluate_float, evaluate_quantized
-from ptq2themoon.evaluate.arguments import add_model_and_images, evaluated_images
+from ptq2themoon.evaluate.accuracy import evaluate_quantized
+from ptq2themoon.evaluate.arguments import add_model_and_images, evaluated_images, open_model
 from ptq2themoon.evaluate.attention import attention_spec
-from ptq2themoon.quantize.simulation import load_model
-from ptq2themoon.stage import Stage, run, write_json
+from ptq2themoon.evaluate.outputs import Reference, reference_of, save_simulated, simulation_of
+from ptq2themoon.graph.fused import fused_files
+from ptq2themoon.quantize.files import read_qparams
+from ptq2themoon.quantize.simulation import simulated
+from ptq2themoon.stage import Stage, run
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_model_and_images(parser, floating_point=True)
+    add_model_and_images(parser, floating_point=False)
+    parser.add_argument("--reference", type=Path, required=True, help="reference.safetensors")
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--block", type=int, default=-1, help="whose attention is compared")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--out-attention", type=Path, help="attention.csv, with --qparams")
+    parser.add_argument("--out", type=Path, required=True, help="metrics.json")
+    parser.add_argument("--out-attention", type=Path, required=True, help="attention.csv")
+    parser.add_argument("--out-simulated", type=Path, required=True, help="simulated.safetensors")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if bool(args.qparams) != bool(args.out_attention):
-        raise UserError("--qparams and --out-attention: give both or neither")
     device = resolve_device(args.device)
-    qparams, attention = args.qparams or [], [args.out_attention] if args.qparams else []
     source = open_source(args.kind, args.source)
+    files = (*fused_files(args.model), args.manifest, *args.qparams, args.reference)
     with Stage(
         "evaluate",
-        inputs=[args.graph, args.fusion, args.info, args.manifest, *source.files, *qparams],
-        outputs=[args.out, *attention],
+        inputs=[*files, *source.files],
+        outputs=[args.out, args.out_attention, args.out_simulated],
         parameters={
             "kind": args.kind,
             "source": str(args.source),
@@ -44,15 +47,18 @@ def main() -> None:
         },
         device=device,
     ) as stage:
-        data, *kind = evaluated_images(args, source, args.batch_size)
-        model = load_model(args.graph, device, args.qparams)
-        if args.qparams:
-            spec = attention_spec(args.fusion, args.block)
-            result = evaluate_quantized(model, data, spec, *kind)
-            result.attention.to_csv(stage.temporary(args.out_attention), index=False, float_format="%.8g")
-        else:
-            result = evaluate_float(model, data, *kind)
-        write_json(stage.temporary(args.out), result.metrics)
+        fused = open_model(args)
+        data, *kind, _ = evaluated_images(args, fused, source, args.batch_size)
+        spec = attention_spec(fused.report.attention, args.block)
+        reference = Reference.load(args.reference, reference_of(fused.sha256, args.manifest, spec))
+        qparams = read_qparams(*args.qparams)
+        model = simulated(qparams.model(fused.graph), device, source=fused.path)
+        result = evaluate_quantized(model, data, reference.batches(args.batch_size), spec, *kind)
+        result.attention.to_csv(stage.temporary(args.out_attention), index=False, float_format="%.8g")
+        made_from = simulation_of(args.qparams, args.manifest)
+        save_simulated(stage.temporary(args.out_simulated), result.output, made_from)
+        metrics = result.metrics.model_copy(update={"protocol": qparams.header.protocol})
+        records.write(stage.temporary(args.out), metrics)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ptq2themoon import records
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.export import export
 from ptq2themoon.graph.source import ONNX, OPSETS, PreprocessingChanges, Source
-from ptq2themoon.stage import Stage, run, write_json
+from ptq2themoon.stage import Stage, run
 from ptq2themoon.validation import validate
 
 # Arguments that would bring in weights that no sidecar names.
@@ -75,7 +76,7 @@ def main() -> None:
         },
     ) as stage:
         facts = export(source, args.exporter, args.opset, stage.temporary(args.out_model))
-        write_json(stage.temporary(args.out_info), facts)
+        records.write(stage.temporary(args.out_info), facts)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ptq2themoon.data import Preprocessing, calibration_batches, read_info
+from ptq2themoon import records
+from ptq2themoon.data import Preprocessing, calibration_batches
 from ptq2themoon.errors import UserError, at_least
 from ptq2themoon.graph.files import read_graph
 from ptq2themoon.graph.fuse import fuse
@@ -16,7 +17,7 @@ from ptq2themoon.graph.normalise import normalise
 from ptq2themoon.graph.report import fusion_report
 from ptq2themoon.graph.roles import find_roles, rename_operators
 from ptq2themoon.graph.runtime import TOLERANCE, run_onnx
-from ptq2themoon.stage import Stage, run, write_json
+from ptq2themoon.stage import Stage, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,7 +53,7 @@ def main() -> None:
         outputs=[args.out, args.out_report],
         parameters={"check_images": args.check_images},
     ) as stage:
-        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        preprocessing = Preprocessing.read(args.info)
         images = next(iter(calibration_batches(args.images, preprocessing, args.check_images))).numpy()
         original = read_graph(args.model)
         try:
@@ -65,10 +66,10 @@ def main() -> None:
                 f"{args.model}: no transformer: no Softmax between two products of activations was found; "
                 "give a Vision Transformer whose attention is plain operators"
             )
-        check = {"images": len(images), "max_abs_logit_difference": check_logits(original, fused, images)}
-        report = fusion_report(original, fused, fusions, operators, renamed)
+        difference = check_logits(original, fused, images)
+        report = fusion_report(original, fused, fusions, operators, renamed, len(images), difference)
         onnx.save(fused, stage.temporary(args.out))
-        write_json(stage.temporary(args.out_report), {**check, **report})
+        records.write(stage.temporary(args.out_report), report)
 
 
 if __name__ == "__main__":

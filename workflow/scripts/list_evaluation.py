@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 
 from ptq2themoon.data import (
-    class_count,
     list_evaluation,
     open_source,
-    read_info,
     write_manifest,
 )
 from ptq2themoon.data.draw import EVALUATION_SEED
 from ptq2themoon.errors import UserError
+from ptq2themoon.graph.model_info import ModelInfo
+from ptq2themoon.records import read
 from ptq2themoon.stage import Stage, run
 
 
@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    num_classes = class_count(read_info(args.info), args.info)
+    num_classes = read(args.info, ModelInfo).num_classes
     source = open_source(args.kind, args.source, args.classes)
     parameters = {"kind": args.kind, "source": args.source.as_posix(), "images": args.images}
     if args.classes:

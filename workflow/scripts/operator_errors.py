@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from ptq2themoon.data import Preprocessing, batches, open_source, read_info, read_manifest, spread
+from ptq2themoon.data import Preprocessing, batches, open_source, read_manifest, spread
 from ptq2themoon.device import resolve_device
 from ptq2themoon.errors import UserError
-from ptq2themoon.evaluate.arguments import add_model_and_images
+from ptq2themoon.evaluate.arguments import add_model_and_images, open_model
 from ptq2themoon.evaluate.errors import FIGURES
 from ptq2themoon.evaluate.operators import (
     error_table,
@@ -21,15 +21,17 @@ from ptq2themoon.evaluate.operators import (
     output_errors,
     ranking,
 )
-from ptq2themoon.graph.files import check_same_model
-from ptq2themoon.graph.report import read_operators
-from ptq2themoon.quantize.simulation import load_model
+from ptq2themoon.evaluate.outputs import Reference, reference_of
+from ptq2themoon.graph.fused import fused_files
+from ptq2themoon.quantize.files import read_qparams
+from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.stage import Stage, run, write_json
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_model_and_images(parser, floating_point=False)
+    parser.add_argument("--reference", type=Path, required=True, help="reference.safetensors")
     parser.add_argument("--images", type=int, required=True, help="for the errors of the outputs")
     parser.add_argument("--logits-images", type=int, required=True, help="for the effect on the logits")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -44,7 +46,7 @@ def main() -> None:
     source = open_source(args.kind, args.source)
     with Stage(
         "operator_errors",
-        inputs=[args.graph, args.fusion, args.info, args.manifest, *source.files, *args.qparams],
+        inputs=[*fused_files(args.model), args.manifest, *source.files, *args.qparams, args.reference],
         outputs=[args.out, args.out_ranking],
         parameters={
             "kind": args.kind,
@@ -55,25 +57,30 @@ def main() -> None:
         },
         device=device,
     ) as stage:
-        manifest = read_manifest(args.manifest)
-        rows = {
-            "--images": spread(manifest, args.images, "--images", args.manifest),
-            "--logits-images": spread(manifest, args.logits_images, "--logits-images", args.manifest),
+        fused, manifest = open_model(args), read_manifest(args.manifest)
+        everywhere = range(len(manifest))
+        places = {
+            "--images": spread(everywhere, args.images, "--images", args.manifest),
+            "--logits-images": spread(everywhere, args.logits_images, "--logits-images", args.manifest),
         }
-        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
-        check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
+        preprocessing = Preprocessing.of(fused.info)
 
         def images(option: str) -> Iterator[Tensor]:
-            return (x for x, _ in batches(rows[option], source, preprocessing, args.batch_size))
+            rows = [manifest[place] for place in places[option]]
+            return (x for x, _ in batches(rows, source, preprocessing, args.batch_size))
 
-        model = load_model(args.graph, device, args.qparams)
-        accumulated, local = output_errors(model, images("--images"))
-        logits = logits_errors(model, images("--logits-images"))
-        places = pd.DataFrame([o._asdict() for o in read_operators(args.fusion)])
-        places = places.rename(columns={"name": "operator"}).astype({"block": "Int64"})
+        whole = Reference.load(args.reference, reference_of(fused.sha256, args.manifest))
+        known = whole.at(places["--logits-images"]).batches(args.batch_size)
+        quantized = read_qparams(*args.qparams).model(fused.graph)
+        model = simulated(quantized, device, source=fused.path)
+        floating = SimulatedModel(quantized.rewritten, device, source=fused.path)
+        accumulated, local = output_errors(model, floating, images("--images"))
+        logits = logits_errors(model, floating, images("--logits-images"), [output for output, _ in known])
+        operators = pd.DataFrame([operator._asdict() for operator in quantized.operators])
+        operators = operators.rename(columns={"name": "operator"}).astype({"block": "Int64"})
         modes = {"accumulated": accumulated, "local": local, "logits": logits}
-        table = pd.concat([error_table(meters, mode, places) for mode, meters in modes.items()])
-        refuse_nonsense(table, args.graph)
+        table = pd.concat([error_table(meters, mode, operators) for mode, meters in modes.items()])
+        refuse_nonsense(table, fused.path)
         table.to_csv(stage.temporary(args.out), index=False, float_format="%.8g")
         write_json(stage.temporary(args.out_ranking), ranking(logits))
 

@@ -9,8 +9,9 @@ from ptq2themoon.plots.arguments import add_figure
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.ranking import RANKING_COLUMNS, SEARCH_COLUMNS, ranking
 from ptq2themoon.plots.style import check_dpi, save
+from ptq2themoon.records import read
 from ptq2themoon.stage import Stage, run
-from ptq2themoon.study.files import chosen_bits
+from ptq2themoon.study.files import NarrowBits
 
 
 def arguments() -> argparse.Namespace:
@@ -35,7 +36,7 @@ def main() -> None:
     ) as stage:
         table = read_table(args.ranking, RANKING_COLUMNS)
         search = read_table(args.search, SEARCH_COLUMNS)
-        figure = ranking(table, search, args.name, chosen_bits(args.bits_from), args.share)
+        figure = ranking(table, search, args.name, read(args.bits_from, NarrowBits).narrow, args.share)
         save(figure, stage, args.out_png, args.out_svg, args.dpi)
 
 

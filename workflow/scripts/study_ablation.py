@@ -10,12 +10,14 @@ import pandas as pd
 from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.arguments import add_images, add_model
+from ptq2themoon.graph.fused import fused_files
 from ptq2themoon.quantize.bits import parse_bits
 from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.records import read
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.ablation import METRICS, RUN
 from ptq2themoon.study.bench import Bench, add_bench
-from ptq2themoon.study.files import chosen_bits
+from ptq2themoon.study.files import NarrowBits
 from ptq2themoon.study.names import VARIANTS
 
 
@@ -37,9 +39,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     device, source = resolve_device(args.device), open_source(args.kind, args.source)
-    bits = args.bits or chosen_bits(args.bits_from)
+    bits = args.bits or read(args.bits_from, NarrowBits).narrow
     recipes = [load_recipe(path, [parse_bits(bits)]) for path in args.recipes]
-    files = (args.graph, args.fusion, args.info, args.manifest, args.calibration, args.reference)
+    files = (*fused_files(args.model), args.manifest, args.calibration, args.reference)
     with Stage(
         "study_ablation",
         inputs=[
@@ -70,8 +72,8 @@ def main() -> None:
         rows = []
         for recipe in variants:
             metrics = bench.metrics(recipe, bits)
-            drawn = bench.calibration.images, args.seed, metrics["images"]
-            figures = (metrics[name] for name in METRICS)
+            drawn = bench.calibration.images, args.seed, metrics.images
+            figures = (getattr(metrics, name) for name in METRICS)
             rows.append((recipe.name, bits, args.variant, *drawn, *figures))
         table = pd.DataFrame(rows, columns=RUN)
         table.to_csv(stage.temporary(args.out), index=False, float_format="%.8g")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
-from ptq2themoon.evaluate.arguments import add_images, add_model, evaluated_images
+from ptq2themoon.evaluate.arguments import add_images, add_model, evaluated_images, open_model
+from ptq2themoon.graph.fused import fused_files
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.inputs import Ranges, channel_table, largest_table, read_layers, watch_inputs
@@ -30,7 +31,7 @@ def main() -> None:
     source = open_source(args.kind, args.source)
     with Stage(
         "study_activations",
-        inputs=[args.graph, args.fusion, args.info, args.manifest, *source.files],
+        inputs=[*fused_files(args.model), args.manifest, *source.files],
         outputs=[args.out, args.out_largest],
         parameters={
             "kind": args.kind,
@@ -40,10 +41,11 @@ def main() -> None:
         },
         device=device,
     ) as stage:
-        batches = evaluated_images(args, source, args.batch_size, args.images).batches
-        found, ranges = read_layers(args.fusion), Ranges()
+        fused = open_model(args)
+        batches = evaluated_images(args, fused, source, args.batch_size, args.images).batches
+        found, ranges = read_layers(fused), Ranges()
         images = (x for x, _ in batches)
-        watch_inputs(load_model(args.graph, device), images, found.layers, ranges.see)
+        watch_inputs(load_model(fused, device), images, found.layers, ranges.see)
         channels = channel_table(ranges)
         channels.to_csv(stage.temporary(args.out), index=False, float_format="%.5g")
         largest = largest_table(ranges, len(batches.rows), found.note)

@@ -9,15 +9,16 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ptq2themoon.data import Preprocessing, calibration_batches, read_info
+from ptq2themoon.data import Preprocessing, calibration_batches
 from ptq2themoon.device import resolve_device
 from ptq2themoon.errors import UserError, at_least
-from ptq2themoon.evaluate.arguments import add_model
-from ptq2themoon.graph.files import check_same_model
+from ptq2themoon.evaluate.arguments import add_model, open_model
+from ptq2themoon.graph.fused import fused_files
 from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.records import read
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.auto import Search, output_error, recipe_text
-from ptq2themoon.study.files import chosen_bits
+from ptq2themoon.study.files import NarrowBits
 from ptq2themoon.study.quantizing import Subject
 from ptq2themoon.study.ranking import Place, mixed, rank
 
@@ -45,12 +46,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    device, bits = resolve_device(args.device), chosen_bits(args.bits_from)
+    device, bits = resolve_device(args.device), read(args.bits_from, NarrowBits).narrow
     base, channelwise = load_recipe(args.base), load_recipe(args.channelwise)
     sources = dict.fromkeys([*base.sources, *channelwise.sources])
     with Stage(
         "study_auto",
-        inputs=[args.graph, args.fusion, args.info, args.bits_from, args.calibration, *sources],
+        inputs=[*fused_files(args.model), args.bits_from, args.calibration, *sources],
         outputs=[args.out, args.out_ranking, args.out_search],
         parameters={
             "base": base.name,
@@ -63,22 +64,21 @@ def main() -> None:
         seed=args.seed,
         device=device,
     ) as stage:
-        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
-        check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size)
-        calibration = calibration_batches(args.calibration, preprocessing, args.batch_size)
+        fused = open_model(args)
+        calibration = calibration_batches(args.calibration, Preprocessing.of(fused.info), args.batch_size)
         few = torch.cat(list(islice(calibration, -(-args.images // args.batch_size))))[: args.images]
         batches = few.split(args.batch_size)
-        subject = Subject.read(args.graph, args.fusion, device)
+        subject = Subject(fused, device)
         # Quantized once, an activation is per channel where its reader is, whatever makes it.
         base, channelwise = (subject.read_as(recipe, "once") for recipe in (base, channelwise))
         per_tensor, per_channel = (
             subject.quantized(recipe, bits, calibration).quantized for recipe in (base, channelwise)
         )
-        ranking = rank(subject, per_tensor, per_channel, batches)
-        places = [Place(r.role, None if pd.isna(r.block) else int(r.block)) for r in ranking.itertuples()]
-        useful = places[: int((ranking["gain"] > 0).sum())]
         floating = subject.model([])
         references = [floating(images) for images in batches]
+        ranking = rank(subject, per_tensor, per_channel, batches, references)
+        places = [Place(r.role, None if pd.isna(r.block) else int(r.block)) for r in ranking.itertuples()]
+        useful = places[: int((ranking["gain"] > 0).sum())]
 
         def error(chosen: list[Place]) -> float:
             model = subject.model(mixed(per_tensor, per_channel, chosen))

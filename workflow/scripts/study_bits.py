@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ptq2themoon import records
 from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.arguments import add_images, add_model
+from ptq2themoon.graph.fused import fused_files
 from ptq2themoon.quantize.bits import parse_bits
 from ptq2themoon.quantize.recipe import load_recipe
-from ptq2themoon.stage import Stage, run, write_json
+from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.ablation import lost
 from ptq2themoon.study.bench import Bench, add_bench
-from ptq2themoon.study.files import read_floating
+from ptq2themoon.study.files import NarrowBits, Tried
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,8 +26,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--bits", nargs="+", required=True, help="to try, in this order")
     parser.add_argument("--loss", type=float, required=True, help="percentage points")
     add_bench(parser)
-    parser.add_argument("--metrics", type=Path, required=True, help="fp32.json")
     parser.add_argument("--out", type=Path, required=True, help="bits.json")
+    parser.add_argument("--out-metrics", type=Path, required=True, help="fp32.json: the reference's metrics")
     return parser.parse_args()
 
 
@@ -35,19 +37,11 @@ def main() -> None:
         parse_bits(bits)
     device, source = resolve_device(args.device), open_source(args.kind, args.source)
     recipe = load_recipe(args.recipe)
-    files = (
-        args.graph,
-        args.fusion,
-        args.info,
-        args.manifest,
-        args.calibration,
-        args.reference,
-        args.metrics,
-    )
+    files = (*fused_files(args.model), args.manifest, args.calibration, args.reference)
     with Stage(
         "study_bits",
         inputs=[*files, *source.files, *recipe.sources],
-        outputs=[args.out],
+        outputs=[args.out, args.out_metrics],
         parameters={
             "kind": args.kind,
             "source": str(args.source),
@@ -62,15 +56,16 @@ def main() -> None:
         device=device,
     ) as stage:
         bench = Bench.open(args, source, device)
-        floating = read_floating(args.metrics)
+        floating = bench.reference.metrics(bench.images)
         tried = []
         for bits in args.bits:
             measure, points = lost(bench.metrics(recipe, bits), floating)
-            tried.append({"bits": bits, "measure": measure, "lost": points})
+            tried.append(Tried(bits=bits, measure=measure, lost=points))
             if points > args.loss:
                 break
-        chosen = {"narrow": bits, "loses_more": points > args.loss, "loss": args.loss}
-        write_json(stage.temporary(args.out), {**chosen, "tried": tried})
+        found = NarrowBits(narrow=bits, loses_more=points > args.loss, loss=args.loss, tried=tried)
+        records.write(stage.temporary(args.out), found)
+        records.write(stage.temporary(args.out_metrics), floating)
 
 
 if __name__ == "__main__":

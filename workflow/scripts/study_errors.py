@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon.data import Preprocessing, batches, open_source, read_info, read_manifest, spread
+from ptq2themoon.data import Preprocessing, batches, open_source, read_manifest, spread
 from ptq2themoon.device import resolve_device
-from ptq2themoon.evaluate.arguments import add_images, add_model
-from ptq2themoon.graph.files import check_same_model
+from ptq2themoon.evaluate.arguments import add_images, add_model, open_model
+from ptq2themoon.graph.fused import fused_files
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.input_errors import InputErrors, averages, input_tensors
@@ -41,7 +41,7 @@ def main() -> None:
     with Stage(
         "study_errors",
         inputs=[
-            *(args.graph, args.fusion, args.info, args.manifest),
+            *(*fused_files(args.model), args.manifest),
             *source.files,
             *args.per_tensor,
             *args.per_channel,
@@ -58,15 +58,15 @@ def main() -> None:
     ) as stage:
         manifest = read_manifest(args.manifest)
         rows = spread(manifest, min(args.images, len(manifest)), "--images", args.manifest)
-        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        fused = open_model(args)
         for pair in qparams.values():
-            check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, pair)
-        found = read_layers(args.fusion)
+            fused.check_parameters(pair)
+        found = read_layers(fused)
         block = block_index(args.block, found.blocks, "study.block")
         tensors = {name: input_tensors(pair, found.layers, name) for name, pair in qparams.items()}
         errors = InputErrors(tensors, device)
-        images = (x for x, _ in batches(rows, source, preprocessing, args.batch_size))
-        watch_inputs(load_model(args.graph, device), images, found.layers, errors.see)
+        images = (x for x, _ in batches(rows, source, Preprocessing.of(fused.info), args.batch_size))
+        watch_inputs(load_model(fused, device), images, found.layers, errors.see)
         table = errors.table(found.note)
         tables = {
             args.out: table,

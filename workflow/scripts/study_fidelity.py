@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from ptq2themoon.evaluate.attention import attention_spec
+from ptq2themoon.graph.report import FusionReport
 from ptq2themoon.plots.inputs import named_paths, read_table
+from ptq2themoon.records import read
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.attention_fidelity import NEEDED, fidelity_markdown, fidelity_table
 
@@ -37,7 +39,7 @@ def main() -> None:
         outputs=[args.out_csv, args.out_md],
         parameters={"recipes": list(paths), "bits": args.bits, "block": args.block},
     ) as stage:
-        spec = attention_spec(args.fusion, args.block)
+        spec = attention_spec(read(args.fusion, FusionReport).attention, args.block)
         tables = {name: read_table(path, NEEDED) for name, path in paths.items()}
         found = fidelity_table(tables, args.bits, spec)
         found.to_csv(stage.temporary(args.out_csv), index=False, float_format="%.6g")

@@ -12,8 +12,9 @@ import torch
 
 from ptq2themoon.benchmark.machine import machine
 from ptq2themoon.config import parse_bits
-from ptq2themoon.data import Preprocessing, calibration_batches, read_info
+from ptq2themoon.data import Preprocessing, calibration_batches
 from ptq2themoon.errors import at_least
+from ptq2themoon.graph.fused import FusedModel, fused_files
 from ptq2themoon.quantize.recipe import load_recipe
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.fusion import (
@@ -33,9 +34,7 @@ from ptq2themoon.study.fusion import (
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True, help="what the table calls the model")
-    parser.add_argument("--model", type=Path, required=True, help="model.onnx")
-    parser.add_argument("--fused", type=Path, required=True, help="fused.onnx")
-    parser.add_argument("--info", type=Path, required=True, help="model.json")
+    parser.add_argument("--model", type=Path, required=True, help="folder of model.onnx and the fused model")
     parser.add_argument(
         "--recipe", type=Path, required=True, help="one that names no role, block or operator"
     )
@@ -60,7 +59,7 @@ def main() -> None:
     with (
         Stage(
             "study_fusion",
-            inputs=[args.model, args.fused, args.info, args.images, *recipe.sources],
+            inputs=[args.model / "model.onnx", *fused_files(args.model), args.images, *recipe.sources],
             outputs=[args.out, args.out_operators],
             parameters={"model": args.name, "recipe": recipe.name, **settings},
             device="cpu",
@@ -69,10 +68,11 @@ def main() -> None:
     ):
         stage.parameters["machine"] = machine(args.threads, ("torch", "onnxruntime", "ppq"))
         folder = Path(temporary)
-        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
+        fused = FusedModel.open(args.model)
+        preprocessing = Preprocessing.of(fused.info)
         images = next(iter(calibration_batches(args.images, preprocessing, args.calibration_count))).numpy()
-        onnx.save(without_fusion(args.model), folder / "model.onnx")
-        paths = {WITHOUT: folder / "model.onnx", WITH: args.fused}
+        onnx.save(without_fusion(args.model / "model.onnx"), folder / "model.onnx")
+        paths = {WITHOUT: folder / "model.onnx", WITH: fused.path}
         forms = [Form(fusion, path, recipe, bits, images) for fusion, path in paths.items()]
         logits = same_logits(forms)
         found = contestants(forms, args.bits, args.threads, folder)

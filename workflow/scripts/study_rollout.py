@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon.data import Preprocessing, few_images, open_source, read_info, read_manifest
+from ptq2themoon.data import Preprocessing, few_images, open_source, read_manifest
 from ptq2themoon.device import resolve_device
-from ptq2themoon.evaluate.arguments import add_model_and_images
+from ptq2themoon.evaluate.arguments import add_model_and_images, open_model
 from ptq2themoon.evaluate.attention import attention_specs
 from ptq2themoon.evaluate.rollout import run_with_rollout, save_rollout, why_undefined
-from ptq2themoon.graph.files import check_same_model
+from ptq2themoon.graph.fused import fused_files
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run
 
@@ -30,7 +30,7 @@ def main() -> None:
     source = open_source(args.kind, args.source)
     with Stage(
         "study_rollout",
-        inputs=[args.graph, args.fusion, args.info, args.manifest, *source.files, *(args.qparams or [])],
+        inputs=[*fused_files(args.model), args.manifest, *source.files, *(args.qparams or [])],
         outputs=[args.out],
         parameters={
             "recipe": args.recipe,
@@ -40,13 +40,13 @@ def main() -> None:
         },
         device=device,
     ) as stage:
-        specs = attention_specs(args.fusion)
-        preprocessing = Preprocessing.from_info(read_info(args.info), args.info)
-        check_same_model(args.graph, args.fusion, args.info, preprocessing.input_size, args.qparams)
+        fused = open_model(args)
+        specs = attention_specs(fused.report.attention)
+        preprocessing = Preprocessing.of(fused.info)
         few = few_images(source, read_manifest(args.manifest), args.images, args.manifest, preprocessing)
         found = None
         if not why_undefined(specs):
-            model = load_model(args.graph, device, args.qparams)
+            model = load_model(fused, device, args.qparams)
             found = run_with_rollout(model, few.normalised, specs)
         save_rollout(stage.temporary(args.out), few, found, specs, args.recipe)
 

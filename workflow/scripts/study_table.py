@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from ptq2themoon.errors import UserError
+from ptq2themoon.evaluate.records import Metrics
 from ptq2themoon.plots.inputs import read_table
+from ptq2themoon.records import read
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.ablation import RUN, in_order, means, with_references
-from ptq2themoon.study.files import read_floating
 from ptq2themoon.study.names import VARIANTS
 from ptq2themoon.study.tables import ablation_markdown
 
@@ -58,7 +59,7 @@ def main() -> None:
             runs = pd.concat([runs, plain[~plain["recipe"].isin(runs["recipe"])]], ignore_index=True)
         table = with_references(
             in_order(means(runs.assign(variant=args.variant)), args.recipes),
-            read_floating(args.metrics),
+            read(args.metrics, Metrics),
             read_table(args.published, ["recipe", "top1"]),
         )
         table.to_csv(stage.temporary(args.out), index=False, float_format="%.8g")

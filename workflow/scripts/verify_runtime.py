@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 
+from ptq2themoon import records
 from ptq2themoon.data import batches, open_source
 from ptq2themoon.deploy.compare import compare
 from ptq2themoon.deploy.modes import Mode
+from ptq2themoon.deploy.records import DeployReport, RuntimeMetrics, RuntimeReport
 from ptq2themoon.deploy.report import Place
 from ptq2themoon.deploy.runtime import integer_kernels, runner, session
 from ptq2themoon.deploy.verify import compare_runs, operator_table, verdict
 from ptq2themoon.device import resolve_device
 from ptq2themoon.errors import UserError, at_least
-from ptq2themoon.evaluate.arguments import add_model_and_images, evaluated_images
-from ptq2themoon.graph.files import read_graph
+from ptq2themoon.evaluate.arguments import add_model_and_images, evaluated_images, open_model
+from ptq2themoon.evaluate.outputs import Reference, load_simulated, reference_of, simulation_of
+from ptq2themoon.graph.fused import FusedModel, fused_files
 from ptq2themoon.quantize.files import read_qparams
 from ptq2themoon.quantize.simulation import simulated
-from ptq2themoon.stage import Stage, run, sha256, write_json
+from ptq2themoon.stage import Stage, run, sha256
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,6 +34,8 @@ def parse_args() -> argparse.Namespace:
     add_model_and_images(parser, floating_point=False)
     parser.add_argument("--int8", type=Path, nargs="+", required=True, help="int8.onnx of each mode")
     parser.add_argument("--deployed", type=Path, nargs="+", required=True, help="deploy.json beside each")
+    parser.add_argument("--reference", type=Path, required=True, help="reference.safetensors")
+    parser.add_argument("--simulated", type=Path, required=True, help="simulated.safetensors")
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--operator-images", type=int, default=4, help="for the comparison by operator")
     parser.add_argument("--threads", type=int, default=1, help="of the runtime")
@@ -45,10 +48,10 @@ def main() -> None:
     args = parse_args()
     at_least(1, args.operator_images, "--operator-images")
     device, source = resolve_device(args.device), open_source(args.kind, args.source)
-    files = (args.graph, args.fusion, args.info, *args.qparams, *args.int8, *args.deployed, args.manifest)
+    files = (*fused_files(args.model), *args.qparams, *args.int8, *args.deployed, args.manifest)
     with Stage(
         "verify_runtime",
-        inputs=[*files, *source.files],
+        inputs=[*files, args.reference, args.simulated, *source.files],
         outputs=[args.out, args.out_operators],
         parameters={
             "kind": args.kind,
@@ -58,61 +61,62 @@ def main() -> None:
         },
         device=device,
     ) as stage:
-        data, *kind = evaluated_images(args, source, args.batch_size)
-        reports = read_reports(args.deployed, args.int8, args.graph, args.qparams[0])
-        model = read_qparams(*args.qparams).model(read_graph(args.graph))
+        fused = open_model(args)
+        data, *kind, _ = evaluated_images(args, fused, source, args.batch_size)
+        model = read_qparams(*args.qparams).model(fused.graph)
         quantized, simulation = model.quantized, simulated(model, device)
-        floating, *int8 = (runner(session(path, threads=args.threads)) for path in (args.graph, *args.int8))
-        metrics = compare_runs(dict(zip(reports, int8, strict=True)), floating, simulation, data, *kind)
+        reports = read_reports(args.deployed, args.int8, fused, args.qparams[0])
+        reference = Reference.load(args.reference, reference_of(fused.sha256, args.manifest)).output
+        expected = load_simulated(args.simulated, simulation_of(args.qparams, args.manifest))
+        int8 = (runner(session(path, threads=args.threads)) for path in args.int8)
+        metrics = compare_runs(dict(zip(reports, int8, strict=True)), data, expected, reference, *kind)
         few = batches(data.rows[: args.operator_images], source, data.preprocessing, args.operator_images)
         images = torch.cat([images for images, _ in few])
-        found, tables = {}, []
+        found: dict[Mode, RuntimeMetrics] = {}
+        tables = []
         for (mode, report), path in zip(reports.items(), args.int8, strict=True):
             differences = compare(model.edited, quantized, simulation, images, mode)
-            found[mode] = {**metrics[mode], **verdict(metrics[mode], differences, mode)}
             with tempfile.TemporaryDirectory() as folder:
-                found[mode]["kernels"] = integer_kernels(path, Path(folder))
-            places = {entry["name"]: Place(entry["runs"], entry["why"]) for entry in report["operators"]}
+                kernels = integer_kernels(path, Path(folder))
+            judged = verdict(metrics[mode], differences, mode)
+            found[mode] = RuntimeMetrics(**metrics[mode], **judged, kernels=kernels)
+            places = {entry.name: Place(entry.runs, entry.why) for entry in report.operators}
             tables.append(operator_table(differences, (item.operator for item in quantized), places))
         table = pd.concat(tables, ignore_index=True)
         table.to_csv(stage.temporary(args.out_operators), index=False, float_format="%.8g")
-        write_json(stage.temporary(args.out), {"runtime": "ONNX Runtime", **found})
+        records.write(stage.temporary(args.out), RuntimeReport(runtime="ONNX Runtime", **found))
     for mode, path in zip(found, args.int8, strict=True):
         warn(path, found[mode])
 
 
-def warn(int8: Path, found: dict[str, Any]) -> None:
+def warn(int8: Path, found: RuntimeMetrics) -> None:
     """Say so where the model agrees less with the simulation than it should."""
-    if found["agrees"] is False:
-        first = found["first_departing"] or "none: every operator alone is within its bounds"
+    if found.agrees is False:
+        first = found.first_departing or "none: every operator alone is within its bounds"
         print(
-            f"warning: {int8}: agrees with the simulation on {found['agreement_simulation']:.2f} % of "
-            f"{found['images']} images, less than {found['least_agreement']:.2f} %; "
+            f"warning: {int8}: agrees with the simulation on {found.agreement_simulation:.2f} % of "
+            f"{found.images} images, less than {found.least_agreement:.2f} %; "
             f"first operator that departs: {first}",
             file=sys.stderr,
         )
 
 
 def read_reports(
-    paths: Sequence[Path], int8: Sequence[Path], graph: Path, qparams: Path
-) -> dict[Mode, dict[str, Any]]:
+    paths: Sequence[Path], int8: Sequence[Path], fused: FusedModel, qparams: Path
+) -> dict[Mode, DeployReport]:
     """By mode each deploy.json, if it belongs to the files given."""
     if len(paths) != len(int8):
         raise UserError(f"--deployed: {len(paths)} files, --int8: {len(int8)}; give one of each for a mode")
-    reports: dict[Mode, dict[str, Any]] = {}
+    reports: dict[Mode, DeployReport] = {}
     for path, model in zip(paths, int8, strict=True):
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            made = [report[f"{name}_sha256"] for name in ("graph", "qparams", "int8")]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise UserError(f"{path}: not a report of the stage deploy ({reason}); deploy again") from None
-        for file, digest in zip((graph, qparams, model), made, strict=True):
+        report = records.read(path, DeployReport)
+        made = report.graph_sha256, report.qparams_sha256, report.int8_sha256
+        for file, digest in zip((fused.path, qparams, model), made, strict=True):
             if sha256(file) != digest:
                 raise UserError(f"{path}: belongs to another file than {file}; deploy again")
-        if report["mode"] in reports:
-            raise UserError(f"{path}: mode {report['mode']!r} is given twice")
-        reports[report["mode"]] = report
+        if report.mode in reports:
+            raise UserError(f"{path}: mode {report.mode!r} is given twice")
+        reports[report.mode] = report
     return reports
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ptq2themoon.benchmark.timing import interleaved, ratios, spread
+from ptq2themoon.graph.fused import FusedModel
 from ptq2themoon.ppq_compat import ppq
 from ptq2themoon.quantize.calibration import calibrate
 from ptq2themoon.quantize.simulation import SimulatedModel, load_model
@@ -29,20 +30,26 @@ Plan = Callable[[], list[QuantizedOperator]]
 
 
 def forward(
-    graph: Path, qparams: Sequence[Path], images: Tensor, rounds: int, others: dict[str, Callable[[], object]]
+    fused: FusedModel,
+    qparams: Sequence[Path],
+    images: Tensor,
+    rounds: int,
+    others: dict[str, Callable[[], object]],
 ) -> list[dict[str, Any]]:
     """Rows of the engines on one batch, and of `others` that run the same batch.
 
     Args:
         images: [B, C, H, W], normalised.
     """
-    reference, program = (load_model(graph, "cpu", qparams, engine) for engine in ("ppq", "program"))
+    reference, program = (load_model(fused, "cpu", qparams, engine) for engine in ("ppq", "program"))
     equal = torch.equal(reference(images), program(images))
     work = {REFERENCE: lambda: reference(images), PROGRAM: lambda: program(images), **others}
     return rows("simulation", interleaved(work, rounds), REFERENCE, {PROGRAM: equal})
 
 
-def calibration(graph: Path, planned: Plan, batches: Sequence[Tensor], rounds: int) -> list[dict[str, Any]]:
+def calibration(
+    fused: FusedModel, planned: Plan, batches: Sequence[Tensor], rounds: int
+) -> list[dict[str, Any]]:
     """Rows of both calibrations; the plan is drawn up anew for each, for it takes the scales.
 
     Args:
@@ -52,7 +59,7 @@ def calibration(graph: Path, planned: Plan, batches: Sequence[Tensor], rounds: i
     scales: dict[str, list[Tensor]] = {}
     for _ in range(rounds):
         for name, do in ((PPQ_PASS, _ppq_pass), (OURS, _ours)):
-            seconds, scales[name] = do(graph, planned(), batches)
+            seconds, scales[name] = do(fused, planned(), batches)
             times[name].append(seconds)
     pairs = zip(scales[PPQ_PASS], scales[OURS], strict=True)
     equal = all(torch.equal(a.flatten(), b.flatten()) for a, b in pairs)
@@ -75,9 +82,9 @@ def rows(
 
 
 def _ours(
-    graph: Path, planned: list[QuantizedOperator], batches: Sequence[Tensor]
+    fused: FusedModel, planned: list[QuantizedOperator], batches: Sequence[Tensor]
 ) -> tuple[float, list[Tensor]]:
-    model = SimulatedModel(graph, "cpu", planned)
+    model = SimulatedModel(fused.graph, "cpu", planned)
     start = time.perf_counter()
     with redirect_stderr(io.StringIO()):
         calibrate(model, planned, batches)
@@ -86,10 +93,10 @@ def _ours(
 
 
 def _ppq_pass(
-    graph: Path, planned: list[QuantizedOperator], batches: Sequence[Tensor]
+    fused: FusedModel, planned: list[QuantizedOperator], batches: Sequence[Tensor]
 ) -> tuple[float, list[Tensor]]:
     """PPQ's passes on the same graph with the same configurations."""
-    engine = SimulatedModel(graph, "cpu", planned, "ppq").ppq
+    engine = SimulatedModel(fused.graph, "cpu", planned, "ppq").ppq
     (graph_input,) = engine.graph.inputs.values()
     graph_input.shape = [1, *batches[0].shape[1:]]
     given = {"graph": engine.graph, "dataloader": list(batches), "executor": engine.executor}

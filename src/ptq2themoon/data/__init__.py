@@ -6,7 +6,7 @@ from ptq2themoon.data.few import FewImages, few_images
 from ptq2themoon.data.files import Row, read_manifest, spread, write_images, write_manifest
 from ptq2themoon.data.loading import Batches, CalibrationBatches, batches, calibration_batches
 from ptq2themoon.data.opening import check_classes, open_source
-from ptq2themoon.data.preprocessing import Preprocessing, class_count, read_info
+from ptq2themoon.data.preprocessing import Preprocessing
 from ptq2themoon.data.sources import ArraySource, FolderSource, Source
 from ptq2themoon.data.torchvision_source import TorchvisionSource
 
@@ -25,13 +25,11 @@ __all__ = [
     "batches",
     "calibration_batches",
     "check_classes",
-    "class_count",
     "draw_calibration",
     "draw_order",
     "few_images",
     "list_evaluation",
     "open_source",
-    "read_info",
     "read_manifest",
     "spread",
     "write_images",

@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from ptq2themoon.errors import UserError, at_least
 
 COLUMNS = ["source", "label"]
+A = TypeVar("A")
 
 
 class Row(NamedTuple):
@@ -110,8 +111,11 @@ def read_manifest(path: Path, num_classes: int | None = None) -> list[Row]:
     return rows
 
 
-def spread(rows: Sequence[Row], count: int, option: str, path: Path) -> list[Row]:
-    """`count` rows of the manifest at `path` at equal distances: a sorted one begins with one class."""
+def spread(rows: Sequence[A], count: int, option: str, path: Path) -> list[A]:
+    """`count` rows, or places of rows, of the manifest at `path`, at equal distances.
+
+    A sorted manifest begins with one class.
+    """
     at_least(1, count, option)
     if count > len(rows):
         raise UserError(f"{option} {count}: {path} lists {len(rows)} images")

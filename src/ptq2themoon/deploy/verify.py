@@ -16,10 +16,8 @@ from ptq2themoon.deploy.report import Place
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.accuracy import AccuracyCounter
 from ptq2themoon.evaluate.errors import ErrorMeter
-from ptq2themoon.evaluate.metrics import sqnr_db
 from ptq2themoon.graph.operators import Operator
 from ptq2themoon.progress import progress
-from ptq2themoon.quantize.simulation import SimulatedModel
 
 AGREEMENT = 99.0  # percent: least top-1 agreement with the simulation of a faithful model
 SLACK = 1.0  # points: by so much a fast model may agree less with it than it agrees with floating point
@@ -56,11 +54,11 @@ class Comparison:
 
     def metrics(self) -> dict[str, Any]:
         """Accuracy and agreement in percent where there are any; SQNR in dB, None where outputs are equal."""
-        simulated = self._simulated.metrics()
+        simulated = self._simulated.figures()
         runtime, both, simulation = (_sqnr(meter) for meter in self._errors.values())
         return {
-            **self._runtime.metrics(),
-            "agreement_simulation": self._both.metrics()["agreement"],
+            **self._runtime.figures(),
+            "agreement_simulation": self._both.figures()["agreement"],
             "simulated_top1": simulated["top1"],
             "simulated_agreement": simulated["agreement"],
             "logits_sqnr_db": runtime,
@@ -71,24 +69,32 @@ class Comparison:
 
 def compare_runs(
     runs: Mapping[Mode, Run],
-    floating: Run,
-    simulated: SimulatedModel,
     batches: Iterable[tuple[Tensor, Tensor]],
+    simulated: Tensor,
+    reference: Tensor,
     classifier: bool = True,
     labelled: bool = True,
 ) -> dict[Mode, dict[str, Any]]:
-    """Metrics of each mode's INT8 model, all run on the same images, normalised [B, C, H, W]."""
+    """Metrics of each mode's INT8 model, all run on the same images.
+
+    Args:
+        batches: images [B, C, H, W], normalised, and labels [B]; N images in all.
+        simulated, reference: outputs [N, ...] of the simulation, and in floating point.
+    """
     found = {mode: Comparison(classifier, labelled) for mode in runs}
-    for images, labels in progress(batches, desc="runtime and simulation"):
-        reference, expected = torch.from_numpy(floating(images.numpy())), simulated(images).cpu()
+    start = 0
+    for images, labels in progress(batches, desc="INT8 models in the runtime"):
+        here = slice(start, start + len(images))
         for mode, run in runs.items():
-            found[mode].add(torch.from_numpy(run(images.numpy())), expected, reference, labels)
+            output = torch.from_numpy(run(images.numpy()))
+            found[mode].add(output, simulated[here], reference[here], labels)
+        start = here.stop
     return {mode: comparison.metrics() for mode, comparison in found.items()}
 
 
 def _sqnr(meter: ErrorMeter) -> float | None:
-    nsr = meter.summary()["nsr"]
-    return sqnr_db(nsr) if nsr > 0 else None
+    found = meter.summary()
+    return found["sqnr_db"] if found["nsr"] > 0 else None
 
 
 def least_agreement(metrics: dict[str, Any], mode: Mode) -> float | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import repeat
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.attention import AttentionSpec, fidelity, run_with_attention
 from ptq2themoon.evaluate.errors import ErrorMeter
-from ptq2themoon.evaluate.metrics import ranked, sqnr_db
+from ptq2themoon.evaluate.metrics import ranked
+from ptq2themoon.evaluate.records import Metrics
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.simulation import SimulatedModel
 
 COMPARISONS = ("logits_nsr", "logits_sqnr_db", "output_cosine", "attention_cosine", "attention_kl")
-Metrics = dict[str, float | int | None]
 Floating = tuple[Tensor, Tensor]  # output [B, ...] and the query's attention, as `run_with_attention` gives
 
 
@@ -71,7 +71,8 @@ class AccuracyCounter:
         self.top5 += int(hits.any(1).sum())
         self.loss += float(F.cross_entropy(output.double(), labels, reduction="sum"))
 
-    def metrics(self) -> Metrics:
+    def figures(self) -> dict[str, Any]:
+        """The first keys of `Metrics`."""
         n, accuracy = self.images, self.classifier and self.labelled
         return {
             "images": n,
@@ -84,72 +85,78 @@ class AccuracyCounter:
 
 @dataclass
 class Evaluation:
-    """Metrics over all images; of a quantized model also one row an image of attention fidelity."""
+    """Of a quantized model on all images.
+
+    Attributes:
+        attention: one row an image.
+        output: [N, ...].
+    """
 
     metrics: Metrics
-    attention: pd.DataFrame = field(default_factory=pd.DataFrame)
+    attention: pd.DataFrame
+    output: Tensor
 
 
-def floating_point(model: SimulatedModel, images: Tensor, spec: AttentionSpec) -> Floating:
-    """Of images [B, C, H, W], whatever is quantized in the model otherwise."""
-    with model.only(()):
-        return run_with_attention(model, images, spec)
-
-
-def evaluate_float(
-    model: SimulatedModel,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    classifier: bool = True,
-    labelled: bool = True,
-) -> Evaluation:
-    """Accuracy in floating point, where there is any; the last partial batch counts.
+def floating_metrics(
+    output: Tensor, labels: Tensor, classifier: bool = True, labelled: bool = True
+) -> Metrics:
+    """Accuracy in floating point, where there is any.
 
     Args:
-        batches: images [B, C, H, W], normalised, and labels [B].
+        output: [N, ...].
+        labels: [N].
         classifier: False for outputs that are no logits.
         labelled: False for images without labels.
     """
     counter = AccuracyCounter(classifier, labelled)
-    with model.only(()):
-        for images, labels in progress(batches, desc="evaluate fp32"):
-            output = model(images).cpu()
-            counter.add(output, output, labels)
-    return Evaluation({**counter.metrics(), **dict.fromkeys(COMPARISONS)})
+    counter.add(output, output, labels)
+    return _metrics(counter, dict.fromkeys(COMPARISONS))
 
 
 def evaluate_quantized(
     model: SimulatedModel,
     batches: Iterable[tuple[Tensor, Tensor]],
+    references: Iterable[Floating],
     spec: AttentionSpec,
     classifier: bool = True,
     labelled: bool = True,
-    references: Iterable[Floating] | None = None,
 ) -> Evaluation:
-    """Accuracy, where there is any; output and attention against floating point's on the same images.
+    """Accuracy, where there is any; output and attention against the reference's on the same images.
 
     Args:
-        references: floating point's of each batch, if it is known already.
+        batches: images [B, C, H, W], normalised, and labels [B]; the last partial batch counts.
+        references: in floating point, of each batch.
+        classifier: False for outputs that are no logits.
+        labelled: False for images without labels.
+
     """
     counter, meter = AccuracyCounter(classifier, labelled), ErrorMeter()
     rows: list[pd.DataFrame] = []
-    known = iter(references) if references is not None else repeat(None)
+    outputs: list[Tensor] = []
+    known = iter(references)
     for images, labels in progress(batches, desc="evaluate quantized"):
-        reference, expected = next(known) or floating_point(model, images, spec)
+        reference, expected = next(known)
         output, attention = run_with_attention(model, images, spec)
         counter.add(output, reference, labels)
         meter.add(output, reference, len(images))
         rows.append(_attention_rows(labels, spec, attention, expected))
+        outputs.append(output)
     table = pd.concat(rows, ignore_index=True)
     table.insert(0, "image", range(len(table)))
     error = meter.summary()
     compared = (
         error["nsr"],
-        sqnr_db(error["nsr"]) if error["nsr"] > 0 else None,
+        error["sqnr_db"] if error["nsr"] > 0 else None,
         error["cosine"],
         float(table["cosine"].mean()),
         float(table["kl"].mean()),
     )
-    return Evaluation({**counter.metrics(), **dict(zip(COMPARISONS, compared, strict=True))}, table)
+    metrics = _metrics(counter, dict(zip(COMPARISONS, compared, strict=True)))
+    return Evaluation(metrics, table, torch.cat(outputs))
+
+
+def _metrics(counter: AccuracyCounter, compared: dict[str, Any]) -> Metrics:
+    return Metrics(**counter.figures(), **compared)
 
 
 def _attention_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +12,11 @@ from ptq2themoon.data import (
     Preprocessing,
     Source,
     batches,
-    class_count,
-    read_info,
     read_manifest,
     spread,
 )
 from ptq2themoon.evaluate.accuracy import are_labelled
-from ptq2themoon.graph.files import check_same_model
+from ptq2themoon.graph.fused import FusedModel
 
 
 def add_model_and_images(parser: argparse.ArgumentParser, *, floating_point: bool) -> None:
@@ -34,9 +33,9 @@ def add_model_and_images(parser: argparse.ArgumentParser, *, floating_point: boo
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The fused model and the device."""
-    parser.add_argument("--graph", type=Path, required=True, help="fused.onnx")
-    parser.add_argument("--fusion", type=Path, required=True, help="fusion.json")
-    parser.add_argument("--info", type=Path, required=True, help="model.json")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder of fused.onnx, fusion.json, model.json"
+    )
     parser.add_argument("--device", default="auto")
 
 
@@ -53,15 +52,29 @@ class Evaluated(NamedTuple):
     Attributes:
         classifier: whether the outputs are logits.
         labelled: whether every image has a label.
+        places: of each image in the manifest, from 0.
     """
 
     batches: Batches
     classifier: bool
     labelled: bool
+    places: Sequence[int]
+
+
+def open_model(args: argparse.Namespace) -> FusedModel:
+    """The fused model that the arguments name, and which the quantization parameters must be made for.
+
+    Raises:
+        UserError: files that do not belong together.
+    """
+    fused = FusedModel.open(args.model)
+    if qparams := getattr(args, "qparams", None):
+        fused.check_parameters(qparams)
+    return fused
 
 
 def evaluated_images(
-    args: argparse.Namespace, source: Source, batch_size: int, most: int | None = None
+    args: argparse.Namespace, fused: FusedModel, source: Source, batch_size: int, most: int | None = None
 ) -> Evaluated:
     """What the arguments name, checked against the model.
 
@@ -69,17 +82,15 @@ def evaluated_images(
         most: so many images at most, spread over the manifest; None: all.
 
     Raises:
-        UserError: files that do not belong together, or labels that the model does not know.
+        UserError: labels that the model does not know, or some images with and some without.
     """
-    info = read_info(args.info)
-    preprocessing, classes = Preprocessing.from_info(info, args.info), class_count(info, args.info)
+    classes = fused.info.num_classes
     rows = read_manifest(args.manifest)
     classifier, labelled = classes is not None, are_labelled([row.label for row in rows], args.manifest)
     if classifier and labelled:
         rows = read_manifest(args.manifest, classes)  # holds each label against the classes
+    places: Sequence[int] = range(len(rows))
     if most is not None and most < len(rows):
-        rows = spread(rows, most, "--images", args.manifest)
-    check_same_model(
-        args.graph, args.fusion, args.info, preprocessing.input_size, getattr(args, "qparams", None)
-    )
-    return Evaluated(batches(rows, source, preprocessing, batch_size), classifier, labelled)
+        places = spread(places, most, "--images", args.manifest)
+    found = batches([rows[place] for place in places], source, Preprocessing.of(fused.info), batch_size)
+    return Evaluated(found, classifier, labelled, places)

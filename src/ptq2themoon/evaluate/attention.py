@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -15,6 +14,7 @@ from torch import Tensor
 from ptq2themoon.errors import UserError, nearest
 from ptq2themoon.evaluate import metrics
 from ptq2themoon.evaluate.query import CLASS_TOKEN, MEAN_OF_TOKENS, NO_GRID
+from ptq2themoon.graph.report import Attention
 from ptq2themoon.quantize.simulation import SimulatedModel
 
 
@@ -75,51 +75,36 @@ class AttentionSpec:
         return attention.transpose(1, 2).flatten(2) if self.grid is None else attention.mean(1)
 
 
-def attention_specs(fusion: Path) -> list[AttentionSpec]:
-    """Of every block, read from fusion.json.
+def attention_specs(attention: Attention) -> list[AttentionSpec]:
+    """Of every block of a fusion.json."""
+    return [
+        AttentionSpec(
+            operator=block.softmax,
+            block=number,
+            groups=block.groups or 1,  # unknown: all that attends apart counts as heads
+            prefix_tokens=block.prefix_tokens,
+            grid=block.grid,
+            class_token=attention.class_token,
+            note=attention.note,
+            tokens=block.tokens if isinstance(block.tokens, int) else None,
+        )
+        for number, block in enumerate(attention.blocks)
+    ]
 
-    Raises:
-        UserError: no block at all, or a file of another form.
-    """
-    try:
-        facts = json.loads(fusion.read_text(encoding="utf-8"))["attention"]
-        specs = [_spec(facts, block) for block in range(len(facts["blocks"]))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"{fusion}: no fusion report of ptq2themoon ({reason}); run the fuse stage") from None
-    if not specs:
-        raise UserError(f"{fusion}: lists no block with attention; ptq2themoon quantizes Vision Transformers")
-    return specs
 
-
-def attention_spec(fusion: Path, block: int) -> AttentionSpec:
+def attention_spec(attention: Attention, block: int) -> AttentionSpec:
     """Of one block; a negative one counts from the end.
 
     Raises:
-        UserError: a block that the model does not have, or a file of another form.
+        UserError: a block that the model does not have.
     """
-    specs = attention_specs(fusion)
+    specs = attention_specs(attention)
     valid = range(-len(specs), len(specs))
     if block not in valid:
         raise UserError(
             f"attention.block: {block}: the model has {len(specs)} blocks; {nearest(block, valid)}"
         )
     return specs[block]
-
-
-def _spec(facts: Mapping[str, Any], block: int) -> AttentionSpec:
-    found = facts["blocks"][block]
-    grid = found["grid"]
-    return AttentionSpec(
-        operator=str(found["softmax"]),
-        block=block,
-        groups=int(found["groups"] or 1),  # unknown: all that attends apart counts as heads
-        prefix_tokens=int(found["prefix_tokens"]),
-        grid=None if grid is None else (int(grid[0]), int(grid[1])),
-        class_token=bool(facts["class_token"]),
-        note=str(facts["note"]),
-        tokens=found["tokens"],
-    )
 
 
 def run_with_attention(model: SimulatedModel, images: Tensor, spec: AttentionSpec) -> tuple[Tensor, Tensor]:

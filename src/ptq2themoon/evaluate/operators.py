@@ -22,17 +22,28 @@ from ptq2themoon.quantize.simulation import SimulatedModel
 Meters = dict[str, ErrorMeter]
 
 
-def output_errors(model: SimulatedModel, batches: Iterable[Tensor]) -> tuple[Meters, Meters]:
-    """(accumulated, local) error of each operator's output over batches of images [B, C, H, W]."""
-    names = model.quantized_operators
+def output_errors(
+    model: SimulatedModel, floating: SimulatedModel, batches: Iterable[Tensor]
+) -> tuple[Meters, Meters]:
+    """(accumulated, local) error of each operator's output over batches of images [B, C, H, W].
+
+    Args:
+        floating: the graph before any method changed its function, not quantized.
+    """
+    names = _in_both(model, floating)
     accumulated, local = _meters(names), _meters(names)
     for images in progress(batches, desc="errors of outputs"):
         for part in model.parts(images):
             reference = _Reference(model, len(part), accumulated, local)
-            with model.only(()):
-                model(part, dict.fromkeys(names, reference.keep))
+            floating(part, dict.fromkeys(names, reference.keep))
             model(part, dict.fromkeys(names, reference.compare))
     return accumulated, local
+
+
+def _in_both(model: SimulatedModel, floating: SimulatedModel) -> list[str]:
+    """Quantized operators that have a counterpart in floating point, in graph order."""
+    there = {operation.name for operation in floating.order}
+    return [name for name in model.quantized_operators if name in there]
 
 
 @dataclass
@@ -53,15 +64,23 @@ class _Reference:
         self.accumulated[name].add(outputs[0], self.outputs.pop(name), self.images)
 
 
-def logits_errors(model: SimulatedModel, batches: Iterable[Tensor]) -> Meters:
-    """Error of the model's output with one operator quantized at a time, over images [B, C, H, W]."""
-    meters = _meters(model.quantized_operators)
-    for number, images in enumerate(batches, 1):
-        with model.only(()):
-            reference = model(images)
-        runs = model.one_at_a_time(images)
+def logits_errors(
+    model: SimulatedModel,
+    floating: SimulatedModel,
+    batches: Iterable[Tensor],
+    references: Iterable[Tensor],
+) -> Meters:
+    """Error of the model's output with one operator quantized at a time, over images [B, C, H, W].
+
+    Args:
+        floating: the graph before any method changed its function, not quantized.
+        references: outputs [B, ...] in floating point, of each batch.
+    """
+    meters = _meters(_in_both(model, floating))
+    for number, (images, reference) in enumerate(zip(batches, references, strict=True), 1):
+        runs = model.one_at_a_time(images, floating)
         for name, logits in progress(runs, desc=f"effect on the logits, batch {number}", total=len(meters)):
-            meters[name].add(logits, reference, len(images))
+            meters[name].add(logits, reference.to(logits.device), len(images))
     return meters
 
 

@@ -47,7 +47,7 @@ class _Facts:
             tokens = self._shape(softmax)[-1] if self._shape(softmax) else None
             entry = {"softmax": softmax.name, "heads": heads, "tokens": tokens, "groups": groups}
             prefix, grid = self._patches(block, entry, found[-1] if found else None)
-            found.append({**entry, "prefix_tokens": prefix, "grid": list(grid) if grid else None})
+            found.append({**entry, "prefix_tokens": prefix, "grid": grid})
         for entry, stage in zip(found, self._stages(), strict=True):
             entry["stage"] = stage
         return found
@@ -91,7 +91,7 @@ class _Facts:
             return (prefix, embedded) if prefix >= 0 else (0, None)
         same = before is not None and (before["tokens"], before["groups"]) == (tokens, groups)
         if before is not None and before["grid"] and same and groups and groups > 1:
-            return 0, (before["grid"][0], before["grid"][1])
+            return 0, before["grid"]
         return 0, None
 
     def _embedded_grid(self) -> Grid | None:

@@ -16,17 +16,19 @@ from torch import Tensor, nn
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.hub import fetched_weights
+from ptq2themoon.graph.model_info import ModelInfo
 from ptq2themoon.graph.onnx_source import onnx_facts, read_foreign
 from ptq2themoon.graph.runtime import TOLERANCE, run_onnx
 from ptq2themoon.graph.source import LOCAL, Exporter, Source, opset_problem
 from ptq2themoon.graph.timm_model import load_model, preprocessing_of
 from ptq2themoon.graph.weights import first_line
+from ptq2themoon.validation import validate
 
 CHECK_IMAGES = 4
 SEED = 0
 
 
-def export(spec: Source, exporter: Exporter, opset: int, path: Path) -> dict[str, Any]:
+def export(spec: Source, exporter: Exporter, opset: int, path: Path) -> ModelInfo:
     """Write the ONNX file, its batch dimension free if it can be; return what model.json records.
 
     Raises:
@@ -40,9 +42,7 @@ def export(spec: Source, exporter: Exporter, opset: int, path: Path) -> dict[str
     return _export_timm(load_model(spec), spec, exporter, opset, path)
 
 
-def _export_timm(
-    model: nn.Module, spec: Source, exporter: Exporter, opset: int, path: Path
-) -> dict[str, Any]:
+def _export_timm(model: nn.Module, spec: Source, exporter: Exporter, opset: int, path: Path) -> ModelInfo:
     preprocessing = preprocessing_of(model, spec)
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randn(CHECK_IMAGES, *preprocessing["input_size"], generator=generator)
@@ -66,7 +66,7 @@ def _export_timm(
         "input_size": preprocessing["input_size"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "preprocessing": preprocessing,
-        "label_names": pretrained.get("label_names"),
+        "label_names": list(pretrained.get("label_names") or []) or None,
     }
     return _described(spec, kind, facts, expected, run_onnx(path, images.numpy()))
 
@@ -118,7 +118,7 @@ def _dynamo(model: nn.Module, images: Tensor, output: str, opset: int, path: Pat
     )  # fmt: skip
 
 
-def _export_file(spec: Source, source: Path, path: Path) -> dict[str, Any]:
+def _export_file(spec: Source, source: Path, path: Path) -> ModelInfo:
     foreign = read_foreign(source, spec)
     rng = np.random.default_rng(SEED)
     images = rng.standard_normal((CHECK_IMAGES, *foreign.input_size)).astype(np.float32)
@@ -138,7 +138,7 @@ def output_kind(outputs: np.ndarray, classifier: bool) -> str:
 
 def _described(
     spec: Source, kind: str, facts: dict[str, Any], expected: np.ndarray, found: np.ndarray
-) -> dict[str, Any]:
+) -> ModelInfo:
     """model.json: `facts`, and what the outputs say.
 
     Raises:
@@ -153,7 +153,7 @@ def _described(
     logits = expected.tolist() if kind == "logits" else None  # features can be millions of numbers
     if not difference <= TOLERANCE:
         raise UserError(f"model {spec.source!r}: exported {kind} differ by {difference:.2g} (> {TOLERANCE})")
-    return {
+    info = {
         "source": spec.source,
         "output": kind,
         "num_classes": int(expected.shape[-1]) if kind == "logits" else None,
@@ -161,6 +161,7 @@ def _described(
         "max_abs_logit_difference": difference,
         "check": {"images": CHECK_IMAGES, "seed": SEED, "logits": logits},
     }
+    return validate(ModelInfo, info, f"model {spec.source!r}")
 
 
 def _weights(model: nn.Module, spec: Source) -> dict[str, Any]:

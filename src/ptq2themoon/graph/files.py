@@ -1,9 +1,7 @@
-"""Reading ONNX files: whole, with their weights inside, and of the same model as the files beside them."""
+"""Reading ONNX files: whole, with their weights inside."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +10,6 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 
 from ptq2themoon.errors import UserError
-from ptq2themoon.graph.report import read_operators
-from ptq2themoon.stage import sha256
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
@@ -60,38 +56,3 @@ def _tensors(model: onnx.ModelProto) -> list[TensorProto]:
             graphs += [graph for item in attributes for graph in (item.g, *item.graphs)]
         found += [part for tensor in sparse for part in (tensor.values, tensor.indices)]
     return found
-
-
-def check_same_model(
-    graph: Path, fusion: Path, info: Path, input_size: Sequence[int], qparams: Sequence[Path] | None = None
-) -> None:
-    """Refuse files that do not belong to the fused model at `graph`.
-
-    Args:
-        input_size: [channels, height, width] that model.json (`info`) gives.
-        qparams: qparams.json first.
-    """
-    model = read_graph(graph)
-    found = [(operator.name, operator.type) for operator in read_operators(fusion)]
-    if found != [(node.name, node.op_type) for node in model.graph.node]:
-        raise UserError(f"{fusion}: lists other operators than {graph} has; run the fuse stage again")
-    size = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
-    if size != list(input_size):
-        raise UserError(
-            f"{info}: preprocessing.input_size is {list(input_size)}, but {graph} takes {size}; "
-            "it belongs to another model"
-        )
-    if qparams:
-        _check_parameters(qparams[0], graph)
-
-
-def _check_parameters(qparams: Path, graph: Path) -> None:
-    try:
-        made_for = json.loads(qparams.read_text(encoding="utf-8"))["graph_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise UserError(
-            f"{qparams}: not quantization parameters of ptq2themoon ({reason}); calibrate again"
-        ) from None
-    if made_for != sha256(graph):
-        raise UserError(f"{qparams}: the parameters belong to another graph than {graph}; calibrate again")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 from onnx import NodeProto
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.editing import Shapes, tensor_shapes
-from ptq2themoon.graph.files import read_graph
 from ptq2themoon.graph.walk import MOVING_TYPES
 
 
@@ -33,12 +31,7 @@ class Node:
     is_last: bool = False
 
 
-def read_nodes(path: Path) -> dict[str, Node]:
-    """`nodes_of` a fused model in a file."""
-    return nodes_of(read_graph(path))
-
-
-def nodes_of(model: onnx.ModelProto) -> dict[str, Node]:
+def read_nodes(model: onnx.ModelProto) -> dict[str, Node]:
     """What a quantizer must know of each operator of a fused model, by name.
 
     Raises:

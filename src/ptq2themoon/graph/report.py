@@ -2,18 +2,93 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar
 
 import onnx
+from pydantic import Field
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.graph.attention import attention_facts
 from ptq2themoon.graph.fuse import Fusion, count_fused
-from ptq2themoon.graph.operators import Operator
+from ptq2themoon.graph.operators import Operator, Role
+from ptq2themoon.records import Record
+from ptq2themoon.validation import Positive, Strict, validate
+
+
+class Block(Strict):
+    """Attention of one block; null where the graph does not tell.
+
+    Attributes:
+        softmax: the operator.
+        tokens: that attend to each other in a group.
+        groups: sets of tokens of an image that attend apart, such as Swin's windows.
+        prefix_tokens: tokens before the patches.
+        grid: rows and columns of patches; null where the tokens make no single grid.
+        stage: how often the width of the tokens has changed before.
+    """
+
+    softmax: str
+    heads: Positive | None
+    tokens: int | str | None
+    groups: Positive | None
+    prefix_tokens: int
+    grid: tuple[int, int] | None
+    stage: int
+
+
+class Attention(Strict):
+    """Of all blocks, and what is taken for the class token, or why there is none."""
+
+    blocks: Annotated[list[Block], Field(min_length=1)]
+    class_token: bool
+    note: str
+
+
+class Counts(Strict):
+    """Operators of each type in the exported and in the fused graph."""
+
+    before: dict[str, int]
+    after: dict[str, int]
+
+
+class PlacedOperator(Strict):
+    """An operator of the fused graph."""
+
+    name: str
+    type: str
+    role: Role | None
+    block: int | None
+
+
+class FusionRecord(Strict):
+    """One fusion: the operator that it made, and those that it consumed."""
+
+    kind: str
+    operator: str
+    consumed: list[str]
+
+
+class FusionReport(Record):
+    """What fusion.json holds."""
+
+    stage: ClassVar[str] = "fuse"
+
+    images: Positive
+    """That the logits of both graphs were compared on."""
+    max_abs_logit_difference: float
+    counts: Counts
+    fused: dict[str, int]
+    attention: Attention
+    unassigned: list[str]
+    """Operators without a role."""
+    operators: list[PlacedOperator]
+    fusions: list[FusionRecord]
+
+    @property
+    def placed(self) -> list[Operator]:
+        """The operators in graph order."""
+        return [Operator(**entry.model_dump()) for entry in self.operators]
 
 
 def count_types(model: onnx.ModelProto) -> dict[str, int]:
@@ -27,10 +102,17 @@ def fusion_report(
     fusions: Iterable[Fusion],
     operators: list[Operator],
     renamed: Mapping[str, str],
-) -> dict[str, Any]:
-    """What fusion.json holds, but for the check of the logits."""
-    fusions = list(fusions)
-    return {
+    images: int,
+    difference: float,
+) -> FusionReport:
+    """What fusion.json holds.
+
+    Args:
+        images, difference: how many logits were compared on, and how far they differ at most.
+    """
+    facts = {
+        "images": images,
+        "max_abs_logit_difference": difference,
         "counts": {"before": count_types(original), "after": count_types(fused)},
         "fused": count_fused(fused),
         "attention": attention_facts(fused, operators),
@@ -45,16 +127,4 @@ def fusion_report(
             for fusion in fusions
         ],
     }
-
-
-def read_operators(path: Path) -> list[Operator]:
-    """The operators that a fusion.json lists.
-
-    Raises:
-        UserError: a file of another form.
-    """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["operators"]
-        return [Operator(e["name"], e["type"], e["role"], e["block"]) for e in entries]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no fusion report of ptq2themoon ({error}); run the fuse stage") from None
+    return validate(FusionReport, facts, "fusion.json")

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ptq2themoon.errors import UserError, nearest
-from ptq2themoon.validation import Strict
+from ptq2themoon.graph.model_info import CropMode, Interpolation
+from ptq2themoon.validation import Positive, Strict
 
 LOCAL, HUB, ONNX = "local-dir:", "hf-hub:", "onnx:"
 Exporter = Literal["torchscript", "dynamo"]
 OPSETS: Mapping[str, tuple[int, int]] = {"torchscript": (11, 17), "dynamo": (18, 20)}
 
-Positive = Annotated[int, Field(ge=1)]
 Deviation = Annotated[float, Field(gt=0)]
 
 
@@ -28,11 +28,11 @@ class PreprocessingChanges(Strict):
     """Of each channel, for pixels in 0..1."""
     std: Annotated[list[Deviation], Field(min_length=1)] | None = None
     """Of each channel, for pixels in 0..1."""
-    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
+    interpolation: Interpolation | None = None
     """How images are resized."""
     crop_pct: Annotated[float, Field(gt=0)] | None = None
     """Side of the crop over the side of the resized image."""
-    crop_mode: Literal["center", "squash", "border"] | None = None
+    crop_mode: CropMode | None = None
     """What becomes of images that are not square."""
     input_size: Annotated[list[Positive], Field(min_length=3, max_length=3)] | None = None
     """[channels, height, width]."""

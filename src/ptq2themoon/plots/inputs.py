@@ -13,8 +13,10 @@ import numpy.typing as npt
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
+from ptq2themoon import records
 from ptq2themoon.errors import UserError, nearest
 from ptq2themoon.evaluate.query import ATTENTION, CLASS_TOKEN, MEASURES, NO_GRID, QUERIES
+from ptq2themoon.graph.model_info import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,11 @@ def read_label_names(path: Path) -> list[str] | None:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
-    names = data.get("label_names") if isinstance(data, dict) else data
-    if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
-        raise UserError(f"{path}: class names must be a list of strings, or null under 'label_names'")
-    return names
+    if isinstance(data, dict):
+        return records.read(path, ModelInfo).label_names
+    if not (isinstance(data, list) and all(isinstance(name, str) for name in data)):
+        raise UserError(f"{path}: class names must be a list of strings")
+    return data
 
 
 def read_maps(path: Path) -> AttentionMaps:

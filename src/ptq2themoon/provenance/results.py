@@ -92,10 +92,12 @@ class ModelResults:
         yield self.list_evaluation()
         for run in self.runs:
             yield self.calibrate(run)
+        yield self.reference()
         for run in self.runs:
             yield self.operator_errors(run)
+        for run in self.runs:
+            yield self.evaluate(run)
         for each in (None, *self.runs):
-            yield self.evaluate(each)
             yield self.attention_maps(each)
         for run in self.runs if self.params.deploy.modes else ():
             for mode in self.params.deploy.modes:
@@ -165,6 +167,18 @@ class ModelResults:
     def _maps(self, run: Run | None) -> Path:
         return self.heavy / (run.folder if run else "fp32") / "attention_maps.safetensors"
 
+    @property
+    def _reference(self) -> Path:
+        return self.heavy / "fp32" / "reference.safetensors"
+
+    def _simulated(self, run: Run) -> Path:
+        return self.heavy / run.folder / "simulated.safetensors"
+
+    @property
+    def _evaluated(self) -> dict[str, Any]:
+        """Parameters of every run over all evaluation images."""
+        return {"batch_size": self.params.evaluation.batch_size, "block": self.params.attention.block}
+
     def _calibration(self, images: int, seed: int) -> Path:
         return self.heavy / f"calibration-n{images}-s{seed}.safetensors"
 
@@ -225,21 +239,22 @@ class ModelResults:
             "batch_size": self.params.calibration.batch_size,
         }
         inputs = [*self.fused, self._calibration(run.images, run.seed), *run.recipe.sources]
-        return Result("calibrate", self._qparams(run), inputs, parameters, device=self._device)
+        return Result("calibrate", self._qparams(run), inputs, parameters, seed=run.seed, device=self._device)
 
-    def evaluate(self, run: Run | None) -> Result:
+    def reference(self) -> Result:
+        outputs = [self._folder(None) / "metrics.json", self._reference]
+        return self._on_test_images("reference", None, outputs, self._evaluated)
+
+    def evaluate(self, run: Run) -> Result:
         folder = self._folder(run)
-        outputs = [folder / "metrics.json", *([folder / "attention.csv"] if run else [])]
-        block = self.params.attention.block if run else ANY  # floating point is compared with nothing
-        return self._on_test_images(
-            "evaluate", run, outputs, {"batch_size": self.params.evaluation.batch_size, "block": block}
-        )
+        outputs = [folder / "metrics.json", folder / "attention.csv", self._simulated(run)]
+        return self._on_test_images("evaluate", run, outputs, self._evaluated, [self._reference])
 
     def operator_errors(self, run: Run) -> Result:
         outputs = [self._folder(run) / name for name in ("operators.csv", "ranking.json")]
         errors = self.params.errors
         parameters = {"images": errors.images, "logits_images": errors.logits_images, "batch_size": ANY}
-        return self._on_test_images("operator_errors", run, outputs, parameters)
+        return self._on_test_images("operator_errors", run, outputs, parameters, [self._reference])
 
     def attention_maps(self, run: Run | None) -> Result:
         attention = self.params.attention
@@ -263,7 +278,8 @@ class ModelResults:
     def verify_runtime(self, run: Run) -> Result:
         int8 = [path for mode in self.params.deploy.modes for path in self.int8(run, mode)]
         parameters = {"batch_size": self.params.evaluation.batch_size, "operator_images": ANY}
-        return self._on_test_images("verify_runtime", run, self.runtime(run), parameters, int8)
+        more = [*int8, self._reference, self._simulated(run)]
+        return self._on_test_images("verify_runtime", run, self.runtime(run), parameters, more)
 
     def _on_test_images(
         self,

@@ -55,7 +55,6 @@ def decided(params: Params) -> Mapping[str, Mapping[str, Any]]:
     inputs = {"images": study.input_images}
     colours = {**dpi, "colormap": params.plots.colormap, "rows": params.attention.images}
     return {
-        "study_reference": {**on_images, "block": params.attention.block},
         "study_bits": {**calibrated, "bits": study.bits[1:], "loss": study.loss},
         "study_ablation": {**calibrated, "block": params.attention.block},
         "study_auto": {

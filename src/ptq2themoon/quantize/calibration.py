@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,7 @@ def fit(slot: Slot, tensor: QuantizedTensor, value: Tensor) -> Quantizer:
     _finite(value, slot)
     for number in range(observer.passes):
         if number:
-            observer.end_pass()
+            _end_pass(slot, observer)
         observer.observe(value)
     return _quantizer(slot, observer)
 
@@ -66,8 +67,8 @@ def observe(
     for number in range(max((o.passes for _, o in shared.observed.values()), default=0)):
         again = {slot: pair for slot, pair in shared.observed.items() if pair[1].passes > number}
         if number:
-            for _, observer in again.values():
-                observer.end_pass()
+            for slot, (_, observer) in again.items():
+                _end_pass(slot, observer)
         watch = _watchers(again)
         for images in progress(batches, desc=f"calibrate, pass {number + 1}" if number else "calibrate"):
             model(images, watch)
@@ -113,9 +114,20 @@ def _watcher(pairs: Observed) -> Watcher:
     return watch
 
 
+def _end_pass(slot: Slot, observer: Observer) -> None:
+    with _refused_in_one_line(slot, observer):
+        observer.end_pass()
+
+
 def _quantizer(slot: Slot, observer: Observer) -> Quantizer:
-    try:
+    with _refused_in_one_line(slot, observer):
         return observer.quantizer()
+
+
+@contextlib.contextmanager
+def _refused_in_one_line(slot: Slot, observer: Observer) -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise UserError(f"{_named(slot)}: observer {observer.spec.observer!r}: {error}") from None
 

@@ -217,18 +217,23 @@ def _quantizer(values: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Quant
         raise ValueError(f"unknown kind {kind!r}; {nearest(str(kind), list(KINDS))}")
     if not isinstance(bits, int) or not 2 <= bits <= 16:
         raise ValueError(f"bits {bits!r}: must be 2 to 16")
-    if axis is not None and not isinstance(axis, int):
-        raise ValueError(f"axis {axis!r}: must be a number or null")
+    if axis is not None and (not isinstance(axis, int) or isinstance(axis, bool) or axis < 0):
+        raise ValueError(f"axis {axis!r}: must be a number from 0 or null")
     names = KINDS[kind].array_names
     found = {name: _array(rest.pop(name), arrays) for name in names}
     if any(array.ndim > (axis is not None) for array in found.values()):
         raise ValueError(f"several values of {' or '.join(names)}, but axis {axis}")
+    if axis is not None and not found["scale"].ndim:
+        raise ValueError(f"one scale, but axis {axis}")
     return KINDS[kind].from_settings(bits, axis, rest, found)
 
 
 def _array(value: Any, arrays: Mapping[str, Tensor]) -> Tensor:
     if isinstance(value, dict):
-        reference = ArrayRef.model_validate(value)
+        try:
+            reference = validate(ArrayRef, value, "array")
+        except UserError as error:
+            raise ValueError(str(error).splitlines()[0]) from None
         if reference.array not in arrays:
             raise ValueError(f"array {reference.array!r} is not in the safetensors file")
         array = arrays[reference.array]
@@ -261,7 +266,7 @@ def _edits_entry(edits: Edits, group: str, arrays: dict[str, Tensor]) -> EditsEn
     constants = {}
     for name, value in edits.constants.items():
         key = f"{group}/{name}"
-        arrays[key] = torch.from_numpy(np.ascontiguousarray(value)).clone()
+        arrays[key] = torch.from_numpy(np.array(value, order="C"))
         constants[name] = ArrayRef(array=key, shape=list(value.shape))
     nodes = {name: [json_format.MessageToDict(node) for node in new] for name, new in edits.nodes.items()}
     return EditsEntry(constants=constants, nodes=nodes)
@@ -276,4 +281,4 @@ def _nodes(entries: Sequence[Mapping[str, Any]]) -> list[NodeProto]:
     try:
         return [json_format.ParseDict(dict(entry), NodeProto()) for entry in entries]
     except json_format.ParseError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(" ".join(str(error).split())) from None

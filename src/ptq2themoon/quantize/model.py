@@ -10,7 +10,7 @@ import onnx
 from onnx import NodeProto
 
 from ptq2themoon.graph.editing import Graph
-from ptq2themoon.graph.nodes import Node, nodes_of
+from ptq2themoon.graph.nodes import Node, read_nodes
 from ptq2themoon.graph.operators import Operator
 from ptq2themoon.graph.roles import find_roles
 from ptq2themoon.quantize.edits import Edits, with_parameter
@@ -59,7 +59,7 @@ class QuantizedModel:
 
     def nodes(self) -> dict[str, Node]:
         """Facts of the edited graph's operators, by name."""
-        return nodes_of(self.edited)
+        return read_nodes(self.edited)
 
     def set_parameters(self, values: Mapping[tuple[str, int], np.ndarray], *, equal: bool) -> None:
         """Give parameters of the edited graph new values; a bias may be new.

@@ -52,7 +52,7 @@ class Step:
     """One operator, what of it is still to be quantized, and the values that end with it."""
 
     operation: ir.Operation
-    forward: Callable[..., Any]
+    forward: Callable[[list[Any]], Any]
     inputs: list[Input]
     outputs: list[tuple[str, Quantizer | None]]
     ending: list[str] = field(default_factory=list)
@@ -101,8 +101,7 @@ class Program:
             if grid is not None:
                 grids[variable.name] = grid
             outputs.append((variable.name, quantizer))
-        forward = executor.base.OPERATION_FORWARD_TABLE[operation.platform][operation.type]
-        return Step(operation, forward, inputs, outputs)
+        return Step(operation, _forward(operation, inputs, self._context), inputs, outputs)
 
     def _input(self, operation: ir.Operation, position: int, grids: Mapping[str, Quantizer]) -> Input:
         variable = operation.inputs[position]
@@ -185,7 +184,7 @@ class Program:
         return item.quantizer.straight_through(value) if self.trainable else item.quantizer(value)
 
     def _outputs(self, step: Step, inputs: list[Any]) -> list[Tensor]:
-        found = step.forward(step.operation, inputs, self._context)
+        found = step.forward(inputs)
         outputs = list(found) if isinstance(found, list | tuple) else [found]
         for i, (_, quantizer) in enumerate(step.outputs):
             if quantizer is None:
@@ -196,6 +195,30 @@ class Program:
                 own = not any(_share_memory(outputs[i], value) for value in inputs)
                 outputs[i] = (quantizer.in_place if own else quantizer)(outputs[i])
         return outputs
+
+
+class _Described:
+    """An operation as PPQ's functions read it, with its socket made once: PPQ makes one at each look."""
+
+    def __init__(self, operation: ir.Operation) -> None:
+        self._operation, self.socket = operation, operation.socket
+        self.type, self.name, self.platform = operation.type, operation.name, operation.platform
+        self.attributes, self.opset = operation.attributes, operation.opset
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._operation, name)
+
+
+def _forward(
+    operation: ir.Operation, inputs: list[Input], context: executor.op.TorchBackendContext
+) -> Callable[[list[Any]], Any]:
+    """PPQ's function of an operator; a Reshape to a shape that is known reads it here, once."""
+    if operation.type == "Reshape" and inputs[1].constant is not None:
+        sizes = inputs[1].constant.tolist()
+        return lambda values: values[0].reshape([n or values[0].shape[i] for i, n in enumerate(sizes)])
+    function = executor.base.OPERATION_FORWARD_TABLE[operation.platform][operation.type]
+    described = _Described(operation)
+    return lambda values: function(described, values, context)
 
 
 def _passed_on(operation: ir.Operation, grids: Mapping[str, Quantizer]) -> Quantizer | None:

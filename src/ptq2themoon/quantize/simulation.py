@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.editing import tensor_shapes
-from ptq2themoon.graph.files import read_graph
-from ptq2themoon.ppq_compat import core, executor, ir, parse, quiet
+from ptq2themoon.graph.fused import FusedModel
+from ptq2themoon.ppq_compat import build_graph, core, executor, ir, quiet
 from ptq2themoon.ppq_operators import missing
 from ptq2themoon.quantize.files import read_qparams
 from ptq2themoon.quantize.model import QuantizedModel
@@ -38,7 +38,7 @@ class SimulatedModel:
     """One graph on one device, with or without quantizers.
 
     Args:
-        model: a fused model, edited or not, or its file.
+        model: a fused model, edited or not; it stays as it is.
         device: a torch device.
         quantized: the operators to quantize and how; without a quantizer a tensor is not yet quantized.
         engine: what runs the graph.
@@ -50,14 +50,12 @@ class SimulatedModel:
 
     def __init__(
         self,
-        model: onnx.ModelProto | Path,
+        model: onnx.ModelProto,
         device: str,
         quantized: Sequence[QuantizedOperator] = (),
         engine: Engine = "program",
         source: Path | str = "the graph",
     ) -> None:
-        if isinstance(model, Path):
-            model, source = read_graph(model), model
         self._graph = _load(model, source)
         self._at_once = _images_at_once(model) if engine == "program" and device == "cpu" else None
         self._programs: dict[Hashable, tuple[Program, Quantizers]] = {}
@@ -159,24 +157,33 @@ class SimulatedModel:
         """Names of the graph's outputs."""
         return list(self._graph.outputs)
 
-    def one_at_a_time(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def one_at_a_time(self, images: Tensor, floating: SimulatedModel) -> Iterator[tuple[str, Tensor]]:
         """(operator, logits [B, classes] with it alone quantized), in graph order.
 
-        What comes before an operator is in floating point and is computed once for all.
+        What comes before and after an operator is in floating point; what comes before is computed once.
+
+        Args:
+            floating: the graph before any method changed its function, not quantized.
         """
-        order = self._order
+        order = floating._order
+        own = {operation.name: operation for operation in self._order}
         alive = {name: images.to(self.device) for name in self._graph.inputs}
-        with self.only(()):
-            for index, operation in enumerate(order):
-                if operation.name in self._items:
-                    self.activate({operation.name})
-                    (logits,) = self._run_part(order[index:], alive, list(self._graph.outputs))
-                    self.activate(())
-                    yield operation.name, logits
-                produced = [variable.name for variable in operation.outputs]
-                alive |= zip(produced, self._run_part([operation], alive, produced), strict=True)
-                used = {variable.name for later in order[index + 1 :] for variable in later.inputs}
-                alive = {name: value for name, value in alive.items() if name in used}
+        for index, operation in enumerate(order):
+            produced = [variable.name for variable in operation.outputs]
+            later = order[index + 1 :]
+            if operation.name in self._items:
+                with self.only({operation.name}):
+                    made = self._run_part([own[operation.name]], alive, produced)
+                after = alive | dict(zip(produced, made, strict=True))
+                yield operation.name, floating._rest(later, after)
+            alive |= zip(produced, floating._run_part([operation], alive, produced), strict=True)
+            used = {variable.name for each in later for variable in each.inputs}
+            alive = {name: value for name, value in alive.items() if name in used}
+
+    def _rest(self, operations: Sequence[ir.Operation], values: dict[str, Tensor]) -> Tensor:
+        """The model's output from the values that its last operators read."""
+        (name,) = self.outputs
+        return self._run_part(operations, values, [name])[0] if operations else values[name]
 
     def quantized_output(self, operator: str, inputs: list[Tensor]) -> Tensor:
         """First output of one operator, quantized, from the floating-point inputs given."""
@@ -214,13 +221,12 @@ class SimulatedModel:
 
 
 def load_model(
-    path: Path, device: str, qparams: Sequence[Path] | None = None, engine: Engine = "program"
+    fused: FusedModel, device: str, qparams: Sequence[Path] | None = None, engine: Engine = "program"
 ) -> SimulatedModel:
     """A fused model in floating point; quantized where `qparams` are given (JSON, then safetensors)."""
-    reference = read_graph(path)
     if not qparams:
-        return SimulatedModel(reference, device, engine=engine, source=path)
-    return simulated(read_qparams(*qparams).model(reference), device, engine, path)
+        return SimulatedModel(fused.graph, device, engine=engine, source=fused.path)
+    return simulated(read_qparams(*qparams).model(fused.graph), device, engine, fused.path)
 
 
 def simulated(
@@ -242,7 +248,7 @@ def _check(graph: ir.BaseGraph, item: QuantizedOperator, source: Path | str) -> 
 def _load(model: onnx.ModelProto, source: Path | str) -> ir.BaseGraph:
     try:
         with quiet():
-            graph = parse(model)
+            graph = build_graph(model)
             formatter = ir.GraphFormatter(graph)
             # One copy of a shared parameter for each use: each use has a scale of its own.
             formatter.format_parameter()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
-from ptq2themoon.evaluate.accuracy import Metrics
+from ptq2themoon.evaluate.records import Metrics
 from ptq2themoon.study.names import MEASURES
 
 # What a row is of, and what is measured of it.
@@ -20,10 +20,10 @@ METRICS = (
 RUN = (*KEYS, "calibration_images", "seed", "images", *METRICS)
 
 
-def points(metrics: Mapping[str, float | int | None]) -> tuple[str, float]:
+def points(metrics: Metrics) -> tuple[str, float]:
     """(measure, value in percent): top-1; without labels agreement with FP32; of features 100 * cosine."""
     for name, (factor, _) in MEASURES.items():
-        value = metrics[name]
+        value = getattr(metrics, name)
         if value is not None:
             return name, factor * float(value)
     raise ValueError("metrics without any measure")
@@ -32,7 +32,7 @@ def points(metrics: Mapping[str, float | int | None]) -> tuple[str, float]:
 def lost(quantized: Metrics, floating: Metrics) -> tuple[str, float]:
     """(measure, percentage points below floating point)."""
     name, value = points(quantized)
-    full = floating["top1"]
+    full = floating.top1
     return name, (float(full) if name == "top1" and full is not None else 100.0) - value
 
 
@@ -52,9 +52,7 @@ def means(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index()
 
 
-def with_references(
-    table: pd.DataFrame, floating: Mapping[str, float | int | None], published: pd.DataFrame
-) -> pd.DataFrame:
+def with_references(table: pd.DataFrame, floating: Metrics, published: pd.DataFrame) -> pd.DataFrame:
     """A row of full precision below the rows of each bits, and beside each row the study's own top-1.
 
     Args:
@@ -64,12 +62,12 @@ def with_references(
     """
     parts = []
     for bits, rows in table.groupby("bits", sort=False):
-        full = {name: floating.get(name) for name in METRICS if name in floating}
+        full = {name: getattr(floating, name) for name in METRICS}
         facts = {
             "recipe": FP32,
             "bits": bits,
             "variant": rows["variant"].iloc[0],
-            "images": floating["images"],
+            "images": floating.images,
         }
         parts += [rows, pd.DataFrame([{**facts, **full, "output_cosine": 1.0, "attention_cosine": 1.0}])]
     found = pd.concat(parts, ignore_index=True)[table.columns]

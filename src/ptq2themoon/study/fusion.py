@@ -79,18 +79,23 @@ class Form:
     images: np.ndarray
 
     @cached_property
+    def model(self) -> onnx.ModelProto:
+        return read_graph(self.path)
+
+    @cached_property
     def quantized(self) -> list[QuantizedOperator]:
         """Calibrated. No roles are known, for without fusion no operator has one."""
-        nodes = read_nodes(self.path)
+        nodes = read_nodes(self.model)
         operators = [Operator(name, node.type) for name, node in nodes.items()]
         planned = plan(operators, nodes, self.recipe, *self.bits)
-        calibrate(SimulatedModel(self.path, "cpu", planned), planned, [torch.from_numpy(self.images)])
+        model = SimulatedModel(self.model, "cpu", planned, source=self.path)
+        calibrate(model, planned, [torch.from_numpy(self.images)])
         return planned
 
     def int8(self, folder: Path) -> Path:
         """The faithful INT8 model, written to `folder`."""
         path = folder / f"{self.fusion}.onnx"
-        onnx.save(deploy(read_graph(self.path), self.quantized, "faithful", source=self.path).model, path)
+        onnx.save(deploy(self.model, self.quantized, "faithful", source=self.path).model, path)
         return path
 
 
@@ -157,7 +162,7 @@ class Contestant:
         self.run = run
 
     def _ppq(self, form: Form, quantized: list[QuantizedOperator]) -> Runner:
-        model = SimulatedModel(form.path, "cpu", quantized, "ppq")
+        model = SimulatedModel(form.model, "cpu", quantized, "ppq", form.path)
         self.operators = self.executed = len(model.order)
         return lambda images: model(torch.from_numpy(images)).numpy()
 
@@ -240,7 +245,7 @@ def _repeat(do: Callable[[], object], count: int) -> None:
 
 def operator_counts(forms: Sequence[Form]) -> pd.DataFrame:
     """Operators of each type by form, the most frequent first; columns `operator` and each fusion."""
-    counts = {form.fusion: count_types(read_graph(form.path)) for form in forms}
+    counts = {form.fusion: count_types(form.model) for form in forms}
     table = pd.DataFrame(counts).fillna(0).astype(int).rename_axis("operator").reset_index()
     order = [*counts, "operator"]
     return table.sort_values(order, ascending=[False] * len(counts) + [True], ignore_index=True)

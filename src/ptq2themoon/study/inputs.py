@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -15,8 +14,8 @@ from torch import Tensor
 from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.attention import AttentionSpec, attention_spec
 from ptq2themoon.evaluate.query import CLASS_TOKEN
+from ptq2themoon.graph.fused import FusedModel
 from ptq2themoon.graph.operators import Operator
-from ptq2themoon.graph.report import read_operators
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.plan import IMAGE_TYPES
 from ptq2themoon.quantize.simulation import SimulatedModel
@@ -72,18 +71,18 @@ class Layers(NamedTuple):
     note: str
 
 
-def read_layers(fusion: Path) -> Layers:
-    """The layers that a fusion.json tells; what a model has not is left out.
+def read_layers(fused: FusedModel) -> Layers:
+    """The layers of a model; what it has not is left out.
 
     Raises:
-        UserError: no such file, or none of the layers.
+        UserError: it has none of the layers.
     """
     places: dict[tuple[str | None, int], Operator] = {}
-    for operator in read_operators(fusion):
+    for operator in fused.operators:
         if operator.block is not None:
             places.setdefault((operator.role, operator.block), operator)
     blocks = 1 + max((block for _, block in places), default=-1)
-    specs = [attention_spec(fusion, block) for block in range(blocks)]
+    specs = [attention_spec(fused.report.attention, block) for block in range(blocks)]
     layers = []
     for name, roles in LAYERS.items():
         for block, spec in enumerate(specs):
@@ -91,7 +90,9 @@ def read_layers(fusion: Path) -> Layers:
             if found:
                 layers.append(Layer(name, block, found[0].name, spec, found[0].type in IMAGE_TYPES))
     if not layers:
-        raise UserError(f"{fusion}: no block has a layer {', '.join(LAYERS)}; see its list of unassigned")
+        raise UserError(
+            f"{fused.path}: no block has a layer {', '.join(LAYERS)}; see `unassigned` in fusion.json"
+        )
     return Layers(layers, blocks, specs[0].note)
 
 

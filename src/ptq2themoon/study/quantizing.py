@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
-import onnx
 from torch import Tensor
 
 from ptq2themoon.data import CalibrationBatches
-from ptq2themoon.graph.files import read_graph
-from ptq2themoon.graph.nodes import Node, nodes_of
-from ptq2themoon.graph.operators import Operator
-from ptq2themoon.graph.report import read_operators
+from ptq2themoon.graph.fused import FusedModel
 from ptq2themoon.quantize.bits import parse_bits
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.pipeline import quantize
@@ -28,21 +23,10 @@ from ptq2themoon.study.names import Variant
 
 @dataclass(frozen=True)
 class Subject:
-    """A fused model, read once.
+    """A fused model on a device."""
 
-    Attributes:
-        graph: the model; nothing changes it.
-    """
-
-    graph: onnx.ModelProto
-    operators: list[Operator]
-    nodes: Mapping[str, Node]
+    fused: FusedModel
     device: str
-
-    @classmethod
-    def read(cls, graph: Path, fusion: Path, device: str) -> Subject:
-        model = read_graph(graph)
-        return cls(model, read_operators(fusion), nodes_of(model), device)
 
     def read_as(self, recipe: Recipe, variant: Variant) -> Recipe:
         """A reading of the recipe: the axis of per-channel weights, and where activations are quantized."""
@@ -56,7 +40,7 @@ class Subject:
         Raises:
             UserError: a rule that selects nothing in this model.
         """
-        return plan(self.operators, self.nodes, recipe, *parse_bits(bits))
+        return plan(self.fused.operators, self.fused.nodes, recipe, *parse_bits(bits))
 
     def quantized(
         self, recipe: Recipe, bits: str, calibration: CalibrationBatches | Iterable[Tensor], seed: int = 0
@@ -67,12 +51,12 @@ class Subject:
             calibration: batches of images [B, C, H, W], normalised.
             seed: of what methods draw.
         """
-        bits_of = parse_bits(bits)
-        return quantize(self.graph, self.operators, recipe, bits_of, calibration, self.device, seed)
+        fused, parsed = self.fused, parse_bits(bits)
+        return quantize(fused.graph, fused.operators, recipe, parsed, calibration, self.device, seed)
 
     def model(self, quantized: list[QuantizedOperator]) -> SimulatedModel:
         """The fused graph, as no method edited it, with these quantizers."""
-        return SimulatedModel(self.graph, self.device, quantized)
+        return SimulatedModel(self.fused.graph, self.device, quantized, source=self.fused.path)
 
     def simulated(self, model: QuantizedModel) -> SimulatedModel:
         """The edited graph with its quantizers."""

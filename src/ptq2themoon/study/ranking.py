@@ -66,6 +66,7 @@ def rank(
     per_tensor: Sequence[QuantizedOperator],
     per_channel: Sequence[QuantizedOperator],
     batches: Sequence[Tensor],
+    references: Sequence[Tensor],
 ) -> pd.DataFrame:
     """One row a place, from the largest gain to the smallest.
 
@@ -77,12 +78,13 @@ def rank(
 
     Args:
         batches: images [B, C, H, W], normalised.
+        references: outputs [B, ...] in floating point, of each batch.
     """
     places = differing(per_tensor, per_channel)
     rows = pd.DataFrame(places, columns=["role", "block"]).astype({"block": "Int64"})
     for name, quantized in (("per_tensor", per_tensor), ("per_channel", per_channel)):
         chosen = [item for item in quantized if place_of(item) in set(places)]
-        meters = logits_errors(subject.model(chosen), batches)
+        meters = logits_errors(subject.model(chosen), subject.model([]), batches, references)
         rows[f"nsr_{name}"] = [_nsr(meters, chosen, place) for place in places]
     rows["gain"] = rows["nsr_per_tensor"] - rows["nsr_per_channel"]
     ranges = channel_ranges(subject, per_tensor, set(places), batches)

@@ -32,7 +32,11 @@ class Observer(ABC):
         """See one batch of finite values; `value` stays as it is."""
 
     def end_pass(self) -> None:
-        """Get ready for the next pass, where there is one."""
+        """Get ready for the next pass, where there is one.
+
+        Raises:
+            ValueError: values that the kind of quantizer has no codes for, with the reason.
+        """
         raise RuntimeError(f"observer {self.spec.observer!r} has one pass")
 
     @abstractmethod

@@ -66,7 +66,8 @@ class LogSqrt2(Quantizer):
         return -2 * torch.log2((value / self.scale.to(value.device)).clamp(min=0))
 
     def __call__(self, value: Tensor) -> Tensor:
-        codes = self._codes(value).round_().clamp_(0, 2**self.bits)
+        last = 2**self.bits  # stands for 0
+        codes = self._codes(value).round_().clamp_(0, last).nan_to_num_(last)
         found = self._values.to(value.device)[codes.long()] * self.scale.to(value.device)
         return torch.where(value.isnan(), value, found)
 
@@ -76,7 +77,7 @@ class LogSqrt2(Quantizer):
         codes = round_straight_through(-2 * torch.log2((value / scale).clamp(min=least)))
         there = (codes < 2**self.bits) & (value > 0)
         smooth = torch.where(there, scale * torch.exp2(-codes.clamp(min=0) / 2), 0.0)
-        return self(value.detach()) + (smooth - smooth.detach())
+        return self(value).detach() + (smooth - smooth.detach())  # the gradient is that of `smooth` alone
 
     @property
     def grid(self) -> Hashable:

@@ -1,15 +1,16 @@
-"""The lowered graph against PPQ's executor: the same bits, operator by operator, in every family."""
+"""The program against PPQ's executor: the same bits, operator by operator, in every family."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import NamedTuple
 
+import onnx
 import pytest
 import torch
 from families import FAMILIES, image_shape
 from tiny_models import random_images
-from tiny_quantized import Tiny, images, write_recipe
+from tiny_quantized import Tiny, images, symmetric, write_recipe
 from torch import Tensor
 
 from ptq2themoon.errors import UserError
@@ -22,10 +23,11 @@ Values = dict[str, tuple[list[Tensor], list[Tensor]]]
 class Both(NamedTuple):
     """One quantized model in both engines."""
 
-    lowered: SimulatedModel
+    program: SimulatedModel
     ppq: SimulatedModel
     planned: list[QuantizedOperator]
     images: Tensor
+    graph: onnx.ModelProto
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -38,8 +40,9 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         {"select": {"role": ["norm1", "norm2", "fc2"]}, "granularity": "per-channel", "observer": "minmax"},
     )
     batches = [torch.from_numpy(random_images(4, *image_shape(name), seed=seed)) for seed in (1, 2)]
-    lowered, planned = tiny.calibrated(recipe, (8, 6), batches)
-    return Both(lowered, SimulatedModel(tiny.path, "cpu", planned, engine="ppq"), planned, batches[0])
+    program, planned = tiny.calibrated(recipe, (8, 6), batches)
+    by_ppq = SimulatedModel(tiny.graph, "cpu", planned, engine="ppq")
+    return Both(program, by_ppq, planned, batches[0], tiny.graph)
 
 
 def seen(
@@ -66,7 +69,7 @@ def assert_same(found: Values, wanted: Values) -> None:
 @pytest.mark.parametrize("every", [1, 2, 0], ids=["all", "every second", "none"])
 def test_every_operator_reads_and_makes_the_same_bits(both: Both, every: int) -> None:
     active = both.ppq.quantized_operators[::every] if every else []
-    logits, values = seen(both.lowered, both.images, active)
+    logits, values = seen(both.program, both.images, active)
     expected, wanted = seen(both.ppq, both.images, active)
     assert torch.equal(logits, expected)
     assert_same(values, wanted)
@@ -74,7 +77,9 @@ def test_every_operator_reads_and_makes_the_same_bits(both: Both, every: int) ->
 
 
 def test_one_operator_at_a_time_is_the_same(both: Both) -> None:
-    found, wanted = (dict(model.one_at_a_time(both.images)) for model in both[:2])
+    found = dict(both.program.one_at_a_time(both.images, SimulatedModel(both.graph, "cpu")))
+    by_ppq = SimulatedModel(both.graph, "cpu", engine="ppq")
+    wanted = dict(both.ppq.one_at_a_time(both.images, by_ppq))
     assert list(found) == list(wanted)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
@@ -88,9 +93,9 @@ def test_an_operator_alone_on_float_inputs_is_the_same(both: Both) -> None:
 
 def test_images_in_parts_are_the_images(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = torch.cat([both.ppq(part) for part in both.images.split(3)])
-    monkeypatch.setattr(both.lowered, "_at_once", 3)
-    assert [len(part) for part in both.lowered.parts(both.images)] == [3, 1]
-    assert torch.equal(both.lowered(both.images), expected)
+    monkeypatch.setattr(both.program, "_at_once", 3)
+    assert [len(part) for part in both.program.parts(both.images)] == [3, 1]
+    assert torch.equal(both.program(both.images), expected)
 
 
 def test_what_is_watched_is_not_changed_later(tiny: Tiny) -> None:
@@ -107,10 +112,11 @@ def test_what_is_watched_is_not_changed_later(tiny: Tiny) -> None:
 def test_a_new_scale_is_seen(tiny: Tiny) -> None:
     model, planned = tiny.calibrated("vanilla")
     before = model(images(2))
-    config = model.configs(tiny.role("head"))[-1]
-    config.scale = config.scale * 8
+    tensor = planned[-1].tensors[-1]
+    assert planned[-1].operator.name == tiny.role("head")
+    assert tensor.scale is not None
+    tensor.quantizer = symmetric(tensor, tensor.scale * 8)
     assert not torch.equal(model(images(2)), before)
-    assert planned
 
 
 def test_the_largest_tensor_of_a_part_is_small(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,18 +125,18 @@ def test_the_largest_tensor_of_a_part_is_small(tiny: Tiny, monkeypatch: pytest.M
     sizes = []
     for budget in (10_000, 100_000):
         monkeypatch.setattr(simulation, "LARGEST_BYTES", budget)
-        model = SimulatedModel(tiny.path, "cpu")
+        model = SimulatedModel(tiny.graph, "cpu")
         sizes.append(len(model.parts(images(64))[0]))
-        assert len(SimulatedModel(tiny.path, "cpu", engine="ppq").parts(images(64))) == 1
+        assert len(SimulatedModel(tiny.graph, "cpu", engine="ppq").parts(images(64))) == 1
     assert sizes[0] * 10 == pytest.approx(sizes[1], abs=9)
 
 
 def test_a_failing_operator_is_named(tiny: Tiny) -> None:
     with pytest.raises(RuntimeError, match=r"operator 'patch_embed' \(Conv\)"):
-        SimulatedModel(tiny.path, "cpu")(torch.zeros(1, 3, 16, 16))
+        SimulatedModel(tiny.graph, "cpu")(torch.zeros(1, 3, 16, 16))
 
     def refuse(name: str, *_: object) -> None:
         raise UserError("stop")
 
     with pytest.raises(UserError, match=r"^stop$"):
-        SimulatedModel(tiny.path, "cpu")(images(1), {tiny.role("head"): refuse})
+        SimulatedModel(tiny.graph, "cpu")(images(1), {tiny.role("head"): refuse})

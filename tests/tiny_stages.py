@@ -54,7 +54,7 @@ STAGES: dict[str, Options] = {
     },
     "calibrate": {
         **GRAPH, "recipe": "recipes/layernorm.yaml", "bits": "w8a8", "images": "out/calibration.safetensors",
-        "batch-size": 10, "out": "out/q/qparams.json", "out-arrays": "out/q/qparams.safetensors",
+        "batch-size": 10, "seed": 3, "out": "out/q/qparams.json", "out-arrays": "out/q/qparams.safetensors",
     },
     "reference": {
         **GRAPH, **DATA, "batch-size": 8,
@@ -135,7 +135,7 @@ STAGES: dict[str, Options] = {
     },
     "calibrate per channel": {
         **GRAPH, "recipe": "recipes/layernorm_all.yaml", "bits": "w8a8",
-        "images": "out/calibration.safetensors", "batch-size": 10,
+        "images": "out/calibration.safetensors", "batch-size": 10, "seed": 3,
         "out": "out/c/qparams.json", "out-arrays": "out/c/qparams.safetensors",
     },
     "study_errors": {

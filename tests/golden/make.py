@@ -20,7 +20,6 @@ from tiny_models import to_onnx
 
 from ptq2themoon.graph.fuse import fuse
 from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.report import fusion_report
 from ptq2themoon.graph.roles import find_roles, rename_operators
 
 BITS = ("w8a8", "w4a4")
@@ -50,12 +49,9 @@ def write_images() -> None:
 def write_model(name: str, images: Images) -> None:
     folder = HERE / name
     folder.mkdir(exist_ok=True)
-    original = to_onnx(cases.module(name, images), (1, 3, 32, 32))
-    fused, fusions = fuse(normalise(original))
-    operators, renamed = rename_operators(fused, find_roles(fused))
+    fused, _ = fuse(normalise(to_onnx(cases.module(name, images), (1, 3, 32, 32))))
+    rename_operators(fused, find_roles(fused))
     onnx.save(fused, folder / "fused.onnx")
-    report = fusion_report(original, fused, fusions, operators, renamed)
-    (folder / "fusion.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def write_golden(images: Images) -> None:

@@ -106,7 +106,8 @@ def make_run(recipe: str, text: str = "made") -> None:
         }
         sources = [f"recipes/{name}.yaml" for name in RECIPES[: RECIPES.index(recipe) + 1]]
         inputs = [*fused, f"{HEAVY}/calibration-n8-s0.safetensors", *sources]
-        made("calibrate", qparams, inputs, {**parameters, "bits": "w8a8", "batch_size": 4}, **more)
+        parameters |= {"bits": "w8a8", "batch_size": 4}
+        made("calibrate", qparams, inputs, parameters, seed=0, **more)
     inputs = [*fused, f"{LIGHT}/evaluation.csv", "test.safetensors", *qparams]
     outputs, reference = [f"{LIGHT}/{folder}/metrics.json"], f"{HEAVY}/fp32/reference.safetensors"
     parameters = {**test, "batch_size": 5, "block": -2}

@@ -130,7 +130,10 @@ def test_every_family_has_one_or_says_why(name: str, tmp_path: Path) -> None:
 
 
 def test_the_committed_numbers_are_those_of_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In floating point: attention by hooks on timm's model, the rest in numpy."""
+    """In floating point: attention by hooks on timm's model, the rest in numpy.
+
+    Six times the digits of the table, to which another processor adds little.
+    """
     monkeypatch.chdir(committed.ROOT)
     table = committed.table("results/demo/study/attention_rollout.csv")
     manifest = tmp_path / "evaluation.csv"

@@ -19,7 +19,7 @@ from onnx import NodeProto, helper, numpy_helper
 from torch import Tensor
 
 from ptq2themoon.deploy.export import deploy
-from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.deploy.kinds import Form, Unwritten, form_of
 from ptq2themoon.deploy.modes import Mode
 from ptq2themoon.deploy.runtime import session
 from ptq2themoon.graph.editing import Graph
@@ -80,14 +80,14 @@ class Difference:
 class _Alone:
     """One operator as models of its own: as deployed, and with its output not rounded."""
 
-    grid: Grid
+    form: Form
     inputs: list[str]
     deployed: onnxruntime.InferenceSession
     unrounded: onnxruntime.InferenceSession
 
     def steps(self, running: onnxruntime.InferenceSession, values: Mapping[str, np.ndarray]) -> np.ndarray:
         output = running.run(None, {name: values[name] for name in self.inputs})[0]
-        return np.clip(output / self.grid.spread(output.ndim), self.grid.low, self.grid.high)
+        return self.form.steps(output)
 
 
 def compare(
@@ -105,7 +105,7 @@ def compare(
     """
     graph = Graph(model)
     nodes = {node.name: node for node in graph.nodes}
-    items = {i.operator.name: i for i in quantized if _has_grid(i)}
+    items = {i.operator.name: i for i in quantized if _has_codes(i)}
     found = {name: Difference(name, mode) for name in items}
 
     def watch(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
@@ -113,7 +113,7 @@ def compare(
         pairs = zip(nodes[name].input, inputs, strict=False)
         values = {n: t.detach().cpu().numpy() for n, t in pairs if n and n not in graph.constants}
         alone = _alone(graph, nodes[name], items[name], mode, values, outputs[0].ndim)
-        theirs = np.rint(outputs[0].detach().cpu().numpy() / alone.grid.spread(outputs[0].ndim))
+        theirs = np.rint(alone.form.steps(outputs[0].detach().cpu().numpy()))
         steps = (alone.steps(running, values) for running in (alone.deployed, alone.unrounded))
         ours, unrounded = steps
         found[name].add(ours, theirs, unrounded)
@@ -122,9 +122,9 @@ def compare(
     return list(found.values())
 
 
-def _has_grid(item: QuantizedOperator) -> bool:
-    """Whether the output is quantized to a uniform grid, in whose steps differences are counted."""
-    return any(t.operand == "output" and Grid.of(t) is not None for t in item.tensors)
+def _has_codes(item: QuantizedOperator) -> bool:
+    """Whether the output is quantized to codes in whose steps differences are counted."""
+    return any(t.operand == "output" and not isinstance(form_of(t), Unwritten) for t in item.tensors)
 
 
 def _alone(
@@ -140,10 +140,7 @@ def _alone(
     without = QuantizedOperator(item.operator, [t for t in item.tensors if t.operand != "output"])
     deployed = session(deploy(model, [item], mode).model)
     unrounded = deploy(model, [without] if without.tensors else [], "faithful").model
-    grid = Grid.of(output)
-    if grid is None:
-        raise ValueError(f"the output of {item.operator.name!r} lies on no uniform grid")
-    return _Alone(grid, list(values), deployed, session(unrounded, optimise=False))
+    return _Alone(form_of(output), list(values), deployed, session(unrounded, optimise=False))
 
 
 def _model_of(

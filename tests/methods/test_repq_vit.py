@@ -313,3 +313,14 @@ def test_fast_leaves_the_powers_in_floating_point(vit: Case) -> None:
     places = deploy(model.edited, model.quantized, "fast").places
     floating = sorted(name for name, place in places.items() if place.runs == "float")
     assert floating == ["blocks.0.attn_context", "blocks.1.attn_context"]
+
+
+def test_the_paper_s_asymmetric_weights_are_one_rule_away(vit: Case) -> None:
+    """Then no integer kernel takes them, for each output channel has a zero point of its own."""
+    rule = {"select": {"operand": "weight"}, "symmetry": "asymmetric"}
+    model = vit.quantized(repq(rule, log_sqrt2=False))
+    weights = [tensor.ready() for _, tensor in model.slots() if tensor.operand == "weight"]
+    assert all(isinstance(weight, Uniform) and not weight.symmetric for weight in weights)
+    places = deploy(model.edited, model.quantized, "fast").places
+    integer = {name.rpartition(".")[2] for name, place in places.items() if place.runs == "integer"}
+    assert integer == {"attn_scores", "attn_context"}

@@ -260,19 +260,19 @@ def test_a_layernorm_that_is_an_output_stays_as_it_is() -> None:
 
 
 class Shared(nn.Module):
-    """Rows of 8 numbers: two LayerNorms of one gamma and beta, two layers of one weight."""
+    """Two LayerNorms of one gamma and beta, two layers of one weight and bias; activations [images, 8]."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.norm, self.layer, self.last = nn.LayerNorm(8), nn.Linear(8, 8, bias=False), nn.Linear(8, 5)
+        self.norm, self.layer, self.last = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 5)
         nn.init.normal_(self.norm.weight)
         nn.init.normal_(self.norm.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)[:, :8]
-        x = self.layer(self.norm(x)) + 0.5
-        return self.last(self.norm(x * x))
+        x = self.layer(self.norm(x))
+        return self.last(self.layer(self.norm(x * x)))
 
 
 def test_shared_constants_and_two_dimensions() -> None:
@@ -313,3 +313,14 @@ def test_fast_leaves_the_powers_in_floating_point(vit: Case) -> None:
     places = deploy(model.edited, model.quantized, "fast").places
     floating = sorted(name for name, place in places.items() if place.runs == "float")
     assert floating == ["blocks.0.attn_context", "blocks.1.attn_context"]
+
+
+def test_the_paper_s_asymmetric_weights_are_one_rule_away(vit: Case) -> None:
+    """Then no integer kernel takes them, for each output channel has a zero point of its own."""
+    rule = {"select": {"operand": "weight"}, "symmetry": "asymmetric"}
+    model = vit.quantized(repq(rule, log_sqrt2=False))
+    weights = [tensor.ready() for _, tensor in model.slots() if tensor.operand == "weight"]
+    assert all(isinstance(weight, Uniform) and not weight.symmetric for weight in weights)
+    places = deploy(model.edited, model.quantized, "fast").places
+    integer = {name.rpartition(".")[2] for name, place in places.items() if place.runs == "integer"}
+    assert integer == {"attn_scores", "attn_context"}

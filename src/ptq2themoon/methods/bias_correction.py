@@ -20,6 +20,7 @@ import numpy as np
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.editing import Graph, attribute
 from ptq2themoon.methods.base import Method
+from ptq2themoon.progress import progress
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -60,12 +61,13 @@ class BiasCorrection(Method):
         simulation = tools.simulation(model)
         program, states = simulation.program(), tools.states(simulation)
         biases = {}
-        for step in tools.walk(program, "bias correction"):
-            if step.name in axes:
-                error = _mean(program, step, states, axes[step.name]) - wanted[step.name]
-                biases[step.name, BIAS] = _correct(step, graph, error, model, tools)
-            for state in states:
-                program.advance(step, state)
+        with tools.without_gradients():
+            for step in progress(program.steps, desc="bias correction"):
+                if step.name in axes:
+                    error = _mean(program, step, states, axes[step.name]) - wanted[step.name]
+                    biases[step.name, BIAS] = _correct(step, graph, error, model, tools)
+                for state in states:
+                    program.advance(step, state)
         model.set_parameters(biases, equal=False)
 
 

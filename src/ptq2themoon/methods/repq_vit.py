@@ -17,6 +17,9 @@ Where this differs from the paper or its released code:
 - LayerNorms are found by the graph's structure: every one that linear layers alone read. The code takes
   all modules with "norm" in their name.
 - Where zeros are padded between LayerNorm and layer (Swin), r2 is 0: a shift would not leave them zeros.
+- Weights are what the recipe says, in `recipes/repq_vit.yaml` symmetric; the paper's are asymmetric. Integer
+  kernels take no zero point for each output channel. A last rule `{select: {operand: weight}, symmetry:
+  asymmetric}` makes them the paper's, and then the layers stay in floating point in the INT8 models.
 """
 
 from __future__ import annotations

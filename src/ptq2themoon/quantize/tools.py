@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptq2themoon.progress import progress
+from ptq2themoon.ppq_compat import quiet
 from ptq2themoon.quantize.calibration import calibrate, fit, observe
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.plan import plan
-from ptq2themoon.quantize.program import Program, Step, Values
+from ptq2themoon.quantize.program import Values
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.recipe import Recipe
 from ptq2themoon.quantize.recipe_file import Rule
@@ -77,10 +78,11 @@ class Tools:
                 return tensor.quantizer(found)
         return found
 
-    def walk(self, program: Program, what: str) -> Iterator[Step]:
-        """The operators of a program in their order, with progress, and without gradients."""
-        with torch.inference_mode():
-            yield from progress(program.steps, desc=what)
+    @contextlib.contextmanager
+    def without_gradients(self) -> Iterator[None]:
+        """Within the block the steps of a program run without gradients, and without PPQ's warnings."""
+        with torch.inference_mode(), quiet():
+            yield
 
     def channel_means(self, model: SimulatedModel, operators: Mapping[str, int]) -> dict[str, Tensor]:
         """Mean of each channel of operators' outputs, float64 [channels], over all images and tokens.
@@ -102,6 +104,6 @@ class Tools:
         return {name: total / counts[name] for name, total in sums.items()}
 
     def states(self, model: SimulatedModel) -> list[Values]:
-        """The values of each part of the images before the first operator, to walk a program with."""
+        """The values of each part of the images before the first operator, to run a program's steps with."""
         parts = [part for images in self.batches for part in model.parts(images)]
         return [{model.input_name: part.to(self.device)} for part in parts]

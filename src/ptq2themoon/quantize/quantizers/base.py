@@ -106,6 +106,15 @@ def round_straight_through(value: Tensor) -> Tensor:
     return value + (value.round() - value).detach()
 
 
+def clip(value: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """As `torch.clamp`, with the whole gradient for a value that lies on a bound.
+
+    Many do, for a bound is a code; `torch.clamp` gives them half of it or none, by version and arguments.
+    """
+    value = torch.where(value < low, low, value)
+    return torch.where(value > high, high, value)
+
+
 def checked_scale(scale: Tensor) -> Tensor:
     """float32 on the CPU; `ValueError` unless all are finite and above 0."""
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):

@@ -21,6 +21,7 @@ from ptq2themoon.quantize.quantizers.base import (
     SMALLEST_SCALE,
     Quantizer,
     checked_scale,
+    clip,
     round_straight_through,
 )
 from ptq2themoon.quantize.recipe import TensorSpec
@@ -80,7 +81,7 @@ class LogSqrt2(Quantizer):
         least = torch.finfo(torch.float32).tiny  # below it there is no logarithm to differentiate
         codes = round_straight_through(-2 * torch.log2((value / scale).clamp(min=least)))
         there = (codes < 2**self.bits) & (value > 0)
-        smooth = torch.where(there, scale * torch.exp2(-codes.clamp(min=0) / 2), 0.0)
+        smooth = torch.where(there, scale * torch.exp2(-clip(codes, 0.0, float("inf")) / 2), 0.0)
         return self(value).detach() + (smooth - smooth.detach())  # the gradient is that of `smooth` alone
 
     @property

@@ -13,6 +13,7 @@ from ptq2themoon.quantize.quantizers.base import (
     Quantizer,
     along,
     checked_scale,
+    clip,
     round_straight_through,
 )
 from ptq2themoon.quantize.recipe import TensorSpec, code_range
@@ -121,7 +122,7 @@ class Uniform(Quantizer):
             along(each.to(value.device), self.axis, rank) for each in (self.scale, self.zero_point)
         )
         steps = round_straight_through(value / scale)
-        return torch.clamp(steps, self.quant_min - zero_point, self.quant_max - zero_point) * scale
+        return clip(steps, self.quant_min - zero_point, self.quant_max - zero_point) * scale
 
     def _at(self, value: Tensor) -> tuple[Tensor, Any, Any]:
         """Scale and bounds in steps, shaped and placed for `value`; kept, for each call asks again."""

@@ -257,7 +257,7 @@ def test_mobilevit_whose_patches_need_resizing(tmp_path: Path) -> None:
     """A map of 3 x 3 is resized to 4 x 4, of patches of 2 x 2, and back."""
     found = fused(FAMILIES["mobilevit"](), (3, 24, 24))
     assert sum(o.type == "Resize" for o in found.operators) == 2
-    assert [entry[1:5] for entry in entries(facts_of(found))][-1] == (4, 4, 0, [2, 2])
+    assert [entry[1:5] for entry in entries(facts_of(found))][-1] == (4, 4, 0, (2, 2))
     assert_logits(found, 3, 3, 24, 24)
     onnx.save(found.fused, tmp_path / "fused.onnx")
     images = random_images(2, 3, 24, 24)

@@ -41,6 +41,26 @@ class Sizes(Strict):
     int8: Positive
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class FloatProducts(Strict):
+    """Products that run in floating point because of one kind of quantizer, and their share of the work."""
+
+    products: Positive
+    share: Share
+
+
+class Products(Strict):
+    """Matrix products and convolutions; shares are of the multiply-accumulates of one image."""
+
+    integer: Annotated[int, Field(ge=0)]
+    float: Annotated[int, Field(ge=0)]
+    integer_share: Share
+    float_by_kind: dict[str, FloatProducts]
+    """What each kind that no integer kernel takes costs."""
+
+
 class DeployReport(Record):
     """What was deployed, from what, and what runs in integers."""
 
@@ -49,6 +69,7 @@ class DeployReport(Record):
     mode: Mode
     profile: Profile
     opset: Positive
+    products: Products
     operators: list[PlacedOperator]
     folds: list[FoldRecord]
     graph_sha256: Sha256

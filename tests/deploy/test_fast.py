@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from tiny_deployed import Quantized, constants, kernels, of_type, sqnr
-from tiny_quantized import Tiny, images, write_recipe
+from tiny_quantized import Tiny, images, symmetric, write_recipe
 
 from ptq2themoon.deploy.folds import layernorm_folds, scaled_parameters, scaled_weight
 from ptq2themoon.deploy.grid import Grid
@@ -200,7 +200,7 @@ def test_a_bias_that_no_integer_holds(tiny: Tiny) -> None:
     made = Quantized.of(tiny, "vanilla", (8, 8), images(12))
     head = next(item for item in made.quantized if item.operator.role == "head")
     weight = next(tensor for tensor in head.tensors if tensor.operand == "weight")
-    weight.scale = torch.tensor(1e-12)
+    weight.quantizer = symmetric(weight, torch.tensor(1e-12))
     bias = made.model.graph.node[-1].input[2]
     assert sqnr(made.run(made.deployed("fast")), np.tile(constants(made.model)[bias], (3, 1))) > 60
 

@@ -10,6 +10,7 @@ import onnx
 from ptq2themoon.deploy.faithful import Faithful
 from ptq2themoon.deploy.fast import Fast
 from ptq2themoon.deploy.modes import Mode, Profile
+from ptq2themoon.deploy.products import multiply_accumulates
 from ptq2themoon.deploy.report import Deployed
 from ptq2themoon.errors import UserError
 from ptq2themoon.quantize.tensors import QuantizedOperator
@@ -42,14 +43,15 @@ def deploy(
             )
         for tensor in item.tensors:
             names = node.output if tensor.operand == "output" else node.input
-            if tensor.position >= len(names) or tensor.scale is None:
+            if tensor.position >= len(names) or tensor.quantizer is None:
                 raise UserError(
                     f"{source}: operator {item.operator.name!r} has no {tensor.operand} {tensor.position} "
                     "with a scale; the parameters belong to another graph"
                 )
     by_name = {item.operator.name: item for item in quantized}
+    work = multiply_accumulates(model)
     if mode == "faithful":
         faithful = Faithful(model, by_name, profile)
-        return Deployed(faithful.write(), mode, profile, faithful.places)
+        return Deployed(faithful.write(), mode, profile, faithful.places, [], faithful.kept, work)
     fast = Fast(model, by_name, profile)
-    return Deployed(fast.write(), mode, profile, fast.places, fast.folds)
+    return Deployed(fast.write(), mode, profile, fast.places, fast.folds, fast.kept, work)

@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from ptq2themoon.deploy.grid import Grids, grids_of
+from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.deploy.integers import grid_at, not_integer, operands_of, problem, unit_of_scales
+from ptq2themoon.deploy.kinds import Forms, Formula, Unwritten, forms_of
 from ptq2themoon.deploy.linear import Linear, as_linear, write_product
 from ptq2themoon.deploy.modes import Profile
 from ptq2themoon.deploy.report import Place
@@ -31,20 +33,21 @@ class Faithful:
     def __init__(
         self, model: onnx.ModelProto, quantized: Mapping[str, QuantizedOperator], profile: Profile
     ) -> None:
-        self.writer = Writer(model)
+        self.writer = Writer(model, zero_points=profile != "tensorrt")
         self.quantized, self.profile = quantized, profile
         self.shapes = tensor_shapes(model)
         self.ranks = {name: len(shape) for name, shape in self.shapes.items()}
         self.places: dict[str, Place] = {}
+        self.kept: dict[str, str] = {}  # products in floating point by the kind that is none of integers
 
     def write(self) -> onnx.ModelProto:
         for node in self.writer.graph.nodes:
             item = self.quantized.get(node.name)
-            grids: Grids = grids_of(item) if item else {}
+            grids: Forms = forms_of(item) if item else {}
             self._node(node, grids)
         return self.writer.finish()
 
-    def _node(self, node: NodeProto, grids: Grids) -> None:
+    def _node(self, node: NodeProto, grids: Forms) -> None:
         linear = as_linear(self.writer.graph, node)
         raw = [self._raw_output(node, i, grids) for i in range(len(node.output))]
         if linear is not None:
@@ -70,19 +73,20 @@ class Faithful:
                 dtype = self._type(raw[i])
                 self.writer.reads[name] = self.writer.quantized(raw[i], grid, dtype, self.ranks[name], final)
 
-    def _raw_output(self, node: NodeProto, i: int, grids: Grids) -> str:
+    def _raw_output(self, node: NodeProto, i: int, grids: Forms) -> str:
         """The model's own outputs keep their names behind a DequantizeLinear."""
         name = node.output[i]
         is_final = name in self.writer.graph.outputs and ("output", i) in grids
         return self.writer.name(f"{name}/raw") if is_final else name
 
-    def _apart(self, tensor: str, grids: Grids) -> str:
-        """A Clip that clips nothing, between a Softmax and the DequantizeLinear before it.
+    def _apart(self, tensor: str, grids: Forms) -> str:
+        """A Clip that clips nothing, between an operator and the DequantizeLinear before it.
 
-        Without it ONNX Runtime takes QLinearSoftmax: several times slower, and other codes.
+        Without it ONNX Runtime takes QLinearSoftmax, several times slower and with other codes, and rounds
+        weights of convolutions that are not integers.
         """
         grid = grids.get(("input", 0))
-        if grid is None or grid.per_channel or ("output", 0) not in grids:
+        if not isinstance(grid, Grid) or grid.per_channel or ("output", 0) not in grids:
             return tensor
         bounds = [
             self.writer.constant(f"{tensor}/{side}", np.float32(code) * grid.scale)
@@ -90,23 +94,25 @@ class Faithful:
         ]
         return self.writer.add("Clip", [tensor, *bounds], f"{tensor}/apart")
 
-    def _linear(self, node: NodeProto, linear: Linear, grids: Grids, output: str) -> None:
+    def _linear(self, node: NodeProto, linear: Linear, grids: Forms, output: str) -> None:
         inputs = [self._input(node, 0, grids), self._weight(node, 1, grids, linear)]
         bias = linear.bias
         if bias is not None and ("bias", 2) in grids:
             bias = grids["bias", 2].values(bias)
         write_product(self.writer, node.name, inputs, bias, self.shapes[linear.x], output)
 
-    def _conv(self, node: NodeProto, grids: Grids, output: str) -> None:
+    def _conv(self, node: NodeProto, grids: Forms, output: str) -> None:
         """With its bias apart: ONNX Runtime would round it to steps of the product otherwise."""
         writer = self.writer
         x, weight, name = (self._input(node, i, grids) for i in range(3))
+        if weight in writer.graph.constants and self.profile == "onnxruntime":
+            x = self._apart(x, grids)
         bias = writer.graph.constants[name].reshape([-1] + [1] * (self.ranks[node.output[0]] - 2))
         product = writer.name(f"{node.output[0]}/product")
         writer.keep(node, [x, weight], [product])
         writer.add("Add", [product, writer.constant(f"{node.name}/bias", bias)], node.name, output)
 
-    def _input(self, node: NodeProto, position: int, grids: Grids) -> str:
+    def _input(self, node: NodeProto, position: int, grids: Forms) -> str:
         tensor = node.input[position]
         grid = grids.get(("input", position))
         if grid is not None:
@@ -119,48 +125,62 @@ class Faithful:
             return self._weight(node, position, grids)
         return self.writer.read(tensor)
 
-    def _weight(self, node: NodeProto, position: int, grids: Grids, linear: Linear | None = None) -> str:
+    def _weight(self, node: NodeProto, position: int, grids: Forms, linear: Linear | None = None) -> str:
         """A parameter: matrices and more as int8, vectors as float on their grid."""
         value = linear.weight if linear else self.writer.graph.constants[node.input[position]]
         grid = grids.get(("weight", position)) or grids.get(("bias", position))
         stem = f"{node.name}/weight{position}"
         if grid is None:
             return self.writer.constant(stem, value) if linear else node.input[position]
+        if isinstance(grid, Formula):
+            return self.writer.constant(stem, linear.values(grid) if linear else grid.values(value))
         grid = linear.grid(grid) if linear else grid
-        if value.ndim <= SMALL or not grid.stored:
+        if value.ndim <= SMALL or not self.writer.has_integers(grid):
             return self.writer.constant(stem, grid.values(value))
         channels = _output_axis(node, linear)
         if not grid.per_channel and channels is not None and self.profile == "tensorrt":
             grid = grid.spread_over(value.shape[channels], channels)
-        if grid.per_channel and grid.axis != channels:
+        if (grid.per_channel and grid.axis != channels) or not self._reads_integers(grids):
             return self.writer.scaled_weight(stem, value, grid)
         return self.writer.weight(stem, value, grid)
+
+    def _reads_integers(self, grids: Forms) -> bool:
+        """Whether the left side of a product is integers of one scale.
+
+        Else ONNX Runtime would take dequantized weights as a reason to round the left side in its own way
+        (MatMulNBits).
+        """
+        grid = grids.get(("input", 0))
+        return isinstance(grid, Grid) and not grid.per_channel and self.writer.has_integers(grid)
 
     def _type(self, tensor: str, *, second: bool = False) -> np.dtype:
         """Integer type for `tensor` of the new graph; `second`: it is the right side of a product."""
         again = self.writer.stored_type(tensor) == S8
         return U8 if again and not second and self.profile == "onnxruntime" else S8
 
-    def _place(self, node: NodeProto, linear: Linear | None, grids: Grids) -> Place:
+    def _place(self, node: NodeProto, linear: Linear | None, grids: Forms) -> Place:
+        for form in grids.values():
+            if isinstance(form, Unwritten):
+                self.kept[node.name] = form.kind
+                return Place("float", form.why)
         if node.op_type == "Conv":
             return Place("float", "with its bias in integers it would give other codes")
         if node.op_type not in ("MatMul", "Gemm") and linear is None:
             return Place("float", "the runtime computes it in floating point between quantized tensors")
-        inputs = [grids.get(("input", i)) or grids.get(("weight", i)) for i in (0, 1)]
-        if None in inputs:
-            return Place("float", "the recipe leaves an input in floating point")
-        if not all(grid.stored for grid in inputs if grid):
-            return Place("float", "more than 8 bits")
-        activation = grids.get(("input", 0))
-        if activation is not None and activation.per_channel:
-            return Place("float", "activations with a scale for each channel of the reduction axis")
-        weight = grids.get(("weight", 1))
-        if weight is not None and weight.per_channel:
-            axis = linear.grid(weight).axis if linear else weight.axis
-            if axis != _output_axis(node, linear):
+        operands = operands_of(grids)
+        if (formula := not_integer(grids, operands)) is not None:
+            self.kept[node.name] = formula.kind
+        if (place := problem(grids, operands, self.profile)) is not None:
+            return place
+        left, right = (grid_at(grids, operand, i) for i, operand in enumerate(operands))
+        if operands[1] == "weight":
+            if left.per_channel:
+                return Place("float", "activations with a scale for each channel of the reduction axis")
+            stored = linear.grid(right) if linear else right
+            if stored.per_channel and stored.axis != _output_axis(node, linear):
                 return Place("float", "weights with a scale for each channel of the reduction axis")
-        if weight is None and any(grid is not None and grid.per_channel for grid in inputs):
-            return Place("float", "activations with a scale for each channel")
+        elif left.per_channel or right.per_channel:
+            return Place("float", f"activations with a scale for each {unit_of_scales(left, right)}")
         return Place("integer", "both inputs are integers with scales that the product can take out")
 
 

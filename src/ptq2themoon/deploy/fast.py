@@ -9,7 +9,9 @@ import onnx
 from onnx import NodeProto
 
 from ptq2themoon.deploy.folds import layernorm_folds, scaled_parameters, scaled_weight
-from ptq2themoon.deploy.grid import Grid, Grids, grids_of
+from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.deploy.integers import Operands, grid_at, integer_type, not_integer, problem, unit_of_scales
+from ptq2themoon.deploy.kinds import Forms, forms_of
 from ptq2themoon.deploy.linear import Linear, as_linear, write_product
 from ptq2themoon.deploy.modes import Profile
 from ptq2themoon.deploy.patches import Patches, as_patches
@@ -20,13 +22,15 @@ from ptq2themoon.graph.norms import MOVES
 from ptq2themoon.quantize.tensors import QuantizedOperator
 
 FLOAT = Place("float", "runtimes compute it in floating point: quantizing it costs time and accuracy")
-UNQUANTIZED = Place("float", "the recipe leaves an input in floating point")
-WIDE = Place("float", "more than 8 bits")
-CHANNELS = Place("float", "activations with a scale for each channel, which this operator cannot take out")
 CARRYING = Place(
     "integer", "weights carry the scales of the input's channels, quantized again per output channel"
 )
 AGAIN = Place("integer", "weights had a scale for each input channel, quantized again per output channel")
+ONE_SCALE = Place("integer", "both inputs with one scale")
+SHIFTED = Place(
+    "integer", "both inputs with one scale; zero points of queries, keys or values cost time in OpenVINO"
+)
+SCALES = "activations with a scale for each {}, which this operator cannot take out"
 NO_OUTPUT = Place("float", "a convolution needs an output with one scale to run in integers")
 
 
@@ -41,11 +45,12 @@ class Fast:
     def __init__(
         self, model: onnx.ModelProto, quantized: Mapping[str, QuantizedOperator], profile: Profile
     ) -> None:
-        self.writer = Writer(model)
-        self.grids: dict[str, Grids] = {name: grids_of(item) for name, item in quantized.items()}
+        self.writer = Writer(model, zero_points=profile != "tensorrt")
+        self.forms: dict[str, Forms] = {name: forms_of(item) for name, item in quantized.items()}
         self.profile = profile
         self.shapes = tensor_shapes(model)
         self.places: dict[str, Place] = {}
+        self.kept: dict[str, str] = {}  # products in floating point by the kind that is none of integers
         self.folds: list[Fold] = []
         self.norms = layernorm_folds(self.writer.graph, self.shapes, self._channelwise())
         self._divided: dict[str, tuple[str, Grid]] = {}  # tensors in steps of one: who divided them
@@ -55,29 +60,37 @@ class Fast:
         found = {}
         for node in self.writer.graph.nodes:
             linear = as_linear(self.writer.graph, node)
-            grids = self.grids.get(node.name, {})
-            if linear is not None and _problem(grids, ("input", "weight")) is None:
-                grid = grids["input", 0]
+            grids = self.forms.get(node.name, {})
+            if linear is not None and problem(grids, ("input", "weight"), self.profile) is None:
+                grid = grid_at(grids, "input", 0)
                 if grid.per_channel:
                     found[node.name] = grid
         return found
 
+    def _problem(self, node: NodeProto, forms: Forms, operands: Operands) -> Place | None:
+        if (formula := not_integer(forms, operands)) is not None:
+            self.kept[node.name] = formula.kind
+        return problem(forms, operands, self.profile)
+
+    def _type(self, grid: Grid) -> np.dtype:
+        return integer_type(grid, self.profile)
+
     def write(self) -> onnx.ModelProto:
         for node in self.writer.graph.nodes:
-            place = self._node(node, self.grids.get(node.name, {}))
-            if node.name in self.grids:
+            place = self._node(node, self.forms.get(node.name, {}))
+            if node.name in self.forms:
                 self.places[node.name] = place
         return self.writer.finish()
 
-    def _node(self, node: NodeProto, grids: Grids) -> Place:
+    def _node(self, node: NodeProto, forms: Forms) -> Place:
         linear = as_linear(self.writer.graph, node)
         constants = self.writer.graph.constants
         if linear is not None:
-            return self._linear(node, linear, grids)
+            return self._linear(node, linear, forms)
         if node.op_type == "MatMul" and not any(name in constants for name in node.input):
-            return self._product(node, grids)
+            return self._product(node, forms)
         if node.op_type == "Conv" and node.input[1] in constants:
-            return self._conv(node, grids)
+            return self._conv(node, forms)
         inputs = [self.writer.read(name) for name in node.input]
         if node.name in self.norms:
             values = scaled_parameters(self.writer.graph, node, self.norms[node.name])
@@ -85,13 +98,13 @@ class Fast:
         self.writer.keep(node, inputs)
         return FLOAT
 
-    def _linear(self, node: NodeProto, linear: Linear, grids: Grids) -> Place:
-        x, place, scale = self.writer.read(linear.x), _problem(grids, ("input", "weight")), None
+    def _linear(self, node: NodeProto, linear: Linear, forms: Forms) -> Place:
+        x, place, scale = self.writer.read(linear.x), self._problem(node, forms, ("input", "weight")), None
         if place is not None:
             weight = self.writer.constant(f"{node.name}/weight", linear.weight)
         else:
-            values, grid, place = self._weight(linear, grids)
-            x, step = self._input(node, linear, x, grids["input", 0])
+            values, grid, place = self._weight(linear, forms)
+            x, step = self._input(node, linear, x, grid_at(forms, "input", 0))
             weight = self.writer.weight(f"{node.name}/weight", values, grid)
             scale = step * grid.scale
         shape, stem, bias = self.shapes[linear.x], node.name, None
@@ -108,11 +121,11 @@ class Fast:
             write_product(self.writer, stem, [x, weight], linear.bias, shape, node.output[0])
         return place
 
-    def _weight(self, linear: Linear, grids: Grids) -> tuple[np.ndarray, Grid, Place]:
+    def _weight(self, linear: Linear, forms: Forms) -> tuple[np.ndarray, Grid, Place]:
         """Values [in, out] and their grid, per tensor or per output channel."""
-        values, grid = linear.weight, linear.grid(grids["weight", 1])
-        if grids["input", 0].per_channel:
-            values = scaled_weight(values, grids["input", 0])
+        values, grid = linear.weight, linear.grid(grid_at(forms, "weight", 1))
+        if grid_at(forms, "input", 0).per_channel:
+            values = scaled_weight(values, grid_at(forms, "input", 0))
             return values, Grid.of_weight(values, 1, grid.bits), CARRYING
         return values, *self._weight_grid(values, grid, 1)
 
@@ -134,7 +147,7 @@ class Fast:
             self.folds.append(Fold(node.name, norm, len(grid.scale)))
             grid = grid.unit()
         rank = len(self.shapes[linear.x])
-        return self.writer.quantized(x, grid, S8, rank), np.float32(grid.scale)
+        return self.writer.quantized(x, grid, self._type(grid), rank), np.float32(grid.scale)
 
     def _norm_of(self, tensor: str) -> str | None:
         """The LayerNorm before, if it was divided by the scales: everything between only moves data."""
@@ -151,18 +164,18 @@ class Fast:
             done = self._divided[x] = self.writer.add("Mul", [x, reciprocal], f"{x}/divide"), grid
         return done[0]
 
-    def _product(self, node: NodeProto, grids: Grids) -> Place:
+    def _product(self, node: NodeProto, forms: Forms) -> Place:
         """Of two activations: queries and keys, attention and values."""
         inputs = [self.writer.read(name) for name in node.input]
-        found = [grids.get(("input", i)) for i in (0, 1)]
-        place = _problem(grids, ("input", "input"))
-        if place is None and any(grid is not None and grid.per_channel for grid in found):
-            place = CHANNELS
+        place = self._problem(node, forms, ("input", "input"))
         if place is None:
-            for i, grid in enumerate(found):
-                assert grid is not None
-                inputs[i] = self._operand(node.input[i], grid)
-            place = Place("integer", "both inputs with one scale")
+            left, right = (grid_at(forms, "input", i) for i in (0, 1))
+            if left.per_channel or right.per_channel:
+                place = Place("float", SCALES.format(unit_of_scales(left, right)))
+            else:
+                inputs = [self._operand(t, grid) for t, grid in zip(node.input, (left, right), strict=True)]
+                shifted = right.zero_point or left.low * left.zero_point
+                place = SHIFTED if shifted else ONE_SCALE
         self.writer.keep(node, inputs)
         return place
 
@@ -176,35 +189,36 @@ class Fast:
         move = graph.producer(tensor)
         readers = [node for node in graph.nodes if tensor in node.input]
         if move is None or move.op_type != "Transpose" or len(readers) > 1 or tensor in graph.outputs:
-            return self.writer.quantized(self.writer.read(tensor), grid, S8, rank)
-        before = self.writer.quantized(self.writer.read(move.input[0]), grid, S8, rank)
+            return self.writer.quantized(self.writer.read(tensor), grid, self._type(grid), rank)
+        before = self.writer.quantized(self.writer.read(move.input[0]), grid, self._type(grid), rank)
         self.writer.nodes = [node for node in self.writer.nodes if tensor not in node.output]
         self.writer.keep(move, [before])
         return tensor
 
-    def _conv(self, node: NodeProto, grids: Grids) -> Place:
+    def _conv(self, node: NodeProto, forms: Forms) -> Place:
         """As a product where it cuts patches, else in integers where its output is quantized too."""
-        place, output = _problem(grids, ("input", "weight")), grids.get(("output", 0))
-        if place is None and grids["input", 0].per_channel:
-            place = CHANNELS
+        place, output = self._problem(node, forms, ("input", "weight")), forms.get(("output", 0))
+        if place is None and grid_at(forms, "input", 0).per_channel:
+            place = Place("float", SCALES.format("channel"))
         patches = as_patches(self.writer.graph, self.shapes, node)
         if place is None and patches is not None:
-            return self._patches(node, grids, patches)
-        if place is None and (output is None or not output.stored or output.per_channel):
+            return self._patches(node, forms, patches)
+        if place is None and (not isinstance(output, Grid) or not output.stored or output.per_channel):
             place = NO_OUTPUT
-        if place is not None or output is None:
+        if place is not None or not isinstance(output, Grid):
             self.writer.keep(node, map(self.writer.read, node.input))
             return place or FLOAT
         # ONNX Runtime has kernels of this for uint8 alone on x86.
         dtype = U8 if self.profile == "onnxruntime" else S8
         x = self.writer.read(node.input[0])
-        if not self.writer.on_grid(x, grids["input", 0]):
-            x = self.writer.quantized(x, grids["input", 0], dtype, 4)
+        if not self.writer.on_grid(x, grid_at(forms, "input", 0)):
+            x = self.writer.quantized(x, grid_at(forms, "input", 0), dtype, 4)
         values = self.writer.graph.constants[node.input[1]]
-        grid, place = self._weight_grid(values, grids["weight", 1], 0)
+        grid, place = self._weight_grid(values, grid_at(forms, "weight", 1), 0)
         inputs = [x, self.writer.weight(f"{node.name}/weight", values, grid), *node.input[2:]]
         if len(node.input) > 2 and self.profile == "onnxruntime":
-            bias, step = self.writer.graph.constants[node.input[2]], grids["input", 0].scale * grid.scale
+            bias = self.writer.graph.constants[node.input[2]]
+            step = grid_at(forms, "input", 0).scale * grid.scale
             inputs[2] = self.writer.integer_bias(f"{node.name}/bias", bias, step) or inputs[2]
         name = node.output[0]
         raw = self.writer.name(f"{name}/raw")
@@ -213,25 +227,18 @@ class Fast:
         self.writer.reads[name] = self.writer.quantized(raw, output, dtype, 4, final)
         return place
 
-    def _patches(self, node: NodeProto, grids: Grids, patches: Patches) -> Place:
+    def _patches(self, node: NodeProto, forms: Forms, patches: Patches) -> Place:
         """The output stays in floating point, as that of every product."""
         writer, stem, constants = self.writer, node.name, self.writer.graph.constants
-        weight, place = self._weight_grid(constants[node.input[1]], grids["weight", 1], 0)
-        grid = weight if weight.axis is None else Grid(weight.scale, 1, weight.low, weight.high)
+        weight, place = self._weight_grid(constants[node.input[1]], grid_at(forms, "weight", 1), 0)
+        weight = weight if weight.axis is None else Grid(weight.scale, 1, weight.low, weight.high)
         rows = patches.cut(writer, stem, writer.read(node.input[0]))
-        x = writer.quantized(rows, grids["input", 0], S8, 3)
-        inputs = [x, writer.weight(f"{stem}/weight", patches.weight, grid)]
+        grid = grid_at(forms, "input", 0)
+        x = writer.quantized(rows, grid, self._type(grid), 3)
+        inputs = [x, writer.weight(f"{stem}/weight", patches.weight, weight)]
         bias = constants[node.input[2]] if len(node.input) > 2 else None
         shape = [self.shapes[node.input[0]][0], patches.count, len(patches.weight)]
         product = writer.name(f"{stem}/product")
         write_product(writer, stem, inputs, bias, shape, product)
         patches.as_image(writer, stem, product, node.output[0])
         return place._replace(why=f"a product of patches; {place.why}")
-
-
-def _problem(grids: Grids, operands: tuple[str, str]) -> Place | None:
-    """Why inputs 0 and 1 cannot be integers, if so."""
-    found = [grids.get((operand, i)) for i, operand in enumerate(operands)]
-    if any(grid is None for grid in found):
-        return UNQUANTIZED
-    return WIDE if not all(grid.stored for grid in found if grid) else None

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-
-from ptq2themoon.quantize.quantizers import Uniform
-from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 
 STORED_BITS = 8  # of the integers in the file; fewer bits use a part of their range
 
@@ -26,18 +22,6 @@ class Grid:
     axis: int | None
     low: int
     high: int
-
-    @classmethod
-    def of(cls, tensor: QuantizedTensor) -> Grid | None:
-        """None where one grid cannot hold it: another kind, or channels with zero points of their own."""
-        quantizer = tensor.ready()
-        if not isinstance(quantizer, Uniform):
-            return None
-        lows, highs = (set(ends.flatten().tolist()) for ends in (quantizer.lowest, quantizer.highest))
-        if len(lows) > 1:
-            return None
-        scale = quantizer.scale.detach().cpu().numpy().astype(np.float32)
-        return cls(scale, quantizer.axis if scale.ndim else None, int(lows.pop()), int(highs.pop()))
 
     @classmethod
     def of_weight(cls, weight: np.ndarray, axis: int, bits: int) -> Grid:
@@ -72,9 +56,9 @@ class Grid:
         signed = -(1 << (STORED_BITS - 1))
         return 0 if signed <= self.low and self.high < -signed else signed - self.low
 
-    def same(self, other: Grid | None) -> bool:
+    def same(self, other: object) -> bool:
         return (
-            other is not None
+            isinstance(other, Grid)
             and (self.axis, self.low, self.high) == (other.axis, other.low, other.high)
             and np.array_equal(self.scale, other.scale)
         )
@@ -84,6 +68,10 @@ class Grid:
         if self.axis is None:
             return self.scale
         return self.scale.reshape([-1 if axis == self.axis else 1 for axis in range(rank)])
+
+    def steps(self, value: np.ndarray) -> np.ndarray:
+        """`value` in multiples of the scale, not yet rounded, clipped."""
+        return np.clip(value / self.spread(value.ndim), self.low, self.high)
 
     def codes(self, value: np.ndarray) -> np.ndarray:
         """Round half to even, clipped; float32 of `value`'s shape."""
@@ -104,12 +92,3 @@ class Grid:
     def transposed(self) -> Grid:
         """Of the transposed matrix."""
         return self if self.axis is None else Grid(self.scale, 1 - self.axis, self.low, self.high)
-
-
-Grids = Mapping[tuple[str, int], Grid]  # by operand and position
-
-
-def grids_of(item: QuantizedOperator) -> Grids:
-    """The grids of an operator's tensors, as far as they have one."""
-    found = {(tensor.operand, tensor.position): Grid.of(tensor) for tensor in item.tensors}
-    return {place: grid for place, grid in found.items() if grid is not None}

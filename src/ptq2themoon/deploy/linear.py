@@ -9,6 +9,7 @@ import numpy as np
 from onnx import NodeProto
 
 from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.deploy.kinds import Form
 from ptq2themoon.deploy.writer import Writer
 from ptq2themoon.graph.editing import Graph, attribute
 from ptq2themoon.graph.fuse import FUSED_MATMUL, LINEAR_TYPES
@@ -33,6 +34,10 @@ class Linear:
     def grid(self, grid: Grid) -> Grid:
         """That of the stored weight, for `weight`."""
         return grid.transposed() if self.transposed else grid
+
+    def values(self, form: Form) -> np.ndarray:
+        """`weight` quantized as the stored weight is, float32."""
+        return form.values(self.weight.T).T if self.transposed else form.values(self.weight)
 
 
 def as_linear(graph: Graph, node: NodeProto) -> Linear | None:

@@ -39,13 +39,21 @@ class Fold(NamedTuple):
 
 @dataclass
 class Deployed:
-    """An INT8 model and what was done to make it."""
+    """An INT8 model and what was done to make it.
+
+    Attributes:
+        places: of the operators that the recipe quantizes.
+        kept: products in floating point by the kind of quantizer that no integers express.
+        work: multiply-accumulates of every product and convolution, for one image.
+    """
 
     model: onnx.ModelProto
     mode: Mode
     profile: Profile
     places: dict[str, Place]
     folds: list[Fold] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    work: dict[str, int] = field(default_factory=dict)
 
     def report(self, operators: Iterable[Operator]) -> dict[str, Any]:
         """What deploy.json holds of the model, apart from sums of files.
@@ -58,6 +66,26 @@ class Deployed:
             "mode": self.mode,
             "profile": self.profile,
             "opset": opset,
+            "products": self.products(),
             "operators": [{**o._asdict(), **self.places[o.name]._asdict()} for o in operators],
             "folds": [{"kind": fold.kind, **fold._asdict()} for fold in self.folds],
+        }
+
+    def products(self) -> dict[str, Any]:
+        """How many run in integers, their share of the multiply-accumulates, and what each kind costs."""
+        integer = [name for name in self.work if name in self.places and self.places[name].runs == "integer"]
+        total = sum(self.work.values())
+
+        def share(names: list[str]) -> float:
+            return round(sum(self.work[name] for name in names) / total, 4) if total else 0.0
+
+        by_kind: dict[str, list[str]] = {}
+        for name in self.work:
+            if name in self.kept:
+                by_kind.setdefault(self.kept[name], []).append(name)
+        return {
+            "integer": len(integer),
+            "float": len(self.work) - len(integer),
+            "integer_share": share(integer),
+            "float_by_kind": {k: {"products": len(n), "share": share(n)} for k, n in by_kind.items()},
         }

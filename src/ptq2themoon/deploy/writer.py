@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import NodeProto, helper
 
 from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.deploy.kinds import Form, Formula
 from ptq2themoon.graph.editing import Graph, unique_name
 from ptq2themoon.graph.fuse import DOMAIN
 
@@ -24,14 +26,16 @@ class Writer:
 
     Args:
         model: the fused model, which stays as it is.
+        zero_points: whether the runtime has other zero points than 0.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, *, zero_points: bool = True) -> None:
         self.graph = Graph(model)
+        self._zero_points = zero_points
         self.nodes: list[NodeProto] = []
         self.reads: dict[str, str] = {}
-        self._grids: dict[str, tuple[Grid, np.dtype]] = {}  # of dequantized tensors of the new graph
-        self._made: dict[tuple[str, str], list[tuple[Grid, np.dtype, str]]] = {}
+        self._forms: dict[str, tuple[Form, np.dtype]] = {}  # of dequantized tensors of the new graph
+        self._made: dict[tuple[str, str], list[tuple[Form, np.dtype, str]]] = {}
         self._names = {name for n in self.graph.nodes for name in (n.name, *n.input, *n.output)}
         self._names |= set(self.graph.constants)
 
@@ -62,6 +66,12 @@ class Writer:
         self.nodes.append(node)
         return output
 
+    def cast(self, stem: str, tensor: str, dtype: npt.DTypeLike) -> str:
+        output = self.name(f"{stem}/out")
+        to = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self.nodes.append(helper.make_node("Cast", [tensor], [output], self.name(stem), to=to))
+        return output
+
     def transposed(self, stem: str, tensor: str, axes: Sequence[int]) -> str:
         output = self.name(f"{stem}/out")
         self.nodes.append(helper.make_node("Transpose", [tensor], [output], self.name(stem), perm=axes))
@@ -87,16 +97,20 @@ class Writer:
 
     def stored_type(self, tensor: str) -> np.dtype | None:
         """Integer type of a dequantized tensor; None of any other."""
-        found = self._grids.get(tensor)
-        return found[1] if found else None
+        found = self._forms.get(tensor)
+        return found[1] if found and isinstance(found[0], Grid) else None
 
-    def on_grid(self, tensor: str, grid: Grid) -> bool:
-        """Whether `tensor` (of the new graph) was quantized to `grid`, so that once more changes nothing."""
-        found = self._grids.get(tensor)
-        return found is not None and grid.same(found[0])
+    def has_integers(self, grid: Grid) -> bool:
+        """Whether integers of 8 bits of the runtime hold its codes."""
+        return grid.stored and (self._zero_points or not grid.zero_point)
+
+    def on_grid(self, tensor: str, form: Form) -> bool:
+        """Whether `tensor` (of the new graph) was quantized to `form`, so that once more changes nothing."""
+        found = self._forms.get(tensor)
+        return found is not None and form.same(found[0])
 
     def quantized(
-        self, tensor: str, grid: Grid, dtype: np.dtype, rank: int, output: str | None = None
+        self, tensor: str, grid: Form, dtype: np.dtype, rank: int, output: str | None = None
     ) -> str:
         """`tensor` (of the new graph) quantized and dequantized; made once for each grid and type.
 
@@ -107,7 +121,9 @@ class Writer:
             if output is None and grid.same(made) and of_type == dtype:
                 return name
         stem = tensor
-        if not grid.stored:
+        if isinstance(grid, Formula):
+            result = grid.written(self, tensor, rank, output)
+        elif not self.has_integers(grid):
             result = self._rounded(tensor, grid, rank, output)
         elif grid.per_channel:
             scale = self.constant(f"{stem}/scale", grid.spread(rank))
@@ -115,7 +131,7 @@ class Writer:
             result = self.add("Mul", [codes, scale], f"{stem}/multiply", output)
         else:
             result = self.codes(tensor, grid, dtype, output)
-        self._grids[result] = (grid, dtype)
+        self._forms[result] = (grid, dtype)
         self._made.setdefault((tensor, "values"), []).append((grid, dtype, result))
         return result
 
@@ -134,7 +150,7 @@ class Writer:
         return self.add("DequantizeLinear", [integer, scale, zero], f"{stem}/dequantize", output)
 
     def _rounded(self, tensor: str, grid: Grid, rank: int, output: str | None) -> str:
-        """More than 8 bits: in floating point, with the same values."""
+        """In floating point, with the same values: more than 8 bits, or a zero point that a runtime lacks."""
         scale = self.constant(f"{tensor}/scale", grid.spread(rank))
         bounds = [
             self.constant(f"{tensor}/{s}", np.array(v, np.float32))
@@ -146,7 +162,7 @@ class Writer:
 
     def weight(self, stem: str, value: np.ndarray, grid: Grid) -> str:
         """A constant as int8 and its DequantizeLinear, per tensor or along the grid's axis."""
-        if not grid.stored:
+        if not self.has_integers(grid):
             return self.constant(f"{stem}/values", grid.values(value))
         integer = self.constant(f"{stem}/codes", (grid.codes(value) + grid.zero_point).astype(np.int8))
         scale = self.constant(f"{stem}/scale", grid.scale)

@@ -61,6 +61,10 @@ class LogSqrt2(Quantizer):
     def arrays(self) -> dict[str, Tensor]:
         return {"scale": self.scale}
 
+    def table(self) -> Tensor:
+        """The value of each code, float32 [2^bits + 1]; the last one is 0."""
+        return self._values * self.scale.cpu()
+
     def _codes(self, value: Tensor) -> Tensor:
         """Real numbers, not yet rounded; infinite where the value is 0 or less."""
         return -2 * torch.log2((value / self.scale.to(value.device)).clamp(min=0))

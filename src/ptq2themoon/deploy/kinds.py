@@ -1,0 +1,183 @@
+"""How a runtime expresses each kind of quantizer: one row of `ROWS` a kind.
+
+Integers of one scale are a `Grid`; integer kernels know nothing else. The rest is a `Formula` of standard
+float operators, with the simulation's values up to rounding ties. A kind without a row is not quantized in
+the INT8 model, and deploy.json says so.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.quantize.quantizers import LogSqrt2, Quantizer, Uniform
+from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
+
+if TYPE_CHECKING:
+    from ptq2themoon.deploy.writer import Writer
+
+
+class Formula(ABC):
+    """Quantization that is no integer of one scale.
+
+    Attributes:
+        kind: of the quantizer.
+        why: what products that read it run in floating point for.
+    """
+
+    kind: str
+    why: str
+
+    @abstractmethod
+    def written(self, writer: Writer, tensor: str, rank: int, output: str | None) -> str:
+        """Add the operators that quantize `tensor` of the new graph; returns the result's name."""
+
+    @abstractmethod
+    def values(self, value: np.ndarray) -> np.ndarray:
+        """`value` quantized, float32."""
+
+    @abstractmethod
+    def steps(self, value: np.ndarray) -> np.ndarray:
+        """`value` in codes, not yet rounded, clipped to their range."""
+
+    @abstractmethod
+    def same(self, other: object) -> bool:
+        """Whether quantizing by `other` after this changes nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Uneven(Formula):
+    """Channels with zero points of their own: multiples of `scale`, lows..highs, [channels] along `axis`."""
+
+    scale: np.ndarray
+    lows: np.ndarray
+    highs: np.ndarray
+    axis: int
+    kind = Uniform.kind
+    why = "channels with zero points of their own: no integer kernel can take them out of the sum"
+
+    def _spread(self, rank: int) -> list[np.ndarray]:
+        shape = [-1 if axis == self.axis else 1 for axis in range(rank)]
+        return [each.reshape(shape) for each in (self.scale, self.lows, self.highs)]
+
+    def written(self, writer: Writer, tensor: str, rank: int, output: str | None) -> str:
+        scale, low, high = (
+            writer.constant(f"{tensor}/{name}", value)
+            for name, value in zip(("scale", "low", "high"), self._spread(rank), strict=True)
+        )
+        codes = writer.add("Div", [tensor, scale], f"{tensor}/divide")
+        codes = writer.add("Round", [codes], f"{tensor}/round")
+        codes = writer.add("Max", [codes, low], f"{tensor}/max")
+        codes = writer.add("Min", [codes, high], f"{tensor}/min")
+        return writer.add("Mul", [codes, scale], f"{tensor}/multiply", output)
+
+    def values(self, value: np.ndarray) -> np.ndarray:
+        return (np.rint(self.steps(value)) * self._spread(value.ndim)[0]).astype(np.float32)
+
+    def steps(self, value: np.ndarray) -> np.ndarray:
+        scale, low, high = self._spread(value.ndim)
+        return np.clip(value / scale, low, high)
+
+    def same(self, other: object) -> bool:
+        return (
+            isinstance(other, Uneven)
+            and self.axis == other.axis
+            and all(np.array_equal(getattr(self, k), getattr(other, k)) for k in ("scale", "lows", "highs"))
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Powers(Formula):
+    """log_sqrt2: `table` [codes + 1] holds the value of each code, the last one 0; the first is the scale."""
+
+    table: np.ndarray
+    kind = LogSqrt2.kind
+    why = (
+        "softmax output as log_sqrt2: powers of the square root of two are no integers of one scale, "
+        "so this product runs in floating point"
+    )
+
+    @classmethod
+    def of(cls, quantizer: LogSqrt2) -> Powers:
+        return cls(quantizer.table().numpy())
+
+    def written(self, writer: Writer, tensor: str, rank: int, output: str | None) -> str:
+        """A value of 0 has an infinite logarithm, which is clipped to the code of 0."""
+
+        def number(name: str, value: float) -> str:
+            return writer.constant(f"{tensor}/{name}", np.array(value, np.float32))
+
+        share = writer.add("Div", [tensor, number("scale", float(self.table[0]))], f"{tensor}/divide")
+        logarithm = writer.add("Log", [writer.add("Relu", [share], f"{tensor}/positive")], f"{tensor}/log")
+        codes = writer.add("Mul", [logarithm, number("base", -2 / math.log(2))], f"{tensor}/codes")
+        rounded = writer.add("Round", [codes], f"{tensor}/round")
+        bounds = [number("first", 0), number("last", len(self.table) - 1)]
+        clipped = writer.add("Clip", [rounded, *bounds], f"{tensor}/clip")
+        whole = writer.cast(f"{tensor}/whole", clipped, np.int64)
+        return writer.add("Gather", [writer.constant(f"{tensor}/table", self.table), whole], tensor, output)
+
+    def values(self, value: np.ndarray) -> np.ndarray:
+        return self.table[np.rint(self.steps(value)).astype(np.int64)]
+
+    def steps(self, value: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            codes = -2 * np.log2(np.maximum(value / self.table[0], 0))
+        return np.clip(codes, 0, len(self.table) - 1)
+
+    def same(self, other: object) -> bool:
+        return isinstance(other, Powers) and np.array_equal(self.table, other.table)
+
+
+class Unwritten(Formula):
+    """A kind without a row."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.why = f"kind {kind!r} has no expression in a runtime: what it quantizes stays as it is"
+
+    def written(self, writer: Writer, tensor: str, rank: int, output: str | None) -> str:
+        return tensor if output is None else writer.add("Identity", [tensor], tensor, output)
+
+    def values(self, value: np.ndarray) -> np.ndarray:
+        return value
+
+    def steps(self, value: np.ndarray) -> np.ndarray:
+        return value
+
+    def same(self, other: object) -> bool:
+        return False
+
+
+Form = Grid | Formula
+Forms = Mapping[tuple[str, int], Form]  # by operand and position
+
+
+def _uniform(quantizer: Uniform) -> Form:
+    lows, highs = (ends.numpy().astype(np.float32) for ends in (quantizer.lowest, quantizer.highest))
+    scale = quantizer.scale.detach().cpu().numpy().astype(np.float32)
+    if quantizer.axis is None or not scale.ndim:
+        return Grid(scale, None, int(lows), int(highs))
+    if len({*lows.tolist()}) > 1:
+        return Uneven(scale, lows, highs, quantizer.axis)
+    return Grid(scale, quantizer.axis, int(lows[0]), int(highs[0]))
+
+
+ROWS: dict[str, Callable[..., Form]] = {Uniform.kind: _uniform, LogSqrt2.kind: Powers.of}
+
+
+def form_of(tensor: QuantizedTensor) -> Form:
+    """How a calibrated tensor's quantizer is expressed."""
+    quantizer: Quantizer = tensor.ready()
+    row = ROWS.get(quantizer.kind)
+    return Unwritten(quantizer.kind) if row is None else row(quantizer)
+
+
+def forms_of(item: QuantizedOperator) -> Forms:
+    """Of all tensors of an operator."""
+    return {(tensor.operand, tensor.position): form_of(tensor) for tensor in item.tensors}

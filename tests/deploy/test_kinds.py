@@ -169,6 +169,14 @@ def test_where_nothing_else_is_quantized_both_are_the_simulation(once: Quantized
     assert sqnr(once.run(once.deployed(mode)), simulated) > error + 6  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("mode", ["faithful", "fast"])
+def test_each_operator_is_compared_whose_output_is_not_quantized(once: Quantized, mode: str) -> None:
+    """And in neither mode is anything but ties left: both have the simulation's codes."""
+    found = compare(once.model, once.quantized, once.simulated, once.images, mode)  # type: ignore[arg-type]
+    assert [d.operator for d in found] == [item.operator.name for item in once.quantized]
+    assert not any(d.departs or d.largest > 1 or d.from_tie > 0.01 for d in found)
+
+
 def test_softmax_has_unsigned_codes_without_a_zero_point(once: Quantized) -> None:
     """The one form of them that OpenVINO's attention takes."""
     model = once.deployed("fast").model

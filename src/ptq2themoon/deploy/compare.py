@@ -1,7 +1,8 @@
 """Each operator of an INT8 model against the simulation, on equal inputs.
 
 What an operator's simulated inputs give in the runtime, as a model of that operator alone, is compared
-with its simulated output, in steps: units of the output's scale. A faithful operator rounds the same
+with its simulated output, in steps: units of the output's scale, or where the output is not quantized of as
+many bits over its range as the operator's inputs have. A faithful operator rounds the same
 value as the simulation, up to the order of floating-point sums: its codes may differ by one, where that
 value lies midway. A fast one does not round its output, nor its biases.
 """
@@ -19,10 +20,12 @@ from onnx import NodeProto, helper, numpy_helper
 from torch import Tensor
 
 from ptq2themoon.deploy.export import deploy
+from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.kinds import Form, Unwritten, form_of
 from ptq2themoon.deploy.modes import Mode
 from ptq2themoon.deploy.runtime import session
 from ptq2themoon.graph.editing import Graph
+from ptq2themoon.quantize.quantizers.base import SMALLEST_SCALE
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator
 
@@ -97,7 +100,7 @@ def compare(
     images: Tensor,
     mode: Mode = "faithful",
 ) -> list[Difference]:
-    """A `Difference` for each operator whose output is quantized, in graph order.
+    """A `Difference` for each quantized operator, in graph order.
 
     Args:
         model: fused; `simulated` is the same with `quantized`.
@@ -105,15 +108,16 @@ def compare(
     """
     graph = Graph(model)
     nodes = {node.name: node for node in graph.nodes}
-    items = {i.operator.name: i for i in quantized if _has_codes(i)}
+    items = {item.operator.name: item for item in quantized}
     found = {name: Difference(name, mode) for name in items}
 
     def watch(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         # Parameters are known, and ONNX may have more of them than the simulation.
         pairs = zip(nodes[name].input, inputs, strict=False)
         values = {n: t.detach().cpu().numpy() for n, t in pairs if n and n not in graph.constants}
-        alone = _alone(graph, nodes[name], items[name], mode, values, outputs[0].ndim)
-        theirs = np.rint(alone.form.steps(outputs[0].detach().cpu().numpy()))
+        output = outputs[0].detach().cpu().numpy()
+        alone = _alone(graph, nodes[name], items[name], mode, values, output)
+        theirs = np.rint(alone.form.steps(output))
         steps = (alone.steps(running, values) for running in (alone.deployed, alone.unrounded))
         ours, unrounded = steps
         found[name].add(ours, theirs, unrounded)
@@ -122,9 +126,16 @@ def compare(
     return list(found.values())
 
 
-def _has_codes(item: QuantizedOperator) -> bool:
-    """Whether the output is quantized to codes in whose steps differences are counted."""
-    return any(t.operand == "output" and not isinstance(form_of(t), Unwritten) for t in item.tensors)
+def _form_of_output(item: QuantizedOperator, value: np.ndarray) -> Form:
+    """In whose steps differences of the first output are counted."""
+    for tensor in item.tensors:
+        if (tensor.operand, tensor.position) == ("output", 0):
+            form = form_of(tensor)
+            if not isinstance(form, Unwritten):
+                return form
+    high = (1 << (item.tensors[0].ready().bits - 1)) - 1
+    largest = max(float(np.abs(value).max()), SMALLEST_SCALE)
+    return Grid(np.array(largest / high, np.float32), None, -high - 1, high)
 
 
 def _alone(
@@ -133,23 +144,22 @@ def _alone(
     item: QuantizedOperator,
     mode: Mode,
     values: Mapping[str, np.ndarray],
-    output_rank: int,
+    output: np.ndarray,
 ) -> _Alone:
-    (output,) = (t for t in item.tensors if t.operand == "output" and t.position == 0)
-    model = _model_of(graph, node, values, output_rank)
+    model = _model_of(graph, node, values, output)
     without = QuantizedOperator(item.operator, [t for t in item.tensors if t.operand != "output"])
     deployed = session(deploy(model, [item], mode).model)
     unrounded = deploy(model, [without] if without.tensors else [], "faithful").model
-    return _Alone(form_of(output), list(values), deployed, session(unrounded, optimise=False))
+    return _Alone(_form_of_output(item, output), list(values), deployed, session(unrounded, optimise=False))
 
 
 def _model_of(
-    graph: Graph, node: NodeProto, values: Mapping[str, np.ndarray], output_rank: int
+    graph: Graph, node: NodeProto, values: Mapping[str, np.ndarray], output: np.ndarray
 ) -> onnx.ModelProto:
     """A fused model of one operator with its parameters."""
 
-    def described(name: str, rank: int) -> onnx.ValueInfoProto:
-        dims = [f"{name}.{axis}" for axis in range(rank)]
+    def described(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+        dims: list[str | int | None] = [f"{name}.images", *shape[1:]]
         return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims)
 
     whole = graph.model
@@ -158,8 +168,8 @@ def _model_of(
     model.functions.extend(whole.functions)
     model.graph.name = "operator"
     model.graph.node.append(node)
-    model.graph.input.extend(described(name, value.ndim) for name, value in values.items())
-    model.graph.output.append(described(node.output[0], output_rank))
+    model.graph.input.extend(described(name, value.shape) for name, value in values.items())
+    model.graph.output.append(described(node.output[0], output.shape))
     constants = {name: graph.constants[name] for name in node.input if name in graph.constants}
     model.graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in constants.items())
     return model

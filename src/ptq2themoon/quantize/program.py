@@ -151,8 +151,14 @@ class Program:
             UserError: as a watcher or an operator raises it.
             RuntimeError: an operator that cannot compute, with its name.
         """
+        return self.run_from(0, values, watch)
+
+    def run_from(
+        self, index: int, values: Mapping[str, Tensor], watch: Mapping[str, Watcher] | None = None
+    ) -> list[Tensor]:
+        """As `run`, from the operator at `index` on; `values` holds what it and later ones read."""
         known = dict(values)
-        for step in self.steps:
+        for step in self.steps[index:]:
             self.advance(step, known, watch)
         return [known[name] for name in self.wanted]
 

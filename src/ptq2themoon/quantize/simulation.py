@@ -59,6 +59,7 @@ class SimulatedModel:
         self._graph = _load(model, source)
         self._at_once = _images_at_once(model) if engine == "program" and device == "cpu" else None
         self._programs: dict[Hashable, tuple[Program, Quantizers]] = {}
+        self._of_operators: dict[Hashable, tuple[Program, Quantizers]] = {}
         self._items = {item.operator.name: item for item in quantized}
         for item in quantized:
             _check(self._graph, item, source)
@@ -145,7 +146,8 @@ class SimulatedModel:
         if key not in self._programs:
             if len(self._programs) == PROGRAMS_KEPT:
                 self._programs.clear()
-            self._programs[key] = self._made(self._order, list(self._graph.outputs)), quantizers
+            program = Program(self._order, self.outputs, self.device, quantizers)
+            self._programs[key] = program, quantizers
         return self._programs[key][0]
 
     def trainable(self, operations: Sequence[ir.Operation], wanted: Sequence[str]) -> Program:
@@ -166,47 +168,45 @@ class SimulatedModel:
             floating: the graph before any method changed its function, not quantized.
         """
         order = floating._order
-        own = {operation.name: operation for operation in self._order}
         alive = {name: images.to(self.device) for name in self._graph.inputs}
         for index, operation in enumerate(order):
             produced = [variable.name for variable in operation.outputs]
-            later = order[index + 1 :]
             if operation.name in self._items:
-                with self.only({operation.name}):
-                    made = self._run_part([own[operation.name]], alive, produced)
-                after = alive | dict(zip(produced, made, strict=True))
-                yield operation.name, floating._rest(later, after)
-            alive |= zip(produced, floating._run_part([operation], alive, produced), strict=True)
-            used = {variable.name for each in later for variable in each.inputs}
+                after = alive | dict(zip(produced, self._alone(operation.name, alive), strict=True))
+                yield operation.name, floating._rest(index + 1, after)
+            alive |= zip(produced, floating._alone(operation.name, alive), strict=True)
+            used = {variable.name for later in order[index + 1 :] for variable in later.inputs}
             alive = {name: value for name, value in alive.items() if name in used}
-
-    def _rest(self, operations: Sequence[ir.Operation], values: dict[str, Tensor]) -> Tensor:
-        """The model's output from the values that its last operators read."""
-        (name,) = self.outputs
-        return self._run_part(operations, values, [name])[0] if operations else values[name]
 
     def quantized_output(self, operator: str, inputs: list[Tensor]) -> Tensor:
         """First output of one operator, quantized, from the floating-point inputs given."""
-        operation = self._graph.operations[operator]
-        values = {v.name: value for v, value in zip(operation.inputs, inputs, strict=True)}
-        before = self._active
-        try:
-            self.activate({operator})
-            return self._run_part([operation], values, [operation.outputs[0].name])[0]
-        finally:
-            self.activate(before)
+        variables = self._graph.operations[operator].inputs
+        return self._alone(operator, {v.name: x for v, x in zip(variables, inputs, strict=True)})[0]
 
-    def _run_part(
-        self, operations: Sequence[ir.Operation], values: dict[str, Tensor], outputs: list[str]
-    ) -> list[Tensor]:
+    def _alone(self, operator: str, values: dict[str, Tensor]) -> list[Tensor]:
+        """All outputs of one operator, quantized if it is one of those, from what it reads."""
+        operation = self._graph.operations[operator]
+        quantizers = self.quantizers({operator})
+        produced = [variable.name for variable in operation.outputs]
         with quiet(), torch.inference_mode():
             if self._ppq is not None:
-                self._ppq.put_in_force(self.quantizers())
-                return self._ppq.run_part(operations, values, outputs)
-            return self._made(operations, outputs).run(values)
+                self._ppq.put_in_force(quantizers)
+                return self._ppq.run_part([operation], values, produced)
+            key = operator, program_key(quantizers)
+            if key not in self._of_operators:  # kept: its parameters are quantized once
+                program = Program([operation], produced, self.device, quantizers)
+                self._of_operators[key] = program, quantizers
+            return self._of_operators[key][0].run(values)
 
-    def _made(self, operations: Sequence[ir.Operation], outputs: list[str]) -> Program:
-        return Program(operations, outputs, self.device, self.quantizers())
+    def _rest(self, index: int, values: dict[str, Tensor]) -> Tensor:
+        """The output of a model that is not quantized, from what the operators from `index` on read."""
+        with quiet(), torch.inference_mode():
+            if self._ppq is None:
+                return self.program().run_from(index, values)[0]
+            self._ppq.put_in_force({})
+            (name,) = self.outputs
+            rest = self._order[index:]
+            return self._ppq.run_part(rest, values, [name])[0] if rest else values[name]
 
     def parameter(self, operator: str, position: int) -> Tensor:
         """The value of a parameter input."""

@@ -63,7 +63,7 @@ def recount(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> di
 
 def measured(metrics: Metrics, absent: int) -> dict[str, float]:
     """The metrics that have a number; so many have none."""
-    known = metrics.model_dump(exclude={"version"})
+    known = metrics.model_dump(exclude={"version", "protocol"})
     numbers = {name: value for name, value in known.items() if value is not None}
     assert len(known) - len(numbers) == absent
     return numbers

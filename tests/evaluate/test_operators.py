@@ -175,8 +175,10 @@ def meters_of(nsr: Callable[[int, int], float], operators: int, count: int) -> M
     return meters
 
 
-def test_two_equal_halves_rank_alike(logits: Meters, calibrated: Calibrated) -> None:
-    twice = effects(calibrated[0], [PIXELS[:3].repeat(2, 1, 1, 1)])
+def test_two_equal_halves_rank_alike(
+    logits: Meters, calibrated: Calibrated, unquantized: SimulatedModel
+) -> None:
+    twice = effects(calibrated[0], unquantized, [PIXELS[:3].repeat(2, 1, 1, 1)])
     found = ranking(twice)
     assert (found["images"], found["images_a_half"], found["operators"]) == (6, 3, len(logits))
     assert found["spearman"] == pytest.approx(1)

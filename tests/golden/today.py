@@ -108,7 +108,7 @@ def metrics(quantized: Quantized, batches: list[tuple[Tensor, Tensor]]) -> dict[
     plain = SimulatedModel(graph, "cpu")
     references = [run_with_attention(plain, images, spec) for images, _ in batches]
     found = evaluate_quantized(quantized.simulation, batches, references, spec).metrics
-    return found.model_dump(exclude={"version"})
+    return found.model_dump(exclude={"version", "protocol"})
 
 
 def deployed(quantized: Quantized, mode: Mode) -> tuple[dict[str, Any], bytes]:

@@ -71,7 +71,7 @@ def main() -> None:
             bench.subject.plan(recipe, bits)  # what does not fit the model is named before any is computed
         rows = []
         for recipe in variants:
-            metrics = bench.metrics(recipe, bits)
+            metrics = bench.metrics(recipe, bits, args.seed)
             drawn = bench.calibration.images, args.seed, metrics.images
             figures = (getattr(metrics, name) for name in METRICS)
             rows.append((recipe.name, bits, args.variant, *drawn, *figures))

@@ -51,9 +51,13 @@ class Bench:
         reference = whole.at(images.places)
         return cls(Subject(fused, device), images, calibration, reference, spec)
 
-    def metrics(self, recipe: Recipe, bits: str) -> Metrics:
-        """Calibrate a recipe and evaluate it."""
-        model = self.subject.simulated(self.subject.quantized(recipe, bits, self.calibration))
+    def metrics(self, recipe: Recipe, bits: str, seed: int = 0) -> Metrics:
+        """Calibrate a recipe and evaluate it.
+
+        Args:
+            seed: of what methods draw.
+        """
+        model = self.subject.simulated(self.subject.quantized(recipe, bits, self.calibration, seed))
         images, references = self.images, self.reference.batches(self.images.batches.batch_size)
         kind = images.classifier, images.labelled
         return evaluate_quantized(model, images.batches, references, self.spec, *kind).metrics

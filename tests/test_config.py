@@ -383,6 +383,7 @@ def test_a_recipe_is_checked_with_the_bits_asked_for(tmp_path: Path) -> None:
     text = (ROOT / "recipes/vanilla.yaml").read_text().replace("observer: percentile", "observer: kl")
     (tmp_path / "kl.yaml").write_text(text)
     mapping = {**without("study"), "recipes": ["kl"], "bits": ["w8a8"]}
+    del mapping["benchmark"]
     Params.from_mapping(mapping, "params.yaml", tmp_path)
     said = refusal(
         lambda: Params.from_mapping({**mapping, "bits": ["w8a8", "w4a8"]}, "params.yaml", tmp_path)

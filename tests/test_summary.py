@@ -43,6 +43,7 @@ FLOAT = {
 }
 QUANTIZED = {
     **FLOAT,
+    "protocol": "all-operators",
     "top1": 91.43333333333334,
     "agreement": 99.15,
     "logits_nsr": 0.00133,
@@ -211,7 +212,7 @@ def test_the_script_writes_three_forms_of_one_table(entries: list[Entry], tmp_pa
         outputs["csv"]
         .read_text()
         .splitlines()[2]
-        .startswith("demo,vanilla,w8a8,256,0,3000,91.433333,0.06666")
+        .startswith("demo,vanilla,all-operators,w8a8,256,0,3000,91.433333,0.06666")
     )
     assert outputs["md"].read_text() == to_markdown(summarize(entries))
     assert json.loads(outputs["json"].read_text()) == to_nested(summarize(entries))

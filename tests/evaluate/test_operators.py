@@ -127,7 +127,7 @@ def test_errors_accumulate(outputs: tuple[Meters, Meters]) -> None:
     assert np.mean([accumulated[name] > local[name] for name in local]) > 0.9
 
 
-def test_what_precedes_an_operator_may_be_shared(calibrated: Calibrated) -> None:
+def test_what_precedes_an_operator_may_be_shared(calibrated: Calibrated, unquantized: SimulatedModel) -> None:
     """Bit-equal to whole runs with only that operator quantized."""
     model, _ = calibrated
     with model.only(()):

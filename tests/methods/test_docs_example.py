@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import shutil
 import sys
@@ -79,9 +80,14 @@ def test_the_example_quantizes_a_model(added: Path) -> None:
 
 
 def test_its_own_test_passes(added: Path) -> None:
-    found: dict[str, object] = {}
-    exec(compile(block("python test"), "docs/methods.md", "exec"), found)
-    tests = [value for name, value in found.items() if name.startswith("test_") and callable(value)]
+    path = added.parent / "example.py"
+    path.write_text(block("python test"), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    tests = [value for name, value in vars(module).items() if name.startswith("test_")]
     assert tests
     for test in tests:
         test()

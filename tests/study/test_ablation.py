@@ -159,7 +159,7 @@ def test_once_leaves_every_output_but_the_model_s_to_its_readers(subject: Subjec
 
 
 def test_only_the_model_s_output_is_last(subject: Subject) -> None:
-    assert [name for name, node in subject.nodes.items() if node.is_last] == ["head"]
+    assert [name for name, node in subject.fused.nodes.items() if node.is_last] == ["head"]
 
 
 # Points, means, order -------------------------------------------------------------------------------

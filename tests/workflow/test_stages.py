@@ -35,7 +35,7 @@ from ptq2themoon.stage import sha256, sidecar_path
 
 QPARAMS = ("out/q/qparams.json", "out/q/qparams.safetensors")
 METRICS = {
-    "version", "images", "top1", "top5", "loss", "agreement",
+    "version", "protocol", "images", "top1", "top5", "loss", "agreement",
     "logits_nsr", "logits_sqnr_db", "output_cosine", "attention_cosine", "attention_kl",
 }  # fmt: skip
 
@@ -357,9 +357,9 @@ def test_attention_maps(
 def test_summary(chain: Path) -> None:
     table = pd.read_csv(chain / "out/summary.csv")
     assert list(table.columns) == [
-        "model", "recipe", "bits", "calibration_images", "seed", "images", "top1", "top1_drop",
-        "faithful_top1", "fast_top1", "top5", "loss", "agreement", "logits_sqnr_db", "output_cosine",
-        "attention_cosine", "attention_kl", "faithful_agreement", "fast_agreement",
+        "model", "recipe", "protocol", "bits", "calibration_images", "seed", "images", "top1",
+        "top1_drop", "faithful_top1", "fast_top1", "top5", "loss", "agreement", "logits_sqnr_db",
+        "output_cosine", "attention_cosine", "attention_kl", "faithful_agreement", "fast_agreement",
     ]  # fmt: skip
     assert table["recipe"].tolist() == ["fp32", "layernorm"]
     full, quantized = (read(chain / "out" / at / "metrics.json") for at in ("fp32", "q"))

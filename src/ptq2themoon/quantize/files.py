@@ -28,8 +28,8 @@ from ptq2themoon.graph.roles import find_roles
 from ptq2themoon.quantize.edits import Edits
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.quantizers import KINDS, Quantizer
-from ptq2themoon.quantize.recipe import TensorSpec
 from ptq2themoon.quantize.recipe_file import Granularity, Observer, Operand, Protocol
+from ptq2themoon.quantize.spec import TensorSpec
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 from ptq2themoon.stage import write_json
 from ptq2themoon.validation import Strict, validate

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from ptq2themoon.errors import UserError
 from ptq2themoon.graph.nodes import Node
 from ptq2themoon.graph.operators import Operator
-from ptq2themoon.quantize.recipe import Recipe, TensorSpec
+from ptq2themoon.quantize.recipe import Recipe
 from ptq2themoon.quantize.recipe_file import Operand, Protocol
+from ptq2themoon.quantize.spec import TensorSpec
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 
 # Operators that compute on floats. The others only move data (Reshape, Transpose, Split, Concat, ...),

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ptq2themoon.graph.operators import Operator
 from ptq2themoon.quantize.quantizers import Quantizer
-from ptq2themoon.quantize.recipe import TensorSpec
 from ptq2themoon.quantize.recipe_file import Granularity, Operand
+from ptq2themoon.quantize.spec import TensorSpec
 
 PARAMETERS: tuple[Operand, ...] = ("weight", "bias")
 

@@ -129,3 +129,14 @@ def test_the_stability_that_the_docs_claim_was_measured() -> None:
     assert len(found) == 3
     assert f"of at least {min(ranking['spearman'] for ranking in found):.2f}," in text
     assert f"on {min(ranking['top_shared'] for ranking in found)} of the 10 worst or more" in text
+
+
+def test_the_readme_compares_ship_as_the_benchmark_measured_it() -> None:
+    peers = committed.table("results/benchmarks/peers.csv")
+    ours = peers[(peers["model"] == "demo") & (peers["variant"] == "ship/fast")]
+    theirs = peers[(peers["model"] == "demo") & (peers["tool"] == "NNCF") & (peers["precision"] == "f32")]
+    (ship,) = ours.loc[ours["runtime"] == "ONNX Runtime", "sqnr_db"]
+    (nncf,) = theirs["sqnr_db"]
+    readme = " ".join(committed.text("README.md").split())
+    assert f"output SQNR of **{ship:.2f} dB**" in readme
+    assert f"NNCF's model of the same calibration images **{nncf:.2f} dB**" in readme

@@ -14,7 +14,7 @@ from ptq2themoon.benchmark.weights import random_images, random_weights
 from ptq2themoon.errors import UserError
 
 MODELS = 3  # the demo's, and two architectures
-RECIPES = 3
+RECIPES = 4  # those of the pipeline, and ship
 
 
 @pytest.fixture(scope="module")

@@ -157,7 +157,7 @@ def test_one_scale_gives_the_codes_of_one_for_each_channel(case: Case) -> None:
     for slot in fixed(channels):
         found, wanted = codes(one, slot, case.images), codes(channels, slot, case.images)
         assert np.abs(found - wanted).max() <= 1, slot
-        assert (found != wanted).mean() < 1e-3, slot
+        assert (found != wanted).mean() < 5e-3, slot  # ties, more or fewer by processor
 
 
 def test_logits_are_equal_within_a_step(case: Case) -> None:

@@ -88,7 +88,7 @@ class Evaluation:
     """Of a quantized model on all images.
 
     Attributes:
-        attention: one row an image.
+        attention: one row per image.
         output: [N, ...].
     """
 

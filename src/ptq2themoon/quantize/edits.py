@@ -42,7 +42,6 @@ class Edits:
             raise UserError(f"an edit replaces operator {min(missing)!r}, which the graph does not have")
         graph.constants |= self.constants
         graph.nodes = [new for node in graph.nodes for new in self.nodes.get(node.name, [node])]
-        graph._index()
         return graph.finish()
 
 

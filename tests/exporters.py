@@ -19,8 +19,8 @@ from onnx import NodeProto, helper
 from tiny_models import to_onnx
 from torch import nn
 
-from ptq2themoon.graph.editing import Graph, attribute, tensor_shapes
-from ptq2themoon.graph.normalise import fold_constants
+from ptq2themoon.graph.editing.onnx_graph import Graph, attribute, tensor_shapes
+from ptq2themoon.graph.forms.normalise import fold_constants
 
 Exporter = Callable[[nn.Module, torch.Tensor, Path], None]
 Rewrite = Callable[[Graph, NodeProto], None]

@@ -11,10 +11,10 @@ import onnx
 import torch
 from tiny_models import run_all
 
-from ptq2themoon.graph.attention import attention_facts
-from ptq2themoon.graph.fuse import count_fused, fuse
-from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.roles import find_roles, rename_operators
+from ptq2themoon.graph.forms.fuse import count_fused, fuse
+from ptq2themoon.graph.forms.normalise import normalise
+from ptq2themoon.graph.meaning.attention_facts import attention_facts
+from ptq2themoon.graph.meaning.roles import find_roles, rename_operators
 from ptq2themoon.quantize.simulation import SimulatedModel
 
 

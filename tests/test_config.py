@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptq2themoon.config import Params, load_params, parse_bits
-from ptq2themoon.errors import UserError
-from ptq2themoon.quantize.recipe import load_recipe
-from ptq2themoon.stage import Stage, sidecar_path, write_json
-from ptq2themoon.validation import read_yaml
+from ptq2themoon.stage import Stage, sidecar_path
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.parameters import Params, load_params, parse_bits
+from ptq2themoon.vocabulary.recipes import load_recipe
+from ptq2themoon.vocabulary.records import write_json
+from ptq2themoon.vocabulary.validation import read_yaml
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = ROOT / "workflow" / "schemas"

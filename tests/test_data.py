@@ -37,11 +37,11 @@ from ptq2themoon.data import (
     write_images,
     write_manifest,
 )
-from ptq2themoon.data.files import _header
+from ptq2themoon.data.image_files import _header
 from ptq2themoon.data.images import UnreadableImage, check_image, read_image
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.model_info import Interpolation
 from ptq2themoon.progress import progress
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.model_info import Interpolation
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ptq2themoon.data import ArraySource, check_classes
 from ptq2themoon.data.idx import read_idx
-from ptq2themoon.errors import UserError
+from ptq2themoon.vocabulary.errors import UserError
 
 DEMO = Path(__file__).parents[1] / "resources" / "demo"
 

@@ -11,12 +11,12 @@ import committed
 import pytest
 import yaml
 
-from ptq2themoon.config import Params
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.operators import ROLES, Operator
-from ptq2themoon.quantize.recipe import load_recipe
-from ptq2themoon.quantize.recipe_file import Defaults, RecipeFile, Rule, Select
-from ptq2themoon.validation import read_yaml
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.operators import ROLES, Operator
+from ptq2themoon.vocabulary.parameters import Params
+from ptq2themoon.vocabulary.recipe_language import Defaults, RecipeFile, Rule, Select
+from ptq2themoon.vocabulary.recipes import load_recipe
+from ptq2themoon.vocabulary.validation import read_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "resources/demo/README.md"]

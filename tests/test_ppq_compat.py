@@ -70,7 +70,7 @@ def version(name):
         return real(name)
     {version}
 importlib.metadata.version = version
-from ptq2themoon.errors import UserError
+from ptq2themoon.vocabulary.errors import UserError
 try:
     import ptq2themoon.ppq_compat
 except UserError as error:

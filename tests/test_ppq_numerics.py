@@ -17,9 +17,9 @@ from ppq_config import config
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptq2themoon.evaluate.errors import per_image, sqnr_db
-from ptq2themoon.graph.fuse import fuse
-from ptq2themoon.graph.runtime import run_onnx
+from ptq2themoon.evaluate.error_meter import per_image, sqnr_db
+from ptq2themoon.graph.editing.onnx_run import run_onnx
+from ptq2themoon.graph.forms.fuse import fuse
 from ptq2themoon.ppq_compat import TensorObserverFactory, core, fake_quantize, ir, measure
 from ptq2themoon.quantize.simulation import SimulatedModel
 

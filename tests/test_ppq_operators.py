@@ -12,13 +12,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from tiny_quantized import write_recipe
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.nodes import read_nodes
-from ptq2themoon.graph.operators import Operator
-from ptq2themoon.graph.runtime import run_onnx
+from ptq2themoon.graph.editing.onnx_run import run_onnx
+from ptq2themoon.graph.meaning.nodes import read_nodes
 from ptq2themoon.quantize.calibration import calibrate
 from ptq2themoon.quantize.plan import QUANTIZABLE_TYPES, plan
 from ptq2themoon.quantize.simulation import SimulatedModel
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.operators import Operator
 
 RNG = np.random.default_rng(3)
 Case = tuple[str, np.ndarray, list[np.ndarray | None], dict[str, Any]]

@@ -18,9 +18,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from tiny_stages import ROOT, files, run_stage
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.editing import Graph
+from ptq2themoon.graph.editing.onnx_graph import Graph
 from ptq2themoon.quantize.simulation import SimulatedModel
+from ptq2themoon.vocabulary.errors import UserError
 
 # The sources -----------------------------------------------------------------------------------------
 

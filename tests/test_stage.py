@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.stage import Stage, run, sha256
+from ptq2themoon.vocabulary.errors import UserError
 
 
 def test_an_input_that_changes_while_a_stage_runs_is_refused(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ptq2themoon.deploy.records import RuntimeMetrics
-from ptq2themoon.errors import UserError
+from ptq2themoon.deploy.deploy_records import RuntimeMetrics
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.summary_rows import COLUMNS as PLOTTED
 from ptq2themoon.summary import (
@@ -26,6 +25,7 @@ from ptq2themoon.summary import (
     to_markdown,
     to_nested,
 )
+from ptq2themoon.vocabulary.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOAT = {

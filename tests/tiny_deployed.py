@@ -16,18 +16,18 @@ from tiny_models import random_images, to_onnx
 from tiny_quantized import Tiny
 from torch import Tensor
 
-from ptq2themoon.deploy.export import deploy
-from ptq2themoon.deploy.modes import Mode, Profile
-from ptq2themoon.deploy.report import Deployed
-from ptq2themoon.deploy.runtime import kernel_counts, session
-from ptq2themoon.graph.files import read_graph
-from ptq2themoon.graph.fuse import fuse
-from ptq2themoon.graph.nodes import read_nodes
-from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.roles import find_roles, rename_operators
-from ptq2themoon.quantize.recipe import Recipe
+from ptq2themoon.deploy.deploy_report import Deployed
+from ptq2themoon.deploy.int8_model import deploy
+from ptq2themoon.deploy.sessions import kernel_counts, session
+from ptq2themoon.graph.forms.fuse import fuse
+from ptq2themoon.graph.forms.normalise import normalise
+from ptq2themoon.graph.meaning.nodes import read_nodes
+from ptq2themoon.graph.meaning.roles import find_roles, rename_operators
+from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator
+from ptq2themoon.vocabulary.modes import Mode, Profile
+from ptq2themoon.vocabulary.recipes import Recipe
 
 
 @dataclass

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_info import model_info
 
 from ptq2themoon.data import Preprocessing
-from ptq2themoon.validation import validate
+from ptq2themoon.vocabulary.validation import validate
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 

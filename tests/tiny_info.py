@@ -8,12 +8,12 @@ from typing import Any
 
 import onnx
 
-from ptq2themoon.graph.attention import attention_facts
-from ptq2themoon.graph.fused import FusedModel
-from ptq2themoon.graph.model_info import ModelInfo
-from ptq2themoon.graph.operators import Operator
-from ptq2themoon.graph.report import FusionReport
-from ptq2themoon.validation import validate
+from ptq2themoon.graph.fused_model import FusedModel
+from ptq2themoon.graph.meaning.attention_facts import attention_facts
+from ptq2themoon.graph.meaning.fusion_record import FusionReport
+from ptq2themoon.vocabulary.model_info import ModelInfo
+from ptq2themoon.vocabulary.operators import Operator
+from ptq2themoon.vocabulary.validation import validate
 
 PREPROCESSING = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
 

@@ -13,16 +13,16 @@ from families import FAMILIES, image_shape
 from tiny_models import random_images, to_onnx
 from torch import Tensor, nn
 
-from ptq2themoon.graph.fuse import fuse
-from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.operators import Operator
-from ptq2themoon.graph.roles import find_roles, rename_operators
+from ptq2themoon.graph.forms.fuse import fuse
+from ptq2themoon.graph.forms.normalise import normalise
+from ptq2themoon.graph.meaning.roles import find_roles, rename_operators
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.pipeline import quantize
-from ptq2themoon.quantize.recipe import Recipe, load_recipe
-from ptq2themoon.quantize.recipe_file import MethodCall, Rule
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
-from ptq2themoon.validation import validate
+from ptq2themoon.vocabulary.operators import Operator
+from ptq2themoon.vocabulary.recipe_language import MethodCall, Rule
+from ptq2themoon.vocabulary.recipes import Recipe, load_recipe
+from ptq2themoon.vocabulary.validation import validate
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FLOATING_WEIGHTS: dict[str, Any] = {"select": {"operand": "weight"}, "quantize": False}

@@ -18,10 +18,10 @@ from timm.layers import set_fused_attn
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from ptq2themoon.graph.fuse import fuse
-from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.operators import Operator
-from ptq2themoon.graph.roles import find_roles, rename_operators
+from ptq2themoon.graph.forms.fuse import fuse
+from ptq2themoon.graph.forms.normalise import normalise
+from ptq2themoon.graph.meaning.roles import find_roles, rename_operators
+from ptq2themoon.vocabulary.operators import Operator
 
 TINY: dict[str, Any] = {
     "img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 5,

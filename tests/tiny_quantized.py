@@ -21,20 +21,20 @@ from tiny_models import tiny_vit, to_onnx
 from torch import Tensor
 
 from ptq2themoon.evaluate.attention import AttentionSpec, run_with_attention
-from ptq2themoon.graph.fuse import fuse
-from ptq2themoon.graph.fused import FusedModel
-from ptq2themoon.graph.nodes import Node, read_nodes
-from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.operators import Operator
-from ptq2themoon.graph.roles import find_roles, rename_operators
+from ptq2themoon.graph.forms.fuse import fuse
+from ptq2themoon.graph.forms.normalise import normalise
+from ptq2themoon.graph.fused_model import FusedModel
+from ptq2themoon.graph.meaning.nodes import Node, read_nodes
+from ptq2themoon.graph.meaning.roles import find_roles, rename_operators
 from ptq2themoon.quantize.calibration import calibrate
-from ptq2themoon.quantize.files import Header, write_qparams
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.plan import plan
+from ptq2themoon.quantize.qparams import Header, write_qparams
 from ptq2themoon.quantize.quantizers import Uniform
-from ptq2themoon.quantize.recipe import Recipe, load_recipe
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
+from ptq2themoon.vocabulary.operators import Operator
+from ptq2themoon.vocabulary.recipes import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 HEADER = Header(

@@ -20,8 +20,8 @@ import torch
 
 from ptq2themoon.data import draw_order, write_images
 from ptq2themoon.data.idx import read_idx
-from ptq2themoon.errors import UserError
 from ptq2themoon.stage import run
+from ptq2themoon.vocabulary.errors import UserError
 
 # name: prefix of the IDX files, images in them, images to draw
 SETS = {"calibration": ("train", 60_000, 1_024), "evaluation": ("t10k", 10_000, 2_000)}

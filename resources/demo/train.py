@@ -35,7 +35,8 @@ from tqdm import tqdm
 from ptq2themoon.data.idx import read_idx
 from ptq2themoon.device import resolve_device
 from ptq2themoon.plots import style
-from ptq2themoon.stage import run, write_json
+from ptq2themoon.stage import run
+from ptq2themoon.vocabulary.records import write_json
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 MODEL_ARGS = {"img_size": 28, "patch_size": 4, "in_chans": 1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ptq2themoon.errors import UserError
+from ptq2themoon.vocabulary.errors import UserError
 
 
 def resolve_device(name: str) -> str:

@@ -21,7 +21,7 @@ from types import ModuleType
 import onnx
 import torch
 
-from ptq2themoon.errors import UserError
+from ptq2themoon.vocabulary.errors import UserError
 
 SUPPORTED_VERSION = "0.6.6"
 

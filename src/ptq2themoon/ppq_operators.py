@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.ppq_compat import core, executor, ir, opdef
+from ptq2themoon.vocabulary.errors import UserError
 
 Values = list[Any]  # tensors; None where an optional input is left out
 Handler = Callable[..., Any]

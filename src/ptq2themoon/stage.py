@@ -8,7 +8,6 @@ final names.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 import time
@@ -19,7 +18,8 @@ from types import TracebackType
 from typing import Any
 
 from ptq2themoon import __version__
-from ptq2themoon.errors import UserError
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.records import write_json
 
 RECORDED_PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "ppq", "numpy", "pandas", "matplotlib")
 
@@ -36,11 +36,6 @@ def sidecar_path(output: Path) -> Path:
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, data: Any) -> None:
-    """JSON with stable formatting; refuses NaN and infinity, which JSON has no words for."""
-    path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ptq2themoon.deploy.records import RuntimeReport
-from ptq2themoon.errors import UserError
-from ptq2themoon.evaluate.records import Metrics
-from ptq2themoon.records import read
+from ptq2themoon.deploy.deploy_records import RuntimeReport
+from ptq2themoon.evaluate.metrics_record import Metrics
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.records import read
 
 FP32 = "fp32"
 # Each with its head in Markdown and the decimals that people read.

@@ -20,8 +20,8 @@ from tiny_quantized import Tiny, images
 from ptq2themoon.benchmark import runtimes
 from ptq2themoon.benchmark.arena import BASE, LATENCY, OPERATORS, PEERS, Arena, Entry
 from ptq2themoon.benchmark.timing import read_csv
-from ptq2themoon.deploy.export import deploy
-from ptq2themoon.graph.files import read_graph
+from ptq2themoon.deploy.int8_model import deploy
+from ptq2themoon.graph.sources.onnx_files import read_graph
 
 ROOT = Path(__file__).parents[2]
 PEERS_PYTHON = ROOT / ".venv-peers/bin/python"

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ptq2themoon.benchmark.arena import LATENCY, OPERATORS, PEERS, fidelity
 from ptq2themoon.benchmark.channelwise import per_axis
 from ptq2themoon.benchmark.machine import FLAGS, machine
-from ptq2themoon.benchmark.tables import document
+from ptq2themoon.benchmark.speed_tables import document
 
 
 def test_fidelity_of_the_same_logits() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tiny_quantized import Tiny, images
 
-from ptq2themoon.benchmark.simulation import COLUMNS, OURS, PPQ_PASS, PROGRAM, REFERENCE, calibration, forward
+from ptq2themoon.benchmark.engines import COLUMNS, OURS, PPQ_PASS, PROGRAM, REFERENCE, calibration, forward
 
 
 def test_engines_are_timed_and_equal(tmp_path: Path) -> None:

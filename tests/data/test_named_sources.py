@@ -21,9 +21,9 @@ from ptq2themoon.data import (
     open_source,
     read_manifest,
 )
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.model_info import ModelInfo
-from ptq2themoon.records import read
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.model_info import ModelInfo
+from ptq2themoon.vocabulary.records import read
 
 
 def tried(kind: str, path: Path, classes: str | None, head: int | None) -> None:

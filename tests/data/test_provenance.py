@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny_images import arguments, picture, run_script, write_info
 
-from ptq2themoon.config import Params
 from ptq2themoon.provenance.results import expected_results
+from ptq2themoon.vocabulary.parameters import Params
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = {

@@ -14,10 +14,10 @@ import torch
 from tiny_images import picture, preprocessing
 from torchvision import datasets
 
-from ptq2themoon.config import Dataset
 from ptq2themoon.data import TorchvisionSource, batches, draw_calibration, list_evaluation, open_source
-from ptq2themoon.errors import UserError
-from ptq2themoon.torchvision_names import SPLITS, TRAIN_FLAG, parse_torchvision
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.parameters import Dataset
+from ptq2themoon.vocabulary.torchvision_names import SPLITS, TRAIN_FLAG, parse_torchvision
 
 
 @pytest.fixture(autouse=True)

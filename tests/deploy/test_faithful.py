@@ -11,9 +11,9 @@ from tiny_deployed import Quantized, constants, kernels, of_type, sqnr
 from tiny_quantized import Tiny, images, write_recipe
 
 from ptq2themoon.deploy.compare import compare
-from ptq2themoon.deploy.export import deploy
-from ptq2themoon.deploy.runtime import session
-from ptq2themoon.errors import UserError
+from ptq2themoon.deploy.int8_model import deploy
+from ptq2themoon.deploy.sessions import session
+from ptq2themoon.vocabulary.errors import UserError
 
 ARCHITECTURES = ("vit", "swin", "mobilevit", "deit_distilled", "dinov2_swiglu")
 RULE = {"granularity": "per-channel", "observer": "minmax"}

@@ -13,10 +13,10 @@ from onnx.reference import ReferenceEvaluator
 from tiny_deployed import Quantized, constants, kernels, of_type, sqnr
 from tiny_quantized import Tiny, images, symmetric, write_recipe
 
-from ptq2themoon.deploy.folds import layernorm_folds, scaled_parameters, scaled_weight
 from ptq2themoon.deploy.grid import Grid
-from ptq2themoon.deploy.runtime import FLOAT_KERNELS, INTEGER_KERNELS
-from ptq2themoon.graph.editing import Graph, tensor_shapes
+from ptq2themoon.deploy.scale_migration import layernorm_folds, scaled_parameters, scaled_weight
+from ptq2themoon.deploy.sessions import FLOAT_KERNELS, INTEGER_KERNELS
+from ptq2themoon.graph.editing.onnx_graph import Graph, tensor_shapes
 
 PRODUCTS = ("PPQBiasFusedMatMul", "Gemm", "MatMul", "Conv")
 CHANNELS = {"granularity": "per-channel", "observer": "minmax"}

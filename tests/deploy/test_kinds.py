@@ -13,9 +13,9 @@ from tiny_quantized import Tiny, images, write_recipe
 
 from ptq2themoon.deploy import kinds
 from ptq2themoon.deploy.compare import compare
-from ptq2themoon.deploy.runtime import FLOAT_KERNELS, INTEGER_KERNELS
+from ptq2themoon.deploy.sessions import FLOAT_KERNELS, INTEGER_KERNELS
 from ptq2themoon.quantize.quantizers import LogSqrt2
-from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.vocabulary.recipes import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SOFTMAX = {"role": "softmax", "operand": "output"}

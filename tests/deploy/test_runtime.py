@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ptq2themoon.deploy.runtime import has_vnni
+from ptq2themoon.deploy.sessions import has_vnni
 
 
 @pytest.mark.parametrize(

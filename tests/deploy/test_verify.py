@@ -19,10 +19,10 @@ from tiny_quantized import Tiny, images
 from tiny_stages import STAGES, run_stage
 
 from ptq2themoon.deploy.compare import Difference, compare
-from ptq2themoon.deploy.runtime import openvino_runner, runner, session
-from ptq2themoon.deploy.verify import Comparison, compare_runs, departure, least_agreement
-from ptq2themoon.errors import UserError
+from ptq2themoon.deploy.runtime_check import Comparison, compare_runs, departure, least_agreement
+from ptq2themoon.deploy.sessions import openvino_runner, runner, session
 from ptq2themoon.stage import sha256
+from ptq2themoon.vocabulary.errors import UserError
 
 DEPLOY, VERIFY = STAGES["deploy"], STAGES["verify_runtime"]
 
@@ -197,7 +197,7 @@ def test_both_modes_are_checked_in_one_go(folder: Path) -> None:
 
 def test_low_agreement_is_said_with_the_operator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_stage(folder, "deploy").status == 0
-    monkeypatch.setattr("ptq2themoon.deploy.verify.AGREEMENT", 100.1)
+    monkeypatch.setattr("ptq2themoon.deploy.runtime_check.AGREEMENT", 100.1)
     ended = run_stage(folder, "verify_runtime")
     assert ended.status == 0
     assert "less than 100.10 %; first operator that departs: none" in ended.err.splitlines()[-1]

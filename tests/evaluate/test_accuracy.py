@@ -11,14 +11,14 @@ import torch
 from tiny_quantized import Tiny, images, references
 from torch import Tensor
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.accuracy import Evaluation, are_labelled, evaluate_quantized, floating_metrics
 from ptq2themoon.evaluate.attention import AttentionSpec, fidelity
-from ptq2themoon.evaluate.errors import per_image
+from ptq2themoon.evaluate.error_meter import per_image
 from ptq2themoon.evaluate.metrics import sqnr_db
-from ptq2themoon.evaluate.records import Metrics
-from ptq2themoon.graph.runtime import run_onnx
+from ptq2themoon.evaluate.metrics_record import Metrics
+from ptq2themoon.graph.editing.onnx_run import run_onnx
 from ptq2themoon.quantize.simulation import SimulatedModel
+from ptq2themoon.vocabulary.errors import UserError
 
 COUNT = 23
 PIXELS = images(COUNT, seed=5)

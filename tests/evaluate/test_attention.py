@@ -16,12 +16,12 @@ from hypothesis.extra import numpy as hnp
 from tiny_info import fusion_report
 from tiny_quantized import Tiny
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.attention import AttentionSpec, attention_spec, fidelity, save_maps
-from ptq2themoon.graph.report import Attention, FusionReport
+from ptq2themoon.graph.meaning.fusion_record import Attention, FusionReport
 from ptq2themoon.plots.inputs import read_maps
-from ptq2themoon.records import read
-from ptq2themoon.validation import validate
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.records import read
+from ptq2themoon.vocabulary.validation import validate
 
 ATTENTION = hnp.arrays(np.float32, (2, 2, 3, 5), elements=st.floats(0, 1, width=32))
 

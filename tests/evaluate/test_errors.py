@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ptq2themoon.evaluate.errors import FIGURES, SUMS, ErrorMeter, per_image
+from ptq2themoon.evaluate.error_meter import FIGURES, SUMS, ErrorMeter, per_image
 from ptq2themoon.evaluate.metrics import output_sqnr_db, ranked, sqnr_db
 
 VALUES = st.floats(-100, 100, width=32)

@@ -11,8 +11,8 @@ import torch
 from tiny_quantized import Reference, Tiny, images
 from torch import Tensor
 
-from ptq2themoon.evaluate.errors import FIGURES, ErrorMeter, per_image
-from ptq2themoon.evaluate.operators import (
+from ptq2themoon.evaluate.error_meter import FIGURES, ErrorMeter, per_image
+from ptq2themoon.evaluate.operator_errors import (
     Meters,
     error_table,
     logits_errors,

@@ -18,9 +18,9 @@ from golden.cases import ARRAYS, HERE, IMAGES, MODELS, RECIPES, TABLE, Case, Ima
 from safetensors.numpy import save_file
 from tiny_models import to_onnx
 
-from ptq2themoon.graph.fuse import fuse
-from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.roles import find_roles, rename_operators
+from ptq2themoon.graph.forms.fuse import fuse
+from ptq2themoon.graph.forms.normalise import normalise
+from ptq2themoon.graph.meaning.roles import find_roles, rename_operators
 
 BITS = ("w8a8", "w4a4")
 ALSO = tuple(Case(model, "vanilla", "w4a8") for model in MODELS)

@@ -10,20 +10,20 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ptq2themoon.deploy.export import deploy
-from ptq2themoon.errors import UserError
+from ptq2themoon.deploy.int8_model import deploy
 from ptq2themoon.evaluate.accuracy import evaluate_quantized
 from ptq2themoon.evaluate.attention import attention_spec, run_with_attention
-from ptq2themoon.evaluate.operators import logits_errors, output_errors
-from ptq2themoon.graph.attention import attention_facts
-from ptq2themoon.graph.files import read_graph
-from ptq2themoon.graph.report import Attention
-from ptq2themoon.graph.roles import find_roles
-from ptq2themoon.quantize.bits import parse_bits
+from ptq2themoon.evaluate.operator_errors import logits_errors, output_errors
+from ptq2themoon.graph.meaning.attention_facts import attention_facts
+from ptq2themoon.graph.meaning.fusion_record import Attention
+from ptq2themoon.graph.meaning.roles import find_roles
+from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.pipeline import quantize as quantize_model
-from ptq2themoon.quantize.recipe import load_recipe
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
+from ptq2themoon.vocabulary.bits import parse_bits
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.recipes import load_recipe
 
 __all__ = [
     "FIGURES", "MODES", "WAYS", "Mode", "Quantized", "Scale", "UserError", "deployed", "errors", "floating",

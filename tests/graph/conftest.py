@@ -11,9 +11,9 @@ import timm
 from timm.layers import set_fused_attn
 from tiny_models import randomised, tiny_module, tiny_vit, to_onnx
 
-from ptq2themoon.graph.fuse import Fusion, fuse
-from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.operators import Operator
+from ptq2themoon.graph.forms.fuse import Fusion, fuse
+from ptq2themoon.graph.forms.normalise import normalise
+from ptq2themoon.vocabulary.operators import Operator
 
 
 class Stages(NamedTuple):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tiny_models import random_images, randomised, run_all
 from tiny_stages import Ended, files, run_stage, write_weights
 
-from ptq2themoon.graph.weights import outline, read_state
+from ptq2themoon.graph.sources.checkpoints import outline, read_state
 
 SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 VIT = "vit_tiny_patch16_224"

@@ -14,7 +14,7 @@ from tiny_models import random_images, tiny_module
 from tiny_separate import Separate, SeparateBlock
 from torch import nn
 
-from ptq2themoon.graph.runtime import TOLERANCE
+from ptq2themoon.graph.editing.onnx_run import TOLERANCE
 
 
 class TanhBlock(SeparateBlock):

@@ -16,12 +16,12 @@ from timm.models.eva import Eva
 from tiny_models import random_images, randomised, run_all, to_onnx
 from torch import nn
 
-from ptq2themoon.graph.attention import attention_facts
-from ptq2themoon.graph.fuse import fuse
-from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.operators import Operator
-from ptq2themoon.graph.roles import find_roles, rename_operators
+from ptq2themoon.graph.forms.fuse import fuse
+from ptq2themoon.graph.forms.normalise import normalise
+from ptq2themoon.graph.meaning.attention_facts import attention_facts
+from ptq2themoon.graph.meaning.roles import find_roles, rename_operators
 from ptq2themoon.quantize.simulation import SimulatedModel
+from ptq2themoon.vocabulary.operators import Operator
 
 ATTENTION = ("norm1", "qkv", "attn_scale", "attn_scores", "softmax", "attn_context", "proj", "residual1")
 MLP = ("norm2", "fc1", "gelu", "fc2", "residual2")

@@ -14,10 +14,10 @@ import pytest
 from onnx import TensorProto
 from tiny_models import random_images, run_all, written
 
-from ptq2themoon.graph.editing import Graph, attribute
-from ptq2themoon.graph.fuse import DOMAIN, FUSED_MATMUL, Fusion, count_fused, fuse, name_operators
-from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.operators import Operator
+from ptq2themoon.graph.editing.onnx_graph import Graph, attribute
+from ptq2themoon.graph.forms.fuse import DOMAIN, FUSED_MATMUL, Fusion, count_fused, fuse, name_operators
+from ptq2themoon.graph.forms.normalise import normalise
+from ptq2themoon.vocabulary.operators import Operator
 
 TOLERANCE = 1e-5
 

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from tiny_models import random_images, run_all, written
 
-from ptq2themoon.graph.editing import attribute
-from ptq2themoon.graph.fuse import FUSED_MATMUL, fuse
-from ptq2themoon.graph.normalise import normalise
+from ptq2themoon.graph.editing.onnx_graph import attribute
+from ptq2themoon.graph.forms.fuse import FUSED_MATMUL, fuse
+from ptq2themoon.graph.forms.normalise import normalise
 
 TOLERANCE = 1e-5
 NOISE = np.random.default_rng(0)

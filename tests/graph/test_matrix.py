@@ -11,7 +11,7 @@ from exporters import EXPORTERS
 from families import FAMILIES, image_shape
 from matrix import COLUMNS, ROWS, UNWRITABLE
 
-from ptq2themoon.graph.runtime import TOLERANCE
+from ptq2themoon.graph.editing.onnx_run import TOLERANCE
 
 # torch's dynamo exporter takes seconds a model.
 SLOW = {name: pytest.mark.slow if name.startswith("dynamo") else () for name in COLUMNS}

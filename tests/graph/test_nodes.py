@@ -8,9 +8,9 @@ import onnx
 import pytest
 from tiny_models import random_images, written
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.nodes import Node, read_nodes
-from ptq2themoon.graph.operators import Operator
+from ptq2themoon.graph.meaning.nodes import Node, read_nodes
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.operators import Operator
 
 
 def test_ranks_and_parameters(tiny_file: tuple[Path, list[Operator]]) -> None:

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import random_images, run_all, tiny_module, to_onnx, written
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.normalise import fold_constants, normalise
+from ptq2themoon.graph.forms.normalise import fold_constants, normalise
+from ptq2themoon.vocabulary.errors import UserError
 
 TOLERANCE = 1e-5
 

@@ -23,10 +23,10 @@ from tiny_separate import (
 )
 from torch import nn
 
-from ptq2themoon.graph.fuse import fuse
-from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.operators import ROLES, Operator
-from ptq2themoon.graph.roles import find_roles, rename_operators
+from ptq2themoon.graph.forms.fuse import fuse
+from ptq2themoon.graph.forms.normalise import normalise
+from ptq2themoon.graph.meaning.roles import find_roles, rename_operators
+from ptq2themoon.vocabulary.operators import ROLES, Operator
 
 IN_BLOCK = (
     "norm1", "qkv", "attn_scale", "attn_scores", "softmax", "attn_context", "proj", "residual1",

@@ -11,10 +11,10 @@ import torch
 from onnx import helper
 from tiny_models import random_images, run_all, tiny_module, to_onnx, written
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.fuse import fuse
-from ptq2themoon.graph.normalise import normalise
+from ptq2themoon.graph.forms.fuse import fuse
+from ptq2themoon.graph.forms.normalise import normalise
 from ptq2themoon.quantize.simulation import SimulatedModel
+from ptq2themoon.vocabulary.errors import UserError
 
 
 def test_operators_fused_for_onnx_runtime_are_refused() -> None:

@@ -10,8 +10,8 @@ import pytest
 from onnx import numpy_helper
 from tiny_models import random_images, run_all
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.normalise import normalise
+from ptq2themoon.graph.forms.normalise import normalise
+from ptq2themoon.vocabulary.errors import UserError
 
 BIAS = random_images(1, 2, 4, 4)  # [1, heads, tokens, tokens]
 MASK = np.where(random_images(3, 1, 4, 4) > 1, -100, 0).astype(np.float32)  # [windows, 1, tokens, tokens]

@@ -13,14 +13,14 @@ from onnx import numpy_helper
 from tiny_methods import Case, recipe, sqnr
 from torch import Tensor, nn
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.accuracy import floating_metrics
 from ptq2themoon.methods.bias_correction import correctable
 from ptq2themoon.quantize.calibration import fit
 from ptq2themoon.quantize.model import QuantizedModel
-from ptq2themoon.quantize.recipe import Recipe
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tools import Tools
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.recipes import Recipe
 
 METHOD = [{"name": "bias_correction"}]
 # The graph's output is quantized even where its readers quantize each activation.

@@ -19,18 +19,18 @@ from tiny_models import random_images
 from tiny_quantized import HEADER, RECIPES, Tiny
 from torch import Tensor
 
-from ptq2themoon.deploy.export import deploy
-from ptq2themoon.deploy.modes import Mode
-from ptq2themoon.deploy.runtime import session
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.files import read_graph
+from ptq2themoon.deploy.int8_model import deploy
+from ptq2themoon.deploy.sessions import session
+from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.methods import made, method_class, method_names
 from ptq2themoon.methods.base import Method
-from ptq2themoon.quantize.files import read_qparams, write_qparams
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.pipeline import quantize
-from ptq2themoon.quantize.recipe import Recipe, load_recipe
+from ptq2themoon.quantize.qparams import read_qparams, write_qparams
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.modes import Mode
+from ptq2themoon.vocabulary.recipes import Recipe, load_recipe
 
 OTHERS = ("swin", "mobilevit")  # no class token, windows; convolutions between transformers
 EVERY_METHOD = pytest.mark.parametrize("method", method_names())

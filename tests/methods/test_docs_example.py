@@ -16,9 +16,9 @@ import yaml
 from tiny_methods import RECIPES, Case
 
 from ptq2themoon import methods
-from ptq2themoon.errors import UserError
 from ptq2themoon.methods import method_names
-from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.recipes import load_recipe
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 NAME = "power_of_two"

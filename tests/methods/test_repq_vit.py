@@ -14,13 +14,13 @@ from onnx import numpy_helper
 from tiny_methods import FLOATING_WEIGHTS, Case, recipe, repq, sqnr
 from torch import Tensor, nn
 
-from ptq2themoon.deploy.export import deploy
-from ptq2themoon.deploy.runtime import FLOAT_KERNELS, INTEGER_KERNELS, integer_kernels
-from ptq2themoon.errors import UserError
+from ptq2themoon.deploy.int8_model import deploy
+from ptq2themoon.deploy.sessions import FLOAT_KERNELS, INTEGER_KERNELS, integer_kernels
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.quantizers import LogSqrt2, Uniform
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tensors import Slot
+from ptq2themoon.vocabulary.errors import UserError
 
 NORM_READERS = ["qkv", "fc1"]
 # Nothing but what the method re-parameterises, to see it alone.

@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 from tiny_info import model_info
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.attention import fidelity
-from ptq2themoon.plots.attention import HEADS_A_ROW, attention_heads, attention_overview
+from ptq2themoon.plots.attention_figures import HEADS_A_ROW, attention_heads, attention_overview
 from ptq2themoon.plots.attention_text import cosine_similarity
 from ptq2themoon.plots.heatmap import check_colormap, common_scale
 from ptq2themoon.plots.inputs import AttentionMaps, read_label_names, read_maps
 from ptq2themoon.plots.style import save
 from ptq2themoon.stage import Stage
+from ptq2themoon.vocabulary.errors import UserError
 
 Tensors = dict[str, np.ndarray]
 

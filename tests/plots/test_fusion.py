@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.plots.fusion import COLUMNS, FUSIONS, OPERATOR_COLUMNS, fusion
 from ptq2themoon.plots.style import save
 from ptq2themoon.stage import Stage
+from ptq2themoon.vocabulary.errors import UserError
 
 EXECUTORS = ("PPQ's executor", "ONNX Runtime", "ONNX Runtime without optimisations")
 TIMES = (32.04, 19.31, 113.9, 62.64, 7.85, 7.514, 7.66, 5.49, 8.69, 7.27, 13.5, 10.7)

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from ptq2themoon.errors import UserError
+from ptq2themoon.plots.errors_along_network import EDGE, errors_along_network, spread
 from ptq2themoon.plots.network import MODES
-from ptq2themoon.plots.operator_errors import EDGE, errors_along_network, spread
 from ptq2themoon.plots.style import GREY, save, series
 from ptq2themoon.stage import Stage
+from ptq2themoon.vocabulary.errors import UserError
 
 OPERATORS = [("embed", "Conv", "patch_embed", None)]
 OPERATORS += [

@@ -19,7 +19,7 @@ from ptq2themoon.plots.fusion import SECONDS, fusion_published
 from ptq2themoon.plots.input_errors import as_printed, errors_by_block
 from ptq2themoon.plots.models import models
 from ptq2themoon.plots.ranking import ranking
-from ptq2themoon.study.models import ONCE, PLAIN, model_rows
+from ptq2themoon.study.model_table import ONCE, PLAIN, model_rows
 from ptq2themoon.study.names import READ_AS, ROWS
 
 ROOT = Path(__file__).parents[2]

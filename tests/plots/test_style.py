@@ -6,9 +6,9 @@ import matplotlib
 import pytest
 from matplotlib.figure import Figure
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.plots.style import check_dpi, save, series, styled
 from ptq2themoon.stage import Stage
+from ptq2themoon.vocabulary.errors import UserError
 
 
 @styled

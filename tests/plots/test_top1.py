@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.plots.output_error import output_error
 from ptq2themoon.plots.style import save
 from ptq2themoon.plots.summary_rows import COLUMNS
 from ptq2themoon.plots.top1 import LARGEST_DROP, has_accuracy, top1, wilson_interval
 from ptq2themoon.stage import Stage
+from ptq2themoon.vocabulary.errors import UserError
 
 
 def summary(top1_of: dict[str, float], model: str = "demo", seeds: tuple[int, ...] = (0,)) -> pd.DataFrame:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from ptq2themoon.config import Params
-from ptq2themoon.errors import UserError
 from ptq2themoon.provenance.study import decided, study_results
 from ptq2themoon.provenance.verification import Verifier
 from ptq2themoon.stage import Stage
-from ptq2themoon.study.outputs import PARTS, study_files, table_rows
-from ptq2themoon.validation import read_yaml
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.parameters import Params
+from ptq2themoon.vocabulary.study_layout import PARTS, study_files, table_rows
+from ptq2themoon.vocabulary.validation import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((ROOT / "workflow/schemas/sidecar.schema.json").read_text())

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from ptq2themoon.config import load_params
 from ptq2themoon.data import FolderSource
 from ptq2themoon.provenance.results import expected_results
 from ptq2themoon.provenance.verification import Verifier
-from ptq2themoon.stage import Stage, sidecar_path, write_json
+from ptq2themoon.stage import Stage, sidecar_path
+from ptq2themoon.vocabulary.parameters import load_params
+from ptq2themoon.vocabulary.records import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((ROOT / "workflow/schemas/sidecar.schema.json").read_text())

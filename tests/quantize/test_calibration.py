@@ -17,12 +17,12 @@ from onnx import numpy_helper
 from tiny_quantized import Tiny, fake_quantize, images, symmetric, write_recipe
 from torch import Tensor
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.quantize.calibration import calibrate
 from ptq2themoon.quantize.observers import Observer
-from ptq2themoon.quantize.recipe import Recipe, TensorSpec
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.recipes import Recipe, TensorSpec
 
 Scales = dict[tuple[str, str, int], Tensor]
 

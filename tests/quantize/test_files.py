@@ -22,16 +22,16 @@ from safetensors.torch import load_file, save_file
 from tiny_quantized import HEADER, Tiny, images, write_recipe
 from torch import Tensor
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.files import read_graph
-from ptq2themoon.graph.operators import Operator
+from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.quantize.edits import Edits
-from ptq2themoon.quantize.files import QParams, read_qparams, write_qparams
 from ptq2themoon.quantize.model import QuantizedModel
+from ptq2themoon.quantize.qparams import QParams, read_qparams, write_qparams
 from ptq2themoon.quantize.quantizers import LogSqrt2, Quantizer, Uniform
-from ptq2themoon.quantize.recipe import TensorSpec
 from ptq2themoon.quantize.simulation import simulated
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.operators import Operator
+from ptq2themoon.vocabulary.recipes import TensorSpec
 
 POSITIVE = st.floats(2.0**-140, 2.0**100, width=32)
 CHANNELS = np.array([0.1, 0.2, 1 / 3], np.float32)

@@ -15,7 +15,7 @@ from ptq2themoon.ppq_compat import TensorObserverFactory, ir
 from ptq2themoon.quantize.observers import OBSERVERS, Observer, make_observer
 from ptq2themoon.quantize.observers.mse import MSE, SymmetricMSE
 from ptq2themoon.quantize.quantizers import KINDS, LogSqrt2, Quantizer, Uniform
-from ptq2themoon.quantize.recipe import TensorSpec
+from ptq2themoon.vocabulary.recipes import TensorSpec
 
 Draw = Callable[[torch.Generator], Tensor]
 SHAPE = (6, 50, 8)

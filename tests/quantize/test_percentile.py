@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ptq2themoon.ppq_compat import observer
 from ptq2themoon.quantize.observers.percentile import Percentile, largest
-from ptq2themoon.quantize.recipe import TensorSpec
+from ptq2themoon.vocabulary.recipes import TensorSpec
 
 DRAWS = {
     "normal": lambda g, n: torch.randn(n, generator=g),

@@ -8,12 +8,12 @@ import onnx
 import pytest
 from tiny_quantized import MOVING, Tiny, write_recipe
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.nodes import Node
-from ptq2themoon.graph.operators import Operator
+from ptq2themoon.graph.meaning.nodes import Node
 from ptq2themoon.quantize.plan import plan
-from ptq2themoon.quantize.recipe import Recipe
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.operators import Operator
+from ptq2themoon.vocabulary.recipes import Recipe
 
 Place = tuple[str, str, int]
 

@@ -13,9 +13,9 @@ from tiny_models import random_images
 from tiny_quantized import Tiny, images, symmetric, write_recipe
 from torch import Tensor
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator
+from ptq2themoon.vocabulary.errors import UserError
 
 Values = dict[str, tuple[list[Tensor], list[Tensor]]]
 

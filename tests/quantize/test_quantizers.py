@@ -15,7 +15,7 @@ from torch import Tensor
 from ptq2themoon.ppq_compat import core, uniform_config
 from ptq2themoon.ppq_compat import fake_quantize as ppq_fake_quantize
 from ptq2themoon.quantize.quantizers import LogSqrt2, Quantizer, Uniform
-from ptq2themoon.quantize.recipe import TensorSpec
+from ptq2themoon.vocabulary.recipes import TensorSpec
 
 CHANNELS = 3
 FLOATS = st.floats(-1e4, 1e4, width=32)

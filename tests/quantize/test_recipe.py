@@ -13,9 +13,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptq2themoon.errors import UserError, nearest
 from ptq2themoon.methods import method_names
-from ptq2themoon.quantize.recipe import OPERANDS, ROLES, Operator, Recipe, TensorSpec, load_recipe
+from ptq2themoon.vocabulary.errors import UserError, nearest
+from ptq2themoon.vocabulary.recipes import OPERANDS, ROLES, Operator, Recipe, TensorSpec, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 DEFAULTS = {

@@ -10,14 +10,14 @@ import torch
 import yaml
 from tiny_quantized import Tiny, images, write_recipe
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.nodes import Node
-from ptq2themoon.graph.operators import Operator
+from ptq2themoon.graph.meaning.nodes import Node
 from ptq2themoon.quantize.plan import plan, protocol
 from ptq2themoon.quantize.quantizers import LogSqrt2, Uniform
-from ptq2themoon.quantize.recipe import Recipe, TensorSpec, load_recipe
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.operators import Operator
+from ptq2themoon.vocabulary.recipes import Recipe, TensorSpec, load_recipe
 
 ASYMMETRIC = {"symmetry": "asymmetric", "codes": "unsigned"}
 CHANNELS = {"granularity": "per-channel", "observer": "percentiles"}

@@ -15,14 +15,14 @@ import torch
 from tiny_quantized import Reference, Tiny, images, write_recipe
 from torch import Tensor
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.operators import Operator
-from ptq2themoon.graph.runtime import run_onnx
+from ptq2themoon.graph.editing.onnx_run import run_onnx
 from ptq2themoon.ppq_compat import core
-from ptq2themoon.quantize.files import read_qparams
-from ptq2themoon.quantize.recipe import Recipe
+from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tensors import QuantizedOperator
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.operators import Operator
+from ptq2themoon.vocabulary.recipes import Recipe
 
 ROOT = Path(__file__).parents[2]
 Calibrated = tuple[SimulatedModel, list[QuantizedOperator]]
@@ -217,8 +217,8 @@ def test_a_new_process_computes_the_same_bits(tiny: Tiny, calibrated: Calibrated
     np.save(tmp_path / "images.npy", images(5).numpy())
     code = f"""
 import numpy, pathlib, torch
-from ptq2themoon.graph.files import read_graph
-from ptq2themoon.quantize.files import read_qparams
+from ptq2themoon.graph.sources.onnx_files import read_graph
+from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.quantize.simulation import simulated
 torch.set_num_threads({torch.get_num_threads()})
 folder = pathlib.Path({str(tmp_path)!r})

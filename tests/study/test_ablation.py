@@ -14,16 +14,16 @@ import tiny_stages
 from tiny_quantized import RECIPES, write_recipe
 from tiny_stages import run_stage
 
-from ptq2themoon.evaluate.records import Metrics
-from ptq2themoon.graph.fused import FusedModel
+from ptq2themoon.evaluate.metrics_record import Metrics
+from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.plan import plan
-from ptq2themoon.quantize.recipe import Recipe, load_recipe
 from ptq2themoon.quantize.tensors import QuantizedTensor
 from ptq2themoon.study.ablation import KEYS, METRICS, RUN, in_order, lost, means, points, with_references
+from ptq2themoon.study.ablation_tables import ablation_markdown
 from ptq2themoon.study.names import Variant
 from ptq2themoon.study.quantizing import Subject
-from ptq2themoon.study.settings import Study
-from ptq2themoon.study.tables import ablation_markdown
+from ptq2themoon.vocabulary.recipes import Recipe, load_recipe
+from ptq2themoon.vocabulary.study import Study
 
 PER_CHANNEL = {"granularity": "per-channel", "observer": "minmax"}
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from tiny_quantized import RECIPES, Tiny, images
 
-from ptq2themoon.evaluate.errors import per_image
+from ptq2themoon.evaluate.error_meter import per_image
 from ptq2themoon.quantize.plan import plan
-from ptq2themoon.quantize.recipe import load_recipe
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.study.auto import Search, called, output_error, recipe_text
+from ptq2themoon.study.channel_ranking import Place, channel_ranges, differing, mixed, place_of, rank
 from ptq2themoon.study.quantizing import Subject
-from ptq2themoon.study.ranking import Place, channel_ranges, differing, mixed, place_of, rank
+from ptq2themoon.vocabulary.recipes import load_recipe
 
 BATCHES = images(6, seed=5).split(4)
 FC2, NORM = Place("fc2", 1), Place("norm", None)

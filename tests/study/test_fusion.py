@@ -18,12 +18,7 @@ from tiny_info import fusion_report, model_info
 from tiny_models import run_all, tiny_module, tiny_vit, to_onnx
 from tiny_quantized import RECIPES, images
 
-from ptq2themoon import records
-from ptq2themoon.benchmark.timing import SHORTEST, WARM_UP
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.files import read_graph
-from ptq2themoon.quantize.recipe import load_recipe
-from ptq2themoon.study.fusion import (
+from ptq2themoon.benchmark.fusion import (
     COLUMNS,
     COUNTS,
     EXECUTORS,
@@ -41,6 +36,11 @@ from ptq2themoon.study.fusion import (
     same_logits,
     without_fusion,
 )
+from ptq2themoon.benchmark.timing import SHORTEST, WARM_UP
+from ptq2themoon.graph.sources.onnx_files import read_graph
+from ptq2themoon.vocabulary import records
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.recipes import load_recipe
 
 SCRIPT = Path(__file__).parents[2] / "workflow/scripts/study_fusion.py"
 NORMS = 5  # two a block, one at the end

@@ -16,7 +16,7 @@ from tiny_models import random_images
 from tiny_quantized import Reference, Tiny, images
 
 from ptq2themoon.data.few import FewImages, of_many_classes
-from ptq2themoon.data.files import read_manifest
+from ptq2themoon.data.image_files import read_manifest
 from ptq2themoon.evaluate.attention import AttentionSpec, attention_specs
 from ptq2themoon.evaluate.rollout import rollout, run_with_rollout, save_rollout, why_undefined
 from ptq2themoon.plots.inputs import read_rollout

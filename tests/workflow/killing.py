@@ -20,9 +20,6 @@ from typing import Any
 import tiny_stages
 
 # What the stages import, so that no fork has to.
-import ptq2themoon.config
-import ptq2themoon.evaluate.accuracy
-import ptq2themoon.graph.normalise  # noqa: F401
 
 FULL = 200  # bytes that a file may have in the run that dies while it writes
 

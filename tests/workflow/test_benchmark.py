@@ -10,8 +10,8 @@ import pytest
 from clones import ROOT, clone, run
 from safetensors.torch import load_file
 
-from ptq2themoon.benchmark.weights import random_images, random_weights
-from ptq2themoon.errors import UserError
+from ptq2themoon.benchmark.random_models import random_images, random_weights
+from ptq2themoon.vocabulary.errors import UserError
 
 MODELS = 3  # the demo's, and two architectures
 RECIPES = 4  # those of the pipeline, and ship

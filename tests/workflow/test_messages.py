@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from tiny_images import picture, preprocessing
 from your_model import PAGE, SWIN, blocks
 
-from ptq2themoon.config import Params
 from ptq2themoon.data import draw_calibration, list_evaluation, open_source
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.operators import Operator
-from ptq2themoon.graph.source import Source
-from ptq2themoon.graph.timm_model import load_model
-from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.graph.sources.timm_model import load_model
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.model_source import Source
+from ptq2themoon.vocabulary.operators import Operator
+from ptq2themoon.vocabulary.parameters import Params
+from ptq2themoon.vocabulary.recipes import load_recipe
 
 FILES: dict[str, dict[str, Any]] = {
     next(iter(params["models"])): params for params in map(yaml.safe_load, blocks(PAGE, "yaml"))

@@ -28,8 +28,8 @@ from tiny_stages import (
 )
 
 from ptq2themoon.data import Preprocessing
-from ptq2themoon.graph.fused import FusedModel
-from ptq2themoon.graph.runtime import run_onnx
+from ptq2themoon.graph.editing.onnx_run import run_onnx
+from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import sha256, sidecar_path
 
@@ -91,7 +91,7 @@ import sys
 from pathlib import Path
 import numpy, torch
 import tiny_stages
-from ptq2themoon.graph.fused import FusedModel
+from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.simulation import load_model
 folder, chain = map(Path, sys.argv[1:])
 tiny_stages.write_inputs(folder)

@@ -13,8 +13,8 @@ from clones import ROOT, run
 from PIL import Image
 from your_model import prepare, sections
 
-from ptq2themoon.quantize.recipe import load_recipe
-from ptq2themoon.study.settings import Study
+from ptq2themoon.vocabulary.recipes import load_recipe
+from ptq2themoon.vocabulary.study import Study
 
 pytestmark = pytest.mark.slow
 

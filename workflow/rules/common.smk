@@ -8,13 +8,13 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from ptq2themoon.config import Dataset, Params
-from ptq2themoon.deploy.modes import MODES
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.source import Source
-from ptq2themoon.quantize.recipe import load_recipe
-from ptq2themoon.study.settings import AUTO, BASE, CHANNELWISE, CUSTOMIZED, NORMS
-from ptq2themoon.validation import read_yaml
+from ptq2themoon.vocabulary.parameters import Dataset, Params
+from ptq2themoon.vocabulary.modes import MODES
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.model_source import Source
+from ptq2themoon.vocabulary.recipes import load_recipe
+from ptq2themoon.vocabulary.study import AUTO, BASE, CHANNELWISE, CUSTOMIZED, NORMS
+from ptq2themoon.vocabulary.validation import read_yaml
 
 PACKAGE = Path(workflow.basedir, "src/ptq2themoon")
 FIGURES = ("top1", "errors_along_network", "attention_overview", "attention_heads")

@@ -1,5 +1,5 @@
 # What the rules of the study have in common.
-from ptq2themoon.study.outputs import PARTS, TABLES_OF, ablation_runs, study_files, table_rows
+from ptq2themoon.vocabulary.study_layout import PARTS, TABLES_OF, ablation_runs, study_files, table_rows
 
 # Bits, images and seed of what the study looks at closely: as the pipeline's own, so that nothing is made twice.
 STUDY_KEY = f"{STUDY.bits[0]}-n{PARAMS.calibration.images}-s{PARAMS.calibration.seeds[0]}"

@@ -9,7 +9,7 @@ from ptq2themoon.data import Preprocessing, few_images, open_source, read_manife
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.arguments import add_model_and_images, open_model
 from ptq2themoon.evaluate.attention import attention_spec, run_with_attention, save_maps
-from ptq2themoon.graph.fused import fused_files
+from ptq2themoon.graph.fused_model import fused_files
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run
 

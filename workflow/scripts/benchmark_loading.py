@@ -22,8 +22,8 @@ from PIL import Image
 from ptq2themoon.benchmark.timing import interleaved, write_csv
 from ptq2themoon.data import Batches, FolderSource, Preprocessing, Row, batches
 from ptq2themoon.data.loading import thread_count
-from ptq2themoon.errors import at_least
 from ptq2themoon.stage import Stage, run
+from ptq2themoon.vocabulary.errors import at_least
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 COLUMNS = ("measure", "images", "repeats", "cores", "images_per_second", "lowest", "highest", "loading_ratio")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ptq2themoon.benchmark.ppq_export import export
 from ptq2themoon.data import Preprocessing, calibration_batches
-from ptq2themoon.errors import UserError
 from ptq2themoon.stage import Stage, run
+from ptq2themoon.vocabulary.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:

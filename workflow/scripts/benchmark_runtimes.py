@@ -17,8 +17,9 @@ from ptq2themoon.benchmark.channelwise import per_axis
 from ptq2themoon.benchmark.machine import machine
 from ptq2themoon.benchmark.runtimes import OpenVino, Precision
 from ptq2themoon.benchmark.timing import write_csv
-from ptq2themoon.errors import at_least
-from ptq2themoon.stage import Stage, run, write_json
+from ptq2themoon.stage import Stage, run
+from ptq2themoon.vocabulary.errors import at_least
+from ptq2themoon.vocabulary.records import write_json
 
 PACKAGES = ("onnxruntime", "openvino", "nncf", "onnx", "numpy")
 HINTS: tuple[Precision, ...] = ("f32", "bf16")

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ptq2themoon.benchmark.tables import document
+from ptq2themoon.benchmark.speed_tables import document
 from ptq2themoon.benchmark.timing import read_csv, write_csv
 from ptq2themoon.stage import Stage, run
 

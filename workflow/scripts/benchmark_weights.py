@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon.benchmark.weights import random_images, random_weights
+from ptq2themoon.benchmark.random_models import random_images, random_weights
 from ptq2themoon.stage import Stage, run
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon.config import parse_bits
 from ptq2themoon.data import Preprocessing, calibration_batches
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.arguments import add_model, open_model
-from ptq2themoon.graph.fused import fused_files
-from ptq2themoon.quantize.files import Header, write_qparams
+from ptq2themoon.graph.fused_model import fused_files
 from ptq2themoon.quantize.pipeline import quantize
 from ptq2themoon.quantize.plan import protocol
-from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.quantize.qparams import Header, write_qparams
 from ptq2themoon.stage import Stage, run
+from ptq2themoon.vocabulary.parameters import parse_bits
+from ptq2themoon.vocabulary.recipes import load_recipe
 
 
 def parse_args() -> argparse.Namespace:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import onnx
 
-from ptq2themoon import records
-from ptq2themoon.deploy.export import deploy
-from ptq2themoon.deploy.modes import MODES, PROFILES
-from ptq2themoon.deploy.records import DeployReport
-from ptq2themoon.graph.fused import FusedModel, fused_files
-from ptq2themoon.quantize.files import read_qparams
+from ptq2themoon.deploy.deploy_records import DeployReport
+from ptq2themoon.deploy.int8_model import deploy
+from ptq2themoon.graph.fused_model import FusedModel, fused_files
+from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.stage import Stage, run, sha256
-from ptq2themoon.validation import validate
+from ptq2themoon.vocabulary import records
+from ptq2themoon.vocabulary.modes import MODES, PROFILES
+from ptq2themoon.vocabulary.validation import validate
 
 
 def parse_args() -> argparse.Namespace:

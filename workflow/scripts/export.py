@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ptq2themoon import records
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.export import export
-from ptq2themoon.graph.source import ONNX, OPSETS, PreprocessingChanges, Source
+from ptq2themoon.graph.sources.exporting import export
 from ptq2themoon.stage import Stage, run
-from ptq2themoon.validation import validate
+from ptq2themoon.vocabulary import records
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.model_source import ONNX, OPSETS, PreprocessingChanges, Source
+from ptq2themoon.vocabulary.validation import validate
 
 # Arguments that would bring in weights that no sidecar names.
 OTHER_WEIGHTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")

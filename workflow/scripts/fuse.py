@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ptq2themoon import records
 from ptq2themoon.data import Preprocessing, calibration_batches
-from ptq2themoon.errors import UserError, at_least
-from ptq2themoon.graph.files import read_graph
-from ptq2themoon.graph.fuse import fuse
-from ptq2themoon.graph.normalise import normalise
-from ptq2themoon.graph.report import fusion_report
-from ptq2themoon.graph.roles import find_roles, rename_operators
-from ptq2themoon.graph.runtime import TOLERANCE, run_onnx
+from ptq2themoon.graph.editing.onnx_run import TOLERANCE, run_onnx
+from ptq2themoon.graph.forms.fuse import fuse
+from ptq2themoon.graph.forms.normalise import normalise
+from ptq2themoon.graph.meaning.fusion_record import fusion_report
+from ptq2themoon.graph.meaning.roles import find_roles, rename_operators
+from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.stage import Stage, run
+from ptq2themoon.vocabulary import records
+from ptq2themoon.vocabulary.errors import UserError, at_least
 
 
 def parse_args() -> argparse.Namespace:

@@ -11,10 +11,10 @@ from ptq2themoon.data import (
     write_manifest,
 )
 from ptq2themoon.data.draw import EVALUATION_SEED
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.model_info import ModelInfo
-from ptq2themoon.records import read
 from ptq2themoon.stage import Stage, run
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.model_info import ModelInfo
+from ptq2themoon.vocabulary.records import read
 
 
 def number_or_all(text: str) -> int | None:

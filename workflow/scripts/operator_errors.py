@@ -12,20 +12,21 @@ from torch import Tensor
 
 from ptq2themoon.data import Preprocessing, batches, open_source, read_manifest, spread
 from ptq2themoon.device import resolve_device
-from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.arguments import add_model_and_images, open_model
-from ptq2themoon.evaluate.errors import FIGURES
-from ptq2themoon.evaluate.operators import (
+from ptq2themoon.evaluate.error_meter import FIGURES
+from ptq2themoon.evaluate.operator_errors import (
     error_table,
     logits_errors,
     output_errors,
     ranking,
 )
 from ptq2themoon.evaluate.outputs import Reference, reference_of
-from ptq2themoon.graph.fused import fused_files
-from ptq2themoon.quantize.files import read_qparams
+from ptq2themoon.graph.fused_model import fused_files
+from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
-from ptq2themoon.stage import Stage, run, write_json
+from ptq2themoon.stage import Stage, run
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.records import write_json
 
 
 def parse_args() -> argparse.Namespace:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ptq2themoon.plots.arguments import add_maps, check_maps
-from ptq2themoon.plots.attention import attention_heads, attention_overview
+from ptq2themoon.plots.attention_figures import attention_heads, attention_overview
 from ptq2themoon.plots.attention_tables import heads_table, overview_table
 from ptq2themoon.plots.inputs import named_paths, read_label_names, read_maps
 from ptq2themoon.plots.style import save

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon import records
 from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.arguments import add_images, add_model, evaluated_images, open_model
 from ptq2themoon.evaluate.attention import attention_spec
 from ptq2themoon.evaluate.outputs import Reference, reference_of
-from ptq2themoon.graph.fused import fused_files
+from ptq2themoon.graph.fused_model import fused_files
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run
+from ptq2themoon.vocabulary import records
 
 
 def parse_args() -> argparse.Namespace:

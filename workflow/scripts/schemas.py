@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from ptq2themoon.config import Params
-from ptq2themoon.quantize.recipe_file import RecipeFile
-from ptq2themoon.stage import run, write_json
+from ptq2themoon.stage import run
+from ptq2themoon.vocabulary.parameters import Params
+from ptq2themoon.vocabulary.recipe_language import RecipeFile
+from ptq2themoon.vocabulary.records import write_json
 
 SCHEMAS: dict[str, type[BaseModel]] = {"params.schema.json": Params, "recipe.schema.json": RecipeFile}
 

@@ -10,15 +10,15 @@ import pandas as pd
 from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.arguments import add_images, add_model
-from ptq2themoon.graph.fused import fused_files
-from ptq2themoon.quantize.bits import parse_bits
-from ptq2themoon.quantize.recipe import load_recipe
-from ptq2themoon.records import read
+from ptq2themoon.graph.fused_model import fused_files
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.ablation import METRICS, RUN
-from ptq2themoon.study.bench import Bench, add_bench
-from ptq2themoon.study.files import NarrowBits
+from ptq2themoon.study.ablation_runs import Bench, add_bench
+from ptq2themoon.study.bits_record import NarrowBits
 from ptq2themoon.study.names import VARIANTS
+from ptq2themoon.vocabulary.bits import parse_bits
+from ptq2themoon.vocabulary.recipes import load_recipe
+from ptq2themoon.vocabulary.records import read
 
 
 def parse_args() -> argparse.Namespace:

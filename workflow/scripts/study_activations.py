@@ -8,10 +8,10 @@ from pathlib import Path
 from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.arguments import add_images, add_model, evaluated_images, open_model
-from ptq2themoon.graph.fused import fused_files
+from ptq2themoon.graph.fused_model import fused_files
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run
-from ptq2themoon.study.inputs import Ranges, channel_table, largest_table, read_layers, watch_inputs
+from ptq2themoon.study.layer_inputs import Ranges, channel_table, largest_table, read_layers, watch_inputs
 
 
 def parse_args() -> argparse.Namespace:

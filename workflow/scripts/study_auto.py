@@ -11,16 +11,16 @@ import torch
 
 from ptq2themoon.data import Preprocessing, calibration_batches
 from ptq2themoon.device import resolve_device
-from ptq2themoon.errors import UserError, at_least
 from ptq2themoon.evaluate.arguments import add_model, open_model
-from ptq2themoon.graph.fused import fused_files
-from ptq2themoon.quantize.recipe import load_recipe
-from ptq2themoon.records import read
+from ptq2themoon.graph.fused_model import fused_files
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.auto import Search, output_error, recipe_text
-from ptq2themoon.study.files import NarrowBits
+from ptq2themoon.study.bits_record import NarrowBits
+from ptq2themoon.study.channel_ranking import Place, mixed, rank
 from ptq2themoon.study.quantizing import Subject
-from ptq2themoon.study.ranking import Place, mixed, rank
+from ptq2themoon.vocabulary.errors import UserError, at_least
+from ptq2themoon.vocabulary.recipes import load_recipe
+from ptq2themoon.vocabulary.records import read
 
 
 def parse_args() -> argparse.Namespace:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon import records
 from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.arguments import add_images, add_model
-from ptq2themoon.graph.fused import fused_files
-from ptq2themoon.quantize.bits import parse_bits
-from ptq2themoon.quantize.recipe import load_recipe
+from ptq2themoon.graph.fused_model import fused_files
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.ablation import lost
-from ptq2themoon.study.bench import Bench, add_bench
-from ptq2themoon.study.files import NarrowBits, Tried
+from ptq2themoon.study.ablation_runs import Bench, add_bench
+from ptq2themoon.study.bits_record import NarrowBits, Tried
+from ptq2themoon.vocabulary import records
+from ptq2themoon.vocabulary.bits import parse_bits
+from ptq2themoon.vocabulary.recipes import load_recipe
 
 
 def parse_args() -> argparse.Namespace:

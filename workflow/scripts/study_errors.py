@@ -8,11 +8,11 @@ from pathlib import Path
 from ptq2themoon.data import Preprocessing, batches, open_source, read_manifest, spread
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.arguments import add_images, add_model, open_model
-from ptq2themoon.graph.fused import fused_files
+from ptq2themoon.graph.fused_model import fused_files
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.input_errors import InputErrors, averages, input_tensors
-from ptq2themoon.study.inputs import read_layers, watch_inputs
+from ptq2themoon.study.layer_inputs import read_layers, watch_inputs
 from ptq2themoon.study.names import PER_CHANNEL, PER_TENSOR, block_index
 
 

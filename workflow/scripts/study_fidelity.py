@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from ptq2themoon.evaluate.attention import attention_spec
-from ptq2themoon.graph.report import FusionReport
+from ptq2themoon.graph.meaning.fusion_record import FusionReport
 from ptq2themoon.plots.inputs import named_paths, read_table
-from ptq2themoon.records import read
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.attention_fidelity import NEEDED, fidelity_markdown, fidelity_table
+from ptq2themoon.vocabulary.records import read
 
 
 def parse_args() -> argparse.Namespace:

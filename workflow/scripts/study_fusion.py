@@ -10,14 +10,7 @@ import onnx
 import pandas as pd
 import torch
 
-from ptq2themoon.benchmark.machine import machine
-from ptq2themoon.config import parse_bits
-from ptq2themoon.data import Preprocessing, calibration_batches
-from ptq2themoon.errors import at_least
-from ptq2themoon.graph.fused import FusedModel, fused_files
-from ptq2themoon.quantize.recipe import load_recipe
-from ptq2themoon.stage import Stage, run
-from ptq2themoon.study.fusion import (
+from ptq2themoon.benchmark.fusion import (
     COLUMNS,
     COUNTS,
     WITH,
@@ -29,6 +22,13 @@ from ptq2themoon.study.fusion import (
     same_logits,
     without_fusion,
 )
+from ptq2themoon.benchmark.machine import machine
+from ptq2themoon.data import Preprocessing, calibration_batches
+from ptq2themoon.graph.fused_model import FusedModel, fused_files
+from ptq2themoon.stage import Stage, run
+from ptq2themoon.vocabulary.errors import at_least
+from ptq2themoon.vocabulary.parameters import parse_bits
+from ptq2themoon.vocabulary.recipes import load_recipe
 
 
 def parse_args() -> argparse.Namespace:

@@ -10,7 +10,7 @@ from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.arguments import add_model_and_images, open_model
 from ptq2themoon.evaluate.attention import attention_specs
 from ptq2themoon.evaluate.rollout import run_with_rollout, save_rollout, why_undefined
-from ptq2themoon.graph.fused import fused_files
+from ptq2themoon.graph.fused_model import fused_files
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon.stage import Stage, run, write_json
+from ptq2themoon.stage import Stage, run
 from ptq2themoon.summary import parse_entry, parse_runtime, summarize, to_markdown, to_nested
+from ptq2themoon.vocabulary.records import write_json
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.stage import Stage, run
+from ptq2themoon.vocabulary.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:

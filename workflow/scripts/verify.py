@@ -10,11 +10,11 @@ import json
 import sys
 from pathlib import Path
 
-from ptq2themoon.config import load_params
 from ptq2themoon.provenance.results import expected_results
 from ptq2themoon.provenance.study import study_results
 from ptq2themoon.provenance.verification import Verifier
 from ptq2themoon.stage import run
+from ptq2themoon.vocabulary.parameters import load_params
 
 SCHEMA = Path(__file__).resolve().parents[1] / "schemas" / "sidecar.schema.json"
 

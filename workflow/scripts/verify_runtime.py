@@ -11,22 +11,22 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ptq2themoon import records
 from ptq2themoon.data import batches, open_source
 from ptq2themoon.deploy.compare import compare
-from ptq2themoon.deploy.modes import Mode
-from ptq2themoon.deploy.records import DeployReport, RuntimeMetrics, RuntimeReport
-from ptq2themoon.deploy.report import Place
-from ptq2themoon.deploy.runtime import integer_kernels, runner, session
-from ptq2themoon.deploy.verify import compare_runs, operator_table, verdict
+from ptq2themoon.deploy.deploy_records import DeployReport, RuntimeMetrics, RuntimeReport
+from ptq2themoon.deploy.deploy_report import Place
+from ptq2themoon.deploy.runtime_check import compare_runs, operator_table, verdict
+from ptq2themoon.deploy.sessions import integer_kernels, runner, session
 from ptq2themoon.device import resolve_device
-from ptq2themoon.errors import UserError, at_least
 from ptq2themoon.evaluate.arguments import add_model_and_images, evaluated_images, open_model
 from ptq2themoon.evaluate.outputs import Reference, load_simulated, reference_of, simulation_of
-from ptq2themoon.graph.fused import FusedModel, fused_files
-from ptq2themoon.quantize.files import read_qparams
+from ptq2themoon.graph.fused_model import FusedModel, fused_files
+from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.quantize.simulation import simulated
 from ptq2themoon.stage import Stage, run, sha256
+from ptq2themoon.vocabulary import records
+from ptq2themoon.vocabulary.errors import UserError, at_least
+from ptq2themoon.vocabulary.modes import Mode
 
 
 def parse_args() -> argparse.Namespace:

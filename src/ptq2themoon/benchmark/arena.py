@@ -13,7 +13,7 @@ import numpy as np
 from ptq2themoon.benchmark import runtimes
 from ptq2themoon.benchmark.peers import size
 from ptq2themoon.benchmark.timing import interleaved, ratios, spread
-from ptq2themoon.deploy.runtime import runner
+from ptq2themoon.deploy.sessions import runner
 from ptq2themoon.evaluate import metrics
 
 BASE = "FP32, ONNX Runtime"

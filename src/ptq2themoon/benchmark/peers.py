@@ -16,7 +16,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from ptq2themoon.errors import UserError
+from ptq2themoon.vocabulary.errors import UserError
 
 
 class Reader(CalibrationDataReader):

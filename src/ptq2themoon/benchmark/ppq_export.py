@@ -16,8 +16,8 @@ from pathlib import Path
 import onnx
 from torch import Tensor
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.ppq_compat import core, ppq
+from ptq2themoon.vocabulary.errors import UserError
 
 LEAST_STEPS = 8  # PPQ refuses fewer; then it sees images again
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime
 
-from ptq2themoon.deploy.runtime import FLOAT_KERNELS, INTEGER_KERNELS, has_vnni, kernel_counts, runner
-from ptq2themoon.errors import UserError
+from ptq2themoon.deploy.sessions import FLOAT_KERNELS, INTEGER_KERNELS, has_vnni, kernel_counts, runner
+from ptq2themoon.vocabulary.errors import UserError
 
 Precision = Literal["f32", "bf16"]
 Runner = Callable[[np.ndarray], np.ndarray]  # images [B, C, H, W] to logits [B, classes]

@@ -3,7 +3,7 @@
 from ptq2themoon.data.csv_source import CsvSource
 from ptq2themoon.data.draw import Report, draw_calibration, draw_order, list_evaluation
 from ptq2themoon.data.few import FewImages, few_images
-from ptq2themoon.data.files import Row, read_manifest, spread, write_images, write_manifest
+from ptq2themoon.data.image_files import Row, read_manifest, spread, write_images, write_manifest
 from ptq2themoon.data.loading import Batches, CalibrationBatches, batches, calibration_batches
 from ptq2themoon.data.opening import check_classes, open_source
 from ptq2themoon.data.preprocessing import Preprocessing

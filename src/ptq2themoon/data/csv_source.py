@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ptq2themoon.data.sources import ImageFiles
-from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.vocabulary.errors import UserError, nearest
 
 COLUMNS = ("path", "label")
 

@@ -18,14 +18,14 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-from ptq2themoon.data.files import Row, write_images
+from ptq2themoon.data.image_files import Row, write_images
 from ptq2themoon.data.images import UnreadableImage
 from ptq2themoon.data.loading import ordered_map, thread_count
 from ptq2themoon.data.opening import check_classes
 from ptq2themoon.data.preprocessing import Preprocessing
 from ptq2themoon.data.sources import Source
-from ptq2themoon.errors import UserError
 from ptq2themoon.progress import progress, warn
+from ptq2themoon.vocabulary.errors import UserError
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ptq2themoon.data.files import Row, spread
+from ptq2themoon.data.image_files import Row, spread
 from ptq2themoon.data.preprocessing import Preprocessing
 from ptq2themoon.data.sources import FolderSource, Source
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ptq2themoon.errors import UserError
+from ptq2themoon.vocabulary.errors import UserError
 
 UNSIGNED_BYTE = 0x08
 

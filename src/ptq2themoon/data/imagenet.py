@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.vocabulary.errors import UserError, nearest
 
 CLASSES = 1000
 

@@ -12,11 +12,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ptq2themoon.data.files import Row
+from ptq2themoon.data.image_files import Row
 from ptq2themoon.data.images import UnreadableImage
 from ptq2themoon.data.preprocessing import Preprocessing
 from ptq2themoon.data.sources import ArraySource, Source
-from ptq2themoon.errors import UserError, at_least
+from ptq2themoon.vocabulary.errors import UserError, at_least
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -8,8 +8,8 @@ from pathlib import Path
 from ptq2themoon.data.csv_source import CsvSource
 from ptq2themoon.data.sources import ArraySource, FolderSource, Source
 from ptq2themoon.data.torchvision_source import TorchvisionSource
-from ptq2themoon.errors import UserError, nearest
 from ptq2themoon.progress import warn
+from ptq2themoon.vocabulary.errors import UserError, nearest
 
 KINDS: dict[str, Callable[[Path], Source]] = {
     "arrays": ArraySource,

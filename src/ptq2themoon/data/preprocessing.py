@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ptq2themoon.graph.model_info import ModelInfo, PreprocessingInfo
-from ptq2themoon.records import read
+from ptq2themoon.vocabulary.model_info import ModelInfo, PreprocessingInfo
+from ptq2themoon.vocabulary.records import read
 
 
 class Preprocessing(PreprocessingInfo):

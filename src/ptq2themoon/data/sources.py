@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ptq2themoon.class_folders import class_folders
 from ptq2themoon.data.imagenet import CLASSES as IMAGENET_CLASSES
 from ptq2themoon.data.imagenet import imagenet_labels
 from ptq2themoon.data.images import MODES, SUFFIXES, check_image, read_image
 from ptq2themoon.data.preprocessing import Preprocessing
-from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.vocabulary.class_folders import class_folders
+from ptq2themoon.vocabulary.errors import UserError, nearest
 
 IMAGENET = "imagenet"
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from ptq2themoon.data.images import check_image, read_image
 from ptq2themoon.data.preprocessing import Preprocessing
 from ptq2themoon.data.sources import fit_array
-from ptq2themoon.errors import UserError
-from ptq2themoon.torchvision_names import TRAIN_FLAG, parse_torchvision
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.torchvision_names import TRAIN_FLAG, parse_torchvision
 
 # What torchvision raises when files are absent, cut or of another make.
 ABSENT = (RuntimeError, OSError, ValueError, EOFError, AssertionError, KeyError, IndexError)

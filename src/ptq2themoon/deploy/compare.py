@@ -19,15 +19,15 @@ import onnxruntime
 from onnx import NodeProto, helper, numpy_helper
 from torch import Tensor
 
-from ptq2themoon.deploy.export import deploy
 from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.deploy.int8_model import deploy
 from ptq2themoon.deploy.kinds import Form, Unwritten, form_of
-from ptq2themoon.deploy.modes import Mode
-from ptq2themoon.deploy.runtime import session
-from ptq2themoon.graph.editing import Graph
+from ptq2themoon.deploy.sessions import session
+from ptq2themoon.graph.editing.onnx_graph import Graph
 from ptq2themoon.quantize.quantizers.base import SMALLEST_SCALE
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator
+from ptq2themoon.vocabulary.modes import Mode
 
 TIE = 0.01  # steps: how far from midway sums in another order may put a value
 FAR = 1.0  # steps, rms: rounding alone makes 1 / sqrt(12) = 0.29

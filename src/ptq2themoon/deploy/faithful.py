@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
+from ptq2themoon.deploy.deploy_report import Place
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.integers import grid_at, not_integer, operands_of, problem, unit_of_scales
 from ptq2themoon.deploy.kinds import Forms, Formula, Unwritten, forms_of
-from ptq2themoon.deploy.linear import Linear, as_linear, write_product
-from ptq2themoon.deploy.modes import Profile
-from ptq2themoon.deploy.report import Place
+from ptq2themoon.deploy.linear_layers import Linear, as_linear, write_product
 from ptq2themoon.deploy.writer import S8, U8, Writer
-from ptq2themoon.graph.editing import tensor_shapes
+from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
 from ptq2themoon.quantize.tensors import QuantizedOperator
+from ptq2themoon.vocabulary.modes import Profile
 
 SMALL = 1  # dimensions; vectors (biases, scales of norms) stay float, on their grid
 

@@ -8,18 +8,18 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from ptq2themoon.deploy.folds import layernorm_folds, scaled_parameters, scaled_weight
+from ptq2themoon.deploy.deploy_report import Fold, Place
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.integers import Operands, grid_at, integer_type, not_integer, problem, unit_of_scales
 from ptq2themoon.deploy.kinds import Forms, forms_of
-from ptq2themoon.deploy.linear import Linear, as_linear, write_product
-from ptq2themoon.deploy.modes import Profile
+from ptq2themoon.deploy.linear_layers import Linear, as_linear, write_product
 from ptq2themoon.deploy.patches import Patches, as_patches
-from ptq2themoon.deploy.report import Fold, Place
+from ptq2themoon.deploy.scale_migration import layernorm_folds, scaled_parameters, scaled_weight
 from ptq2themoon.deploy.writer import S8, U8, Writer
-from ptq2themoon.graph.editing import tensor_shapes
-from ptq2themoon.graph.norms import MOVES
+from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
+from ptq2themoon.graph.forms.layernorms import MOVES
 from ptq2themoon.quantize.tensors import QuantizedOperator
+from ptq2themoon.vocabulary.modes import Profile
 
 FLOAT = Place("float", "runtimes compute it in floating point: quantizing it costs time and accuracy")
 CARRYING = Place(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from ptq2themoon.deploy.deploy_report import Place
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.kinds import Forms, Formula
-from ptq2themoon.deploy.modes import Profile
-from ptq2themoon.deploy.report import Place
 from ptq2themoon.deploy.writer import S8, U8
-from ptq2themoon.quantize.recipe_file import Operand
+from ptq2themoon.vocabulary.modes import Profile
+from ptq2themoon.vocabulary.recipe_language import Operand
 
 UNQUANTIZED = Place("float", "the recipe leaves an input in floating point")
 WIDE = Place("float", "more than 8 bits")

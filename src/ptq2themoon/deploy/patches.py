@@ -9,7 +9,7 @@ import numpy as np
 from onnx import NodeProto
 
 from ptq2themoon.deploy.writer import Writer
-from ptq2themoon.graph.editing import Graph, Shapes, attribute
+from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute
 
 
 @dataclass(frozen=True)

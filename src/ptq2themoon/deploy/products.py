@@ -6,8 +6,8 @@ import math
 
 import onnx
 
-from ptq2themoon.graph.editing import Graph, tensor_shapes
-from ptq2themoon.graph.fuse import LINEAR_TYPES
+from ptq2themoon.graph.editing.onnx_graph import Graph, tensor_shapes
+from ptq2themoon.graph.forms.fuse import LINEAR_TYPES
 
 
 def multiply_accumulates(model: onnx.ModelProto) -> dict[str, int]:

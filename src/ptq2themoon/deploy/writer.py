@@ -11,8 +11,8 @@ from onnx import NodeProto, helper
 
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.kinds import Form, Formula
-from ptq2themoon.graph.editing import Graph, unique_name
-from ptq2themoon.graph.fuse import DOMAIN
+from ptq2themoon.graph.editing.onnx_graph import Graph, unique_name
+from ptq2themoon.graph.forms.fuse import DOMAIN
 
 U8 = np.dtype(np.uint8)
 S8 = np.dtype(np.int8)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.evaluate.attention import AttentionSpec, fidelity, run_with_attention
-from ptq2themoon.evaluate.errors import ErrorMeter
+from ptq2themoon.evaluate.error_meter import ErrorMeter
 from ptq2themoon.evaluate.metrics import ranked
-from ptq2themoon.evaluate.records import Metrics
+from ptq2themoon.evaluate.metrics_record import Metrics
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.simulation import SimulatedModel
+from ptq2themoon.vocabulary.errors import UserError
 
 COMPARISONS = ("logits_nsr", "logits_sqnr_db", "output_cosine", "attention_cosine", "attention_kl")
 Floating = tuple[Tensor, Tensor]  # output [B, ...] and the query's attention, as `run_with_attention` gives

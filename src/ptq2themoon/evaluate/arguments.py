@@ -16,7 +16,7 @@ from ptq2themoon.data import (
     spread,
 )
 from ptq2themoon.evaluate.accuracy import are_labelled
-from ptq2themoon.graph.fused import FusedModel
+from ptq2themoon.graph.fused_model import FusedModel
 
 
 def add_model_and_images(parser: argparse.ArgumentParser, *, floating_point: bool) -> None:

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ptq2themoon.errors import UserError, nearest
 from ptq2themoon.evaluate import metrics
-from ptq2themoon.evaluate.query import CLASS_TOKEN, MEAN_OF_TOKENS, NO_GRID
-from ptq2themoon.graph.report import Attention
+from ptq2themoon.evaluate.attention_query import CLASS_TOKEN, MEAN_OF_TOKENS, NO_GRID
+from ptq2themoon.graph.meaning.fusion_record import Attention
 from ptq2themoon.quantize.simulation import SimulatedModel
+from ptq2themoon.vocabulary.errors import UserError, nearest
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from ptq2themoon.evaluate.query import FLOOR
+from ptq2themoon.evaluate.attention_query import FLOOR
 
 Array = npt.NDArray[np.floating]
 EPSILON = 1e-7  # keeps a ratio to zero signal finite, as PPQ does

@@ -13,14 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ptq2themoon.errors import UserError, at_least
 from ptq2themoon.evaluate.accuracy import Floating, floating_metrics
 from ptq2themoon.evaluate.arguments import Evaluated
 from ptq2themoon.evaluate.attention import AttentionSpec, run_with_attention, write_tensors
-from ptq2themoon.evaluate.records import Metrics
+from ptq2themoon.evaluate.metrics_record import Metrics
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.stage import sha256
+from ptq2themoon.vocabulary.errors import UserError, at_least
 
 VERSION = "1"
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ptq2themoon.data.few import FewImages
 from ptq2themoon.evaluate.attention import AttentionSpec, save_maps, write_tensors
-from ptq2themoon.evaluate.query import ROLLOUT
+from ptq2themoon.evaluate.attention_query import ROLLOUT
 from ptq2themoon.quantize.simulation import SimulatedModel
 
 NEEDS = "the product over blocks needs all of them to attend over one and the same set of tokens"

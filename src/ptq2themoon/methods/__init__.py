@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ptq2themoon.methods.base import Method
-    from ptq2themoon.quantize.recipe_file import MethodCall
+    from ptq2themoon.vocabulary.recipe_language import MethodCall
 
 NO_METHODS = ("base",)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from ptq2themoon.validation import Strict
+from ptq2themoon.vocabulary.validation import Strict
 
 if TYPE_CHECKING:
     from ptq2themoon.quantize.model import QuantizedModel

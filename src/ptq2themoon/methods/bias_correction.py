@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.editing import Graph, attribute
+from ptq2themoon.graph.editing.onnx_graph import Graph, attribute
 from ptq2themoon.methods.base import Method
 from ptq2themoon.progress import progress
+from ptq2themoon.vocabulary.errors import UserError
 
 if TYPE_CHECKING:
     from onnx import NodeProto

@@ -29,11 +29,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.editing import Graph, Shapes, attribute, tensor_shapes
-from ptq2themoon.graph.norms import is_padded, readers_of, scalable_norms
+from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute, tensor_shapes
+from ptq2themoon.graph.forms.layernorms import is_padded, readers_of, scalable_norms
 from ptq2themoon.methods.base import Method
-from ptq2themoon.validation import Strict
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.validation import Strict
 
 if TYPE_CHECKING:
     from onnx import NodeProto

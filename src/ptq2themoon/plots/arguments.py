@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptq2themoon.errors import at_least
 from ptq2themoon.plots.heatmap import check_colormap
 from ptq2themoon.plots.style import check_dpi
+from ptq2themoon.vocabulary.errors import at_least
 
 
 def add_figure(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ptq2themoon.evaluate import metrics
-from ptq2themoon.evaluate.query import ROLLOUT
+from ptq2themoon.evaluate.attention_query import ROLLOUT
 from ptq2themoon.plots.attention_text import (
     LINE,
     aspect,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from ptq2themoon.errors import UserError
+from ptq2themoon.evaluate.attention_query import CLASS_TOKEN, ROLLOUT
 from ptq2themoon.evaluate.metrics import cosine
-from ptq2themoon.evaluate.query import CLASS_TOKEN, ROLLOUT
 from ptq2themoon.plots.canvas import Canvas
 from ptq2themoon.plots.heatmap import Array, show_image
 from ptq2themoon.plots.inputs import AttentionMaps
 from ptq2themoon.plots.style import GREY, display_name
+from ptq2themoon.vocabulary.errors import UserError
 
 # Inches.
 LINE = 0.135

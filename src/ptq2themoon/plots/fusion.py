@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.plots.style import GREY, Series, display_name, series, styled
+from ptq2themoon.vocabulary.errors import UserError
 
 FUSIONS = ("without", "with")
 COLUMNS = (

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.vocabulary.errors import UserError, nearest
 
 Array = npt.NDArray[Any]
 Extend = Literal["neither", "max"]

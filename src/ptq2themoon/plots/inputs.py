@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from ptq2themoon import records
-from ptq2themoon.errors import UserError, nearest
-from ptq2themoon.evaluate.query import ATTENTION, CLASS_TOKEN, MEASURES, NO_GRID, QUERIES
-from ptq2themoon.graph.model_info import ModelInfo
+from ptq2themoon.evaluate.attention_query import ATTENTION, CLASS_TOKEN, MEASURES, NO_GRID, QUERIES
+from ptq2themoon.vocabulary import records
+from ptq2themoon.vocabulary.errors import UserError, nearest
+from ptq2themoon.vocabulary.model_info import ModelInfo
 
 
 @dataclass(frozen=True)

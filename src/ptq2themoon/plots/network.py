@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ptq2themoon.errors import UserError, nearest
+from ptq2themoon.vocabulary.errors import UserError, nearest
 
 COLUMNS = ("operator", "type", "role", "block", "mode", "nsr")
 NAME = 24  # characters of an operator's name, at most

@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.plots.style import FULL_PRECISION, GREY, Series, styled
 from ptq2themoon.plots.summary_rows import count, labels, looks, name_rows, rows_of
+from ptq2themoon.vocabulary.errors import UserError
 
 
 @styled

@@ -11,8 +11,8 @@ from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.plots.style import GREY, series, styled
+from ptq2themoon.vocabulary.errors import UserError
 
 RANKING_COLUMNS = (
     "rank",

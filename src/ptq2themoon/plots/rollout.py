@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ptq2themoon.plots.attention import FIRST_LINE, MARGIN, TITLE, attention_overview
+from ptq2themoon.plots.attention_figures import FIRST_LINE, MARGIN, TITLE, attention_overview
 from ptq2themoon.plots.attention_tables import overview_table
 from ptq2themoon.plots.attention_text import LINE, wrapped, write_lines
 from ptq2themoon.plots.canvas import Canvas

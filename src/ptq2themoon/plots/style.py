@@ -11,8 +11,8 @@ from typing import NamedTuple, ParamSpec
 import matplotlib.style
 from matplotlib.figure import Figure
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.stage import Stage
+from ptq2themoon.vocabulary.errors import UserError
 
 P = ParamSpec("P")
 

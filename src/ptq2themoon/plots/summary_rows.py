@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ptq2themoon.errors import UserError, nearest
 from ptq2themoon.plots.style import FULL_PRECISION, LIGHT_GREY, Series, display_name, series
+from ptq2themoon.vocabulary.errors import UserError, nearest
 
 COLUMNS = (
     "model", "recipe", "bits", "calibration_images", "seed", "images",

@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.plots.style import GREY, Series, styled
 from ptq2themoon.plots.summary_rows import count, labels, looks, name_rows, rows_of
+from ptq2themoon.vocabulary.errors import UserError
 
 LARGEST_DROP = 10.0  # percentage points that the enlarged panel shows
 NORMAL_QUANTILE_95 = 1.959963984540054

@@ -8,11 +8,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ptq2themoon.config import Dataset, Model, Params
 from ptq2themoon.data import open_source
 from ptq2themoon.data.draw import EVALUATION_SEED
-from ptq2themoon.graph.source import Source
-from ptq2themoon.quantize.recipe import Recipe, load_recipe
+from ptq2themoon.vocabulary.model_source import Source
+from ptq2themoon.vocabulary.parameters import Dataset, Model, Params
+from ptq2themoon.vocabulary.recipes import Recipe, load_recipe
 
 ANY = object()
 """A value that the stage records and params.yaml does not decide."""

@@ -8,10 +8,10 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from ptq2themoon.config import Params
-from ptq2themoon.errors import UserError
 from ptq2themoon.provenance.results import Result
-from ptq2themoon.study.outputs import PARTS, ablation_runs, study_files, table_rows
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.parameters import Params
+from ptq2themoon.vocabulary.study_layout import PARTS, ablation_runs, study_files, table_rows
 
 CALIBRATING = ("study_bits", "study_auto", "study_ablation")  # on the study's own draws
 

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from ptq2themoon.provenance.results import ANY, Result
 from ptq2themoon.stage import sha256, sidecar_path
-from ptq2themoon.validation import Key, dotted
+from ptq2themoon.vocabulary.validation import Key, dotted
 
 Record = Mapping[str, Any]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ptq2themoon.graph.operators import Operator
 from ptq2themoon.ppq_compat import ir, quiet
 from ptq2themoon.quantize.program import Program
 from ptq2themoon.quantize.simulation import SimulatedModel
+from ptq2themoon.vocabulary.operators import Operator
 
 
 @dataclass(frozen=True)

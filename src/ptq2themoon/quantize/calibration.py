@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.observers import Observer, make_observer
 from ptq2themoon.quantize.program import Watcher
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
+from ptq2themoon.vocabulary.errors import UserError
 
 Observed = dict[Slot, tuple[QuantizedTensor, Observer]]
 

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.editing import Graph
-from ptq2themoon.graph.fuse import DOMAIN, FUSED_MATMUL
+from ptq2themoon.graph.editing.onnx_graph import Graph
+from ptq2themoon.graph.forms.fuse import DOMAIN, FUSED_MATMUL
+from ptq2themoon.vocabulary.errors import UserError
 
 
 @dataclass

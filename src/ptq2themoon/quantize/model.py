@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from ptq2themoon.graph.editing import Graph
-from ptq2themoon.graph.nodes import Node, read_nodes
-from ptq2themoon.graph.operators import Operator
-from ptq2themoon.graph.roles import find_roles
+from ptq2themoon.graph.editing.onnx_graph import Graph
+from ptq2themoon.graph.meaning.nodes import Node, read_nodes
+from ptq2themoon.graph.meaning.roles import find_roles
 from ptq2themoon.quantize.edits import Edits, with_parameter
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
+from ptq2themoon.vocabulary.operators import Operator
 
 
 @dataclass

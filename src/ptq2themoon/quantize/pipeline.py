@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 import onnx
 from torch import Tensor
 
-from ptq2themoon.graph.operators import Operator
 from ptq2themoon.methods import made
 from ptq2themoon.quantize.model import QuantizedModel
-from ptq2themoon.quantize.recipe import Recipe
 from ptq2themoon.quantize.tools import Tools
+from ptq2themoon.vocabulary.operators import Operator
+from ptq2themoon.vocabulary.recipes import Recipe
 
 
 def quantize(

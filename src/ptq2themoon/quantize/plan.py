@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.nodes import Node
-from ptq2themoon.graph.operators import Operator
-from ptq2themoon.quantize.recipe import Recipe
-from ptq2themoon.quantize.recipe_file import Operand, Protocol
-from ptq2themoon.quantize.spec import TensorSpec
+from ptq2themoon.graph.meaning.nodes import Node
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.operators import Operator
+from ptq2themoon.vocabulary.recipe_language import Operand, Protocol
+from ptq2themoon.vocabulary.recipes import Recipe
+from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 
 # Operators that compute on floats. The others only move data (Reshape, Transpose, Split, Concat, ...),
 # choose (Where) or work on shapes: what passes through them was quantized where it was made.

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.ppq_compat import core, executor, ir, uniform_config
 from ptq2themoon.quantize.program import Watcher
 from ptq2themoon.quantize.quantizers import Uniform
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
+from ptq2themoon.vocabulary.errors import UserError
 
 
 class PPQEngine:

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ptq2themoon.errors import UserError
 from ptq2themoon.ppq_compat import executor, ir
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.tensors import Slot
+from ptq2themoon.vocabulary.errors import UserError
 
 # Called with an operator's name, its inputs and its outputs, as computed.
 Watcher = Callable[[str, list[Tensor], list[Tensor]], None]

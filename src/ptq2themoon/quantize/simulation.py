@@ -16,17 +16,17 @@ import onnx
 import torch
 from torch import Tensor
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.graph.editing import tensor_shapes
-from ptq2themoon.graph.fused import FusedModel
+from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
+from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.ppq_compat import build_graph, core, executor, ir, quiet
 from ptq2themoon.ppq_operators import missing
-from ptq2themoon.quantize.files import read_qparams
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.ppq_engine import PPQEngine
 from ptq2themoon.quantize.program import Program, Quantizers, Watcher, program_key
+from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.tensors import QuantizedOperator, Slot
+from ptq2themoon.vocabulary.errors import UserError
 
 Engine = Literal["program", "ppq"]
 # The largest tensor of those images that go through the program together on a CPU: what caches hold.

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ptq2themoon.graph.operators import Operator
 from ptq2themoon.quantize.quantizers import Quantizer
-from ptq2themoon.quantize.recipe_file import Granularity, Operand
-from ptq2themoon.quantize.spec import TensorSpec
+from ptq2themoon.vocabulary.operators import Operator
+from ptq2themoon.vocabulary.recipe_language import Granularity, Operand
+from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 
 PARAMETERS: tuple[Operand, ...] = ("weight", "bias")
 

@@ -17,11 +17,11 @@ from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.program import Values
 from ptq2themoon.quantize.quantizers import Quantizer
-from ptq2themoon.quantize.recipe import Recipe
-from ptq2themoon.quantize.recipe_file import Rule
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
-from ptq2themoon.validation import validate
+from ptq2themoon.vocabulary.recipe_language import Rule
+from ptq2themoon.vocabulary.recipes import Recipe
+from ptq2themoon.vocabulary.validation import validate
 
 
 @dataclass

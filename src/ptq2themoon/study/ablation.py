@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ptq2themoon.evaluate.records import Metrics
+from ptq2themoon.evaluate.metrics_record import Metrics
 from ptq2themoon.study.names import MEASURES
 
 # What a row is of, and what is measured of it.

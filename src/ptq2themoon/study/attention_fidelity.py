@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from ptq2themoon.benchmark.tables import table
-from ptq2themoon.errors import UserError
+from ptq2themoon.benchmark.speed_tables import table
 from ptq2themoon.evaluate.attention import AttentionSpec
-from ptq2themoon.evaluate.query import CLASS_TOKEN
-from ptq2themoon.study.settings import NORMS
+from ptq2themoon.evaluate.attention_query import CLASS_TOKEN
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.study import NORMS
 
 NEEDED = ("image", "query", "cosine", "kl")
 NEAR = 0.99  # cosine similarity from which on an image's attention counts as kept

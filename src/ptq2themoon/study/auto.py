@@ -16,10 +16,10 @@ import pandas as pd
 import yaml
 from torch import Tensor
 
-from ptq2themoon.evaluate.errors import ErrorMeter
-from ptq2themoon.quantize.recipe import Recipe
+from ptq2themoon.evaluate.error_meter import ErrorMeter
 from ptq2themoon.quantize.simulation import SimulatedModel
-from ptq2themoon.study.ranking import Place
+from ptq2themoon.study.channel_ranking import Place
+from ptq2themoon.vocabulary.recipes import Recipe
 
 Measure = Callable[[Sequence[Place]], float]
 SETTINGS = {"granularity": "per-channel", "observer": "minmax", "weight_axis": "input"}

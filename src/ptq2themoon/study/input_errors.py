@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.evaluate.errors import ErrorMeter
-from ptq2themoon.quantize.files import read_qparams
+from ptq2themoon.evaluate.error_meter import ErrorMeter
+from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.quantize.tensors import QuantizedTensor
-from ptq2themoon.study.inputs import Layer, Range
+from ptq2themoon.study.layer_inputs import Layer, Range
 from ptq2themoon.study.names import KINDS, PER_CHANNEL, PER_TENSOR
+from ptq2themoon.vocabulary.errors import UserError
 
 # Percent: the first bin is all below, the last all that quantization leaves next to nothing of.
 EDGES = np.concatenate([[0], np.geomspace(0.1, 99.5, 25), [100]])

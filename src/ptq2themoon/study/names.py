@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 import pandas as pd
 
-from ptq2themoon.errors import UserError
-from ptq2themoon.study.settings import AUTO
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.study import AUTO
 
 ALL, PATCH, CLASS = "all", "patch", "class"
 KINDS = (CLASS, PATCH)

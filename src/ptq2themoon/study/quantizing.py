@@ -9,16 +9,16 @@ from typing import Literal
 from torch import Tensor
 
 from ptq2themoon.data import CalibrationBatches
-from ptq2themoon.graph.fused import FusedModel
-from ptq2themoon.quantize.bits import parse_bits
+from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.pipeline import quantize
 from ptq2themoon.quantize.plan import plan
-from ptq2themoon.quantize.recipe import Recipe
-from ptq2themoon.quantize.recipe_file import Rule, Select
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.study.names import Variant
+from ptq2themoon.vocabulary.bits import parse_bits
+from ptq2themoon.vocabulary.recipe_language import Rule, Select
+from ptq2themoon.vocabulary.recipes import Recipe
 
 
 @dataclass(frozen=True)

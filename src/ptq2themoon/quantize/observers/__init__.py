@@ -8,7 +8,7 @@ from ptq2themoon.quantize.observers.minmax import MinMax
 from ptq2themoon.quantize.observers.mse import MSE, SymmetricMSE
 from ptq2themoon.quantize.observers.percentile import Percentile
 from ptq2themoon.quantize.observers.percentiles import Percentiles
-from ptq2themoon.quantize.spec import TensorSpec
+from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 
 OBSERVERS: dict[str, type[Observer]] = {
     "minmax": MinMax,

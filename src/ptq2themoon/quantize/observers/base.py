@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ptq2themoon.quantize.quantizers import KINDS, Quantizer
-from ptq2themoon.quantize.spec import TensorSpec
+from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 
 
 class Observer(ABC):

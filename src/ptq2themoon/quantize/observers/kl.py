@@ -7,7 +7,7 @@ from torch import Tensor
 from ptq2themoon.ppq_compat import TensorObserverFactory, core, ir, uniform_config
 from ptq2themoon.quantize.observers.base import Observer
 from ptq2themoon.quantize.quantizers import Quantizer, Uniform
-from ptq2themoon.quantize.spec import TensorSpec
+from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 
 
 class PPQHistogram(Observer):

@@ -8,7 +8,7 @@ from torch import Tensor
 from ptq2themoon.quantize.observers.kl import PPQHistogram
 from ptq2themoon.quantize.observers.minmax import MinMax
 from ptq2themoon.quantize.quantizers import Quantizer
-from ptq2themoon.quantize.spec import TensorSpec
+from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 
 BINS = 4096
 STEPS = 40  # candidates on each side, as shares of the range

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ptq2themoon.quantize.observers.base import Observer
 from ptq2themoon.quantize.quantizers import Quantizer
-from ptq2themoon.quantize.spec import TensorSpec
+from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 
 WIDEST = 256  # values in a row
 NARROWEST = 8  # with less, nearly every row is left

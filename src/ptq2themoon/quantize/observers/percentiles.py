@@ -12,7 +12,7 @@ from torch import Tensor
 from ptq2themoon.quantize.observers.base import Observer, rows
 from ptq2themoon.quantize.observers.percentile import percentiles_of
 from ptq2themoon.quantize.quantizers import Quantizer, Uniform
-from ptq2themoon.quantize.spec import TensorSpec
+from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 
 SHARES = (0.999, 0.9999, 0.99999)
 

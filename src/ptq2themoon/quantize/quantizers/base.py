@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from ptq2themoon.quantize.spec import TensorSpec
+from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 
 SMALLEST_SCALE = 1e-8  # as PPQ has it: a tensor of zeros has a scale too
 

@@ -24,7 +24,7 @@ from ptq2themoon.quantize.quantizers.base import (
     clip,
     round_straight_through,
 )
-from ptq2themoon.quantize.spec import TensorSpec
+from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 
 
 class LogSqrt2(Quantizer):

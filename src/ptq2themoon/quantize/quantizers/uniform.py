@@ -16,7 +16,7 @@ from ptq2themoon.quantize.quantizers.base import (
     clip,
     round_straight_through,
 )
-from ptq2themoon.quantize.spec import TensorSpec, code_range
+from ptq2themoon.vocabulary.tensor_spec import TensorSpec, code_range
 
 SETTINGS = {"quant_min", "quant_max"}
 

@@ -1,0 +1,57 @@
+"""A fused model and its quantization parameters as one INT8 ONNX model of standard operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from ptq2themoon.deploy.deploy_report import Deployed
+from ptq2themoon.deploy.faithful import Faithful
+from ptq2themoon.deploy.fast import Fast
+from ptq2themoon.deploy.products import multiply_accumulates
+from ptq2themoon.quantize.tensors import QuantizedOperator
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.modes import Mode, Profile
+
+
+def deploy(
+    model: onnx.ModelProto,
+    quantized: Sequence[QuantizedOperator],
+    mode: Mode,
+    profile: Profile = "onnxruntime",
+    source: Path | str = "the graph",
+) -> Deployed:
+    """The INT8 model.
+
+    Args:
+        model: fused; it stays as it is.
+        quantized: with scales.
+        source: what messages call the model.
+
+    Raises:
+        UserError: parameters of another graph.
+    """
+    nodes = {node.name: node for node in model.graph.node}
+    for item in quantized:
+        node = nodes.get(item.operator.name)
+        if node is None or node.op_type != item.operator.type:
+            raise UserError(
+                f"{source}: has no operator {item.operator.name!r} of type {item.operator.type}; "
+                "the parameters belong to another graph"
+            )
+        for tensor in item.tensors:
+            names = node.output if tensor.operand == "output" else node.input
+            if tensor.position >= len(names) or tensor.quantizer is None:
+                raise UserError(
+                    f"{source}: operator {item.operator.name!r} has no {tensor.operand} {tensor.position} "
+                    "with a scale; the parameters belong to another graph"
+                )
+    by_name = {item.operator.name: item for item in quantized}
+    work = multiply_accumulates(model)
+    if mode == "faithful":
+        faithful = Faithful(model, by_name, profile)
+        return Deployed(faithful.write(), mode, profile, faithful.places, [], faithful.kept, work)
+    fast = Fast(model, by_name, profile)
+    return Deployed(fast.write(), mode, profile, fast.places, fast.folds, fast.kept, work)

@@ -1,0 +1,1 @@
+"""An ONNX graph that can be asked, edited and run."""

@@ -1,0 +1,209 @@
+"""An ONNX graph that can be asked who makes and who reads a tensor, and be rewritten."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from ptq2themoon.vocabulary.errors import UserError
+
+Shapes = dict[str, tuple[int | str, ...]]  # a dimension is a number, or a name
+LIGHT = 1024  # elements; no constant that decides a shape has more
+
+
+class Graph:
+    """The main graph of an ONNX model to ask and edit; `model` itself stays as it is.
+
+    Tensors are named by strings, as in ONNX. Of subgraphs (If, Loop) only the tensors that they take
+    from outside are seen.
+
+    Raises:
+        UserError: a constant whose values are in another file.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.nodes = [_copied(node) for node in model.graph.node]
+        for tensor in model.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                raise UserError(
+                    f"constant {tensor.name!r} lies outside the ONNX file; save it with its weights inside"
+                )
+        self.constants: dict[str, np.ndarray] = {
+            tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
+        }
+        self.inputs = [i.name for i in model.graph.input if i.name not in self.constants]
+        self.outputs = [o.name for o in model.graph.output]
+        self._index()
+
+    def _index(self) -> None:
+        self._producer = {name: node for node in self.nodes for name in node.output}
+        self._consumers: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self._consumers[name].append(node)
+
+    def producer(self, tensor: str) -> NodeProto | None:
+        """The node that computes `tensor`; None for inputs and constants."""
+        return self._producer.get(tensor)
+
+    def consumers(self, tensor: str) -> list[NodeProto]:
+        """The nodes that read `tensor` (once for each use)."""
+        return self._consumers.get(tensor, [])
+
+    def only_consumer(self, node: NodeProto, op_type: str) -> NodeProto | None:
+        """The one node that reads `node`'s output, if it is of `op_type` and nothing else reads it."""
+        readers = self.consumers(node.output[0])
+        if len(readers) == 1 and readers[0].op_type == op_type and node.output[0] not in self.outputs:
+            return readers[0]
+        return None
+
+    def split_operands(self, node: NodeProto) -> tuple[str, np.ndarray] | None:
+        """(activation, constant) of a two-input node, whichever comes first; None if not one of each."""
+        if len(node.input) != 2:
+            return None
+        first, second = node.input
+        if second in self.constants and first not in self.constants:
+            return first, self.constants[second]
+        if first in self.constants and second not in self.constants:
+            return second, self.constants[first]
+        return None
+
+    def add_constant(self, name: str, value: np.ndarray) -> str:
+        """Register a constant under a name that is free, and return that name."""
+        unique = self.free_tensor(name)
+        self.constants[unique] = value
+        return unique
+
+    def free_tensor(self, name: str) -> str:
+        """A tensor name like `name` that is not in use."""
+        return unique_name(name, {*self.constants, *self._producer, *self.inputs})
+
+    def replace(self, old: Iterable[NodeProto], new: Iterable[NodeProto]) -> None:
+        """Put the nodes `new` where the last of `old` stood."""
+        gone = {id(node) for node in old}
+        position = max(i for i, node in enumerate(self.nodes) if id(node) in gone)
+        before = [node for node in self.nodes[: position + 1] if id(node) not in gone]
+        self.nodes = [*before, *new, *self.nodes[position + 1 :]]
+        self._index()
+
+    def rename_uses(self, old: str, new: str) -> None:
+        """Let every reader of `old` read `new`."""
+        for node in [inner for outer in self.nodes for inner in (outer, *subgraph_nodes(outer))]:
+            for i, name in enumerate(node.input):
+                if name == old:
+                    node.input[i] = new
+        for graph in [graph for node in self.nodes for graph in subgraphs(node)]:
+            for output in graph.output:
+                output.name = new if output.name == old else output.name
+        self._index()
+
+    def drop_dead(self) -> None:
+        """Remove nodes and constants that no output needs."""
+        needed, kept = set(self.outputs), []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                kept.append(node)
+                needed.update(node.input)
+                needed.update(name for inner in subgraph_nodes(node) for name in inner.input)
+                needed.update(output.name for graph in subgraphs(node) for output in graph.output)
+        self.nodes = kept[::-1]
+        self.constants = {name: value for name, value in self.constants.items() if name in needed}
+        self._index()
+
+    def finish(self) -> onnx.ModelProto:
+        """A model with this graph: the original's header, inputs and outputs, and no stale shapes."""
+        self.drop_dead()
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        graph = model.graph
+        for field in ("node", "initializer", "value_info"):
+            graph.ClearField(field)
+        graph.node.extend(self.nodes)
+        graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in self.constants.items())
+        inputs = [i for i in graph.input if i.name in self.inputs]
+        graph.ClearField("input")
+        graph.input.extend(inputs)
+        return model
+
+
+def unique_name(stem: str, taken: Container[str]) -> str:
+    """`stem`, or where that is taken `stem_2`, `stem_3`, ..."""
+    name, k = stem, 1
+    while name in taken:
+        k += 1
+        name = f"{stem}_{k}"
+    return name
+
+
+def _copied(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
+    """The branches and bodies of a node, and theirs."""
+    for item in node.attribute:
+        for graph in (*([item.g] if item.HasField("g") else []), *item.graphs):
+            yield graph
+            for inner in graph.node:
+                yield from subgraphs(inner)
+
+
+def subgraph_nodes(node: NodeProto) -> Iterator[NodeProto]:
+    """The nodes in the branches and bodies of a node."""
+    for graph in subgraphs(node):
+        yield from graph.node
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """The value of a node's attribute, or `default`."""
+    for item in node.attribute:
+        if item.name == name:
+            return helper.get_attribute_value(item)
+    return default
+
+
+def tensor_shapes(model: onnx.ModelProto, batch: int | None = None) -> Shapes:
+    """Shape of every tensor that shape inference can tell; of so many images where `batch` is given."""
+    light = _without_weights(model)
+    if batch is not None:
+        constants = {tensor.name for tensor in model.graph.initializer}
+        for value in (*light.graph.input, *light.graph.output):
+            if value.name not in constants and value.type.tensor_type.shape.dim:
+                value.type.tensor_type.shape.dim[0].dim_value = batch
+        light.graph.ClearField("value_info")
+    inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+    shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
+    for value in [*inferred.input, *inferred.value_info, *inferred.output]:
+        if not value.type.tensor_type.HasField("shape"):
+            continue
+        dims = value.type.tensor_type.shape.dim
+        shapes[value.name] = tuple(
+            d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims
+        )
+    return shapes
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with its large constants as inputs of their shape: inference copies the model often."""
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    for field in ("node", "input", "output", "value_info"):
+        getattr(light.graph, field).extend(getattr(model.graph, field))
+    light.graph.name = "light"
+    declared = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if np.prod(tensor.dims) <= LIGHT:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in declared:
+            value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            light.graph.input.append(value)
+    return light

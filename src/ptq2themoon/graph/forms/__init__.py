@@ -1,0 +1,1 @@
+"""Exported graphs brought to one form: normalised, and fused into single operators."""

@@ -1,0 +1,1 @@
+"""What a fused graph is: the role and block of every operator, and its attention."""

@@ -1,0 +1,189 @@
+"""What fusion.json tells of attention: softmax, heads, tokens and their grid a block; the class token."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import onnx
+from onnx import NodeProto
+
+from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute, tensor_shapes
+from ptq2themoon.graph.meaning.walk import POOLING_TYPES, Walk
+from ptq2themoon.vocabulary.operators import Operator
+
+Grid = tuple[int, int]
+
+
+def attention_facts(fused: onnx.ModelProto, operators: list[Operator]) -> dict[str, Any]:
+    """Every block's softmax with heads, tokens, groups of tokens that attend apart (per image), tokens
+    before the patches and the patches' grid (null where the tokens make no single grid of patches);
+    whether there is a class token, and what is taken for it or why there is none."""
+    facts = _Facts(fused, operators)
+    blocks = facts.blocks()
+    class_token, note = facts.class_token(blocks)
+    return {"blocks": blocks, "class_token": class_token, "note": note}
+
+
+class _Facts:
+    def __init__(self, fused: onnx.ModelProto, operators: list[Operator]) -> None:
+        self.graph = Graph(fused)
+        self.walk = Walk(self.graph)
+        self.shapes: Shapes = tensor_shapes(fused, batch=1)
+        nodes = {node.name: node for node in self.graph.nodes}
+        self.by_place = {(o.role, o.block): nodes[o.name] for o in operators if o.role != "other"}
+        self.inside = {o.name for o in operators if o.block is not None}
+        self.count = len([o for o in operators if o.role == "softmax"])
+
+    def _shape(self, node: NodeProto | None) -> tuple[int | str, ...]:
+        return self.shapes.get(node.output[0], ()) if node is not None else ()
+
+    def blocks(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for block in range(self.count):
+            softmax = self.by_place["softmax", block]
+            heads, groups = self._heads_and_groups(softmax, block)
+            tokens = self._shape(softmax)[-1] if self._shape(softmax) else None
+            entry = {"softmax": softmax.name, "heads": heads, "tokens": tokens, "groups": groups}
+            prefix, grid = self._patches(block, entry, found[-1] if found else None)
+            found.append({**entry, "prefix_tokens": prefix, "grid": grid})
+        for entry, stage in zip(found, self._stages(), strict=True):
+            entry["stage"] = stage
+        return found
+
+    def _stages(self) -> list[int]:
+        """Of each block: how often the width of the tokens has changed before it."""
+        widths = [self._shape(self.by_place.get(("proj", block)))[-1:] for block in range(self.count)]
+        changes = [a != b for a, b in pairwise(widths)]
+        return [sum(changes[:block]) for block in range(self.count)]
+
+    def _heads_and_groups(self, softmax: NodeProto, block: int) -> tuple[int | None, int | None]:
+        """Of scores [B * groups, heads, T, T], [B, groups, heads, T, T] or [B * groups * heads, T, T]."""
+        apart = self._shape(softmax)[:-2]
+        sizes = [size for size in apart if isinstance(size, int)]
+        if not sizes or len(sizes) < len(apart):
+            return None, None
+        if len(sizes) > 1:
+            return sizes[-1], math.prod(sizes[:-1])
+        proj, context = self.by_place.get(("proj", block)), self.by_place["attn_context", block]
+        width = self.shapes.get(proj.input[0], ())[-1:] if proj is not None else ()
+        each = self._shape(context)[-1:]
+        if width and each and isinstance(width[0], int) and isinstance(each[0], int):
+            heads = width[0] // each[0]
+            return heads, sizes[0] // heads
+        return None, None
+
+    def _patches(
+        self, block: int, entry: dict[str, Any], before: dict[str, Any] | None
+    ) -> tuple[int, Grid | None]:
+        """Tokens before the patches, and the patches' rows and columns."""
+        tokens, groups = entry["tokens"], entry["groups"]
+        norm = self.by_place.get(("norm1", block))
+        if not isinstance(tokens, int) or self._shape(self.by_place["softmax", block])[-2] != tokens:
+            return 0, None
+        own = self._own_grid(norm) if groups == 1 else self._unfolded_grid(norm, groups)
+        if own is not None and math.prod(own) == tokens:
+            return 0, own
+        embedded = self._embedded_grid()
+        if groups == 1 and embedded is not None and len(self._shape(norm)) == 3:
+            prefix = tokens - math.prod(embedded)
+            return (prefix, embedded) if prefix >= 0 else (0, None)
+        same = before is not None and (before["tokens"], before["groups"]) == (tokens, groups)
+        if before is not None and before["grid"] and same and groups and groups > 1:
+            return 0, before["grid"]
+        return 0, None
+
+    def _embedded_grid(self) -> Grid | None:
+        """Of the convolution that makes patches."""
+        shape = self._shape(self.by_place.get(("patch_embed", None)))
+        return _grid(shape[2:]) if len(shape) == 4 else None
+
+    def _own_grid(self, norm: NodeProto | None) -> Grid | None:
+        """Of a block whose tokens keep their rows and columns: [B, rows, columns, channels]."""
+        shape = self._shape(norm)
+        return _grid(shape[1:3]) if len(shape) == 4 else None
+
+    def _unfolded_grid(self, norm: NodeProto | None, groups: int | None) -> Grid | None:
+        """Of patches cut from a feature map (MobileViT): pixels of one place in their patch attend together.
+
+        The map [B, C, H, W] is cut by a Reshape to [B * C * rows, h, columns, w] with h * w groups.
+        """
+        passed: list[NodeProto] = []
+
+        def through(node: NodeProto) -> bool:
+            passed.append(node)
+            return self.walk.moves(node)
+
+        source = self.walk.back(norm.input[0], through) if norm is not None else None
+        image = self._shape(source)
+        if len(image) != 4 or not all(isinstance(size, int) for size in image):
+            return None
+        _, channels, height, width = (int(size) for size in image)
+        for node in passed:
+            shape = self._shape(node)
+            sizes = [size for size in shape if isinstance(size, int)]
+            if node.op_type != "Reshape" or len(sizes) < len(shape) or len(sizes) not in (4, 5, 6):
+                continue
+            *lead, h, columns, w = sizes
+            if h * w == groups and columns * w == width and math.prod(lead) * h == channels * height:
+                return height // h, columns
+        return None
+
+    def class_token(self, blocks: list[dict[str, Any]]) -> tuple[bool, str]:
+        """Whether the output reads the first of the tokens before the patches, and a sentence on it."""
+        last = blocks[-1] if blocks else {"tokens": None, "prefix_tokens": 0, "groups": None, "grid": None}
+        picked, pooled = self._read_tokens(last["tokens"])
+        prefix = last["prefix_tokens"]
+        if 0 in picked and prefix:
+            return True, _class_token_note(prefix, picked)
+        if pooled:
+            others = f"; none of the {prefix} tokens before the patches is singled out" if prefix else ""
+            return False, f"no class token: the output is a mean over tokens{others}"
+        if 0 in picked:
+            return False, (
+                "no class token: the output reads the first token, but which tokens are patches cannot be "
+                "told from the patch embedding"
+            )
+        return False, "no class token: the output singles out no token"
+
+    def _read_tokens(self, tokens: int | None) -> tuple[set[int], bool]:
+        """(tokens that are picked on the way from the last block to the output, whether there is a pool)."""
+        after: list[NodeProto] = []
+
+        def through(node: NodeProto) -> bool:
+            after.append(node)
+            return node.name not in self.inside
+
+        self.walk.sources(self.graph.outputs[0], through)
+        after = [node for node in after if node.name not in self.inside]
+        picked = {self._picked(n) for n in after if self.shapes.get(n.input[0], ())[1:2] == (tokens,)}
+        return {i for i in picked if i is not None}, any(n.op_type in POOLING_TYPES for n in after)
+
+    def _picked(self, node: NodeProto) -> int | None:
+        """The one token that a Gather or Slice along the second axis takes."""
+        values = [self.graph.constants.get(name) for name in node.input[1:]]
+        known = [value.reshape(-1).tolist() for value in values if value is not None]
+        if len(known) < len(values) or not known:
+            return None
+        if node.op_type == "Gather" and attribute(node, "axis", 0) == 1 and len(known[0]) == 1:
+            return int(known[0][0])
+        if node.op_type == "Slice" and len(known) >= 3 and known[2] == [1] and known[1][0] - known[0][0] == 1:
+            return int(known[0][0])
+        return None
+
+
+def _grid(sizes: tuple[int | str, ...]) -> Grid | None:
+    rows, columns = sizes
+    return (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else None
+
+
+def _class_token_note(prefix: int, picked: set[int]) -> str:
+    if prefix == 1:
+        return "the class token is the one token before the patches, which the output reads"
+    others = sorted(picked - {0})
+    also = f"; it reads token {', '.join(map(str, others))} too (counted from 0)" if others else ""
+    return (
+        f"the class token is the first of {prefix} tokens before the patches, which the output reads{also}; "
+        "the others are left out, as they are no patches"
+    )

@@ -1,0 +1,77 @@
+"""Facts of a fused graph's operators that quantization must know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+from onnx import NodeProto
+
+from ptq2themoon.graph.editing.onnx_graph import Shapes, tensor_shapes
+from ptq2themoon.graph.meaning.walk import MOVING_TYPES
+from ptq2themoon.vocabulary.errors import UserError
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a quantizer must know of an operator.
+
+    Attributes:
+        parameter_inputs: which inputs are constants.
+        input_ranks, output_ranks: dimensions of each tensor.
+        transposed_weight: whether a Gemm holds its weight as [out, in].
+        is_last: whether the output is the model's, as it is or moved.
+    """
+
+    type: str
+    parameter_inputs: list[bool]
+    input_ranks: list[int]
+    output_ranks: list[int]
+    transposed_weight: bool
+    is_last: bool = False
+
+
+def read_nodes(model: onnx.ModelProto) -> dict[str, Node]:
+    """What a quantizer must know of each operator of a fused model, by name.
+
+    Raises:
+        UserError: a tensor whose rank shape inference cannot tell.
+    """
+    shapes = tensor_shapes(model)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    last = _makers_of_outputs(model)
+    return {
+        node.name: Node(
+            type=node.op_type,
+            parameter_inputs=[name in constants for name in node.input],
+            input_ranks=[_rank(shapes, node, name) for name in node.input],
+            output_ranks=[_rank(shapes, node, name) for name in node.output],
+            transposed_weight=any(a.name == "transB" and a.i for a in node.attribute),
+            is_last=node.name in last,
+        )
+        for node in model.graph.node
+    }
+
+
+def _makers_of_outputs(model: onnx.ModelProto) -> set[str]:
+    """Operators whose output is the model's, as it is or moved."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    waiting, found = [value.name for value in model.graph.output], set()
+    while waiting:
+        node = producers.get(waiting.pop())
+        if node is None or node.name in found:
+            continue
+        found.add(node.name)
+        if node.op_type in MOVING_TYPES:
+            waiting += node.input
+    return found
+
+
+def _rank(shapes: Shapes, node: NodeProto, tensor: str) -> int:
+    if tensor == "":  # an optional input left out
+        return 0
+    if tensor not in shapes:
+        raise UserError(
+            f"operator {node.name!r} ({node.op_type}): the shape of tensor {tensor!r} is not known"
+        )
+    return len(shapes[tensor])

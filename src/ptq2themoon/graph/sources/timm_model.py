@@ -1,0 +1,128 @@
+"""A timm model by name, from the hub, from a local folder or with weights of one's own."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+import torch
+from timm.data.model_config import resolve_input_data_config
+from timm.layers import set_fused_attn
+from torch import nn
+
+from ptq2themoon.graph.sources.checkpoints import first_line, load_weights
+from ptq2themoon.graph.sources.hub import how_to_provide, hub_access
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.model_source import HUB, LOCAL, Source, check_channels
+
+PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+
+
+def load_model(spec: Source) -> nn.Module:
+    """A timm model in evaluation mode, float32, with attention as plain operators.
+
+    Raises:
+        UserError: weights that are missing, of another architecture, not finite or not readable.
+    """
+    # PyTorch's fused attention is one operator that hides the scores and the softmax.
+    set_fused_attn(False)
+    model = _created(spec)
+    if spec.checkpoint is not None:
+        load_weights(model, spec.checkpoint)
+    else:
+        _check_classes(model, spec)
+    model = model.float().eval()
+    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        raise UserError(f"model {spec.source!r}: weights that are not finite: {', '.join(broken[:3])}")
+    return model
+
+
+def _created(spec: Source) -> nn.Module:
+    own_weights, arguments = spec.checkpoint is None, dict(spec.arguments)
+    # Asked for no classifier at once, timm would also let other weights be missing.
+    headless = own_weights and arguments.get("num_classes") == 0
+    if headless:
+        del arguments["num_classes"]
+    remote = spec.source.startswith(HUB) or (own_weights and not spec.source.startswith(LOCAL))
+    with hub_access(remote) as reachable, _quiet():
+        try:
+            model = timm.create_model(spec.source, pretrained=own_weights, **arguments)
+            if headless:
+                model.reset_classifier(0)  # type: ignore[operator]
+        except Exception as error:  # whatever a model's own code, a hub or a broken file raises
+            raise UserError(f"model {spec.source!r}: {_why_not(spec, error, reachable)}") from None
+    return model
+
+
+def _why_not(spec: Source, error: Exception, reachable: bool) -> str:
+    if not reachable and isinstance(error, OSError):
+        return f"no network, and not fetched before; {how_to_provide(spec.source)}"
+    if str(error).startswith("No pretrained weights exist"):
+        return "timm knows no weights for it; name a tag that has some, or give `checkpoint: FILE`"
+    hint = f"; {how_to_provide(spec.source)}" if isinstance(error, ConnectionError) else ""
+    return f"timm cannot make it ({first_line(error)}){hint}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without timm's remarks on what it downloads and adapts; errors are raised."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_classes(model: nn.Module, spec: Source) -> None:
+    """Refuse a head that the weights do not have: timm would leave it random."""
+    here = getattr(model, "num_classes", None)
+    theirs = getattr(model, "pretrained_cfg", {}).get("num_classes")
+    if here and theirs is not None and here != theirs:
+        raise UserError(
+            f"model {spec.source!r}: arguments.num_classes is {here}, but the weights' head has {theirs} "
+            f"classes; leave it out, or give `checkpoint: FILE` with weights trained on {here}"
+        )
+
+
+def preprocessing_of(model: nn.Module, spec: Source) -> dict[str, Any]:
+    """timm's preprocessing for the model as it is, with the changes of params.yaml.
+
+    Raises:
+        UserError: a size of image that the model is not made for, or values for other channels.
+    """
+    where, changes = f"model {spec.source!r}: preprocessing", dict(spec.preprocessing)
+    with _quiet():
+        own = resolve_input_data_config(model)
+        channels, *size = own["input_size"]
+        asked = tuple(changes.get("input_size", own["input_size"]))
+        check_channels(changes, asked[0], where)
+        try:
+            config = resolve_input_data_config(model, args=changes)
+        except ValueError:
+            raise UserError(f"{where}.{_wrong_size(asked, (channels, *size))}") from None
+    values = {key: config[key] for key in PREPROCESSING}
+    for key in ("mean", "std"):  # one value may stand for all channels
+        values[key] = list(values[key]) * (channels if len(values[key]) == 1 else 1)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def _wrong_size(asked: tuple[int, ...], own: tuple[int, ...]) -> str:
+    if asked[0] != own[0]:
+        return (
+            f"input_size: images of {asked[0]} channels, but the model takes {own[0]}; "
+            f"give `arguments: {{in_chans: {asked[0]}}}`"
+        )
+    size = str(asked[1]) if asked[1] == asked[2] else f"[{asked[1]}, {asked[2]}]"
+    return (
+        f"input_size: images of {asked[1]}x{asked[2]}, but its position embedding is fixed for "
+        f"{own[1]}x{own[2]}; give `arguments: {{img_size: {size}}}`"
+    )

@@ -1,0 +1,1 @@
+"""The words of the project: parameters, recipes, roles, bits, and where every result lies. Without torch."""

@@ -1,0 +1,126 @@
+"""Where a model comes from, as params.yaml says it; light enough for checking parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ptq2themoon.vocabulary.errors import UserError, nearest
+from ptq2themoon.vocabulary.model_info import CropMode, Interpolation
+from ptq2themoon.vocabulary.validation import Positive, Strict
+
+LOCAL, HUB, ONNX = "local-dir:", "hf-hub:", "onnx:"
+Exporter = Literal["torchscript", "dynamo"]
+OPSETS: Mapping[str, tuple[int, int]] = {"torchscript": (11, 17), "dynamo": (18, 20)}
+
+Deviation = Annotated[float, Field(gt=0)]
+
+
+class PreprocessingChanges(Strict):
+    """What replaces timm's own preprocessing; for an ONNX file, all that is known of it."""
+
+    mean: Annotated[list[float], Field(min_length=1)] | None = None
+    """Of each channel, for pixels in 0..1."""
+    std: Annotated[list[Deviation], Field(min_length=1)] | None = None
+    """Of each channel, for pixels in 0..1."""
+    interpolation: Interpolation | None = None
+    """How images are resized."""
+    crop_pct: Annotated[float, Field(gt=0)] | None = None
+    """Side of the crop over the side of the resized image."""
+    crop_mode: CropMode | None = None
+    """What becomes of images that are not square."""
+    input_size: Annotated[list[Positive], Field(min_length=3, max_length=3)] | None = None
+    """[channels, height, width]."""
+
+    def given(self) -> dict[str, Any]:
+        """Only what is set."""
+        return self.model_dump(exclude_none=True)
+
+
+def opset_problem(exporter: Exporter, opset: int) -> str | None:
+    """What is wrong with an opset that the exporter does not write."""
+    least, most = OPSETS[exporter]
+    if least <= opset <= most:
+        return None
+    return f"{exporter} writes {least} to {most}; nearest valid: {min(max(opset, least), most)}"
+
+
+def source_problem(source: str) -> str | None:
+    """What is wrong with a source, as far as names and local files tell."""
+    if source.startswith(HUB):
+        return None
+    if source.startswith(LOCAL):
+        config = Path(source.removeprefix(LOCAL)) / "config.json"
+        return None if config.is_file() else f"{source!r}: no file {config}"
+    if source.startswith(ONNX):
+        file = Path(source.removeprefix(ONNX))
+        return None if file.is_file() else f"{source!r}: no file {file}"
+    if ":" in source:
+        prefix = source.partition(":")[0] + ":"
+        return f"unknown prefix {prefix!r}; {nearest(prefix, [LOCAL, HUB, ONNX])}"
+    if "@" in source:
+        name, _, revision = source.partition("@")
+        return f"a revision needs the hub's name: {HUB}timm/{name}@{revision}"
+    return _timm_problem(source)
+
+
+@cache
+def _timm_problem(name: str) -> str | None:
+    import timm  # seconds; only for those who name a timm model
+
+    architecture, _, tag = name.partition(".")
+    architectures = timm.list_models()
+    if architecture not in architectures:
+        return f"unknown timm model {architecture!r}; {nearest(architecture, architectures)}"
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        return f"unknown tag in {name!r}; {nearest(name, tagged or [architecture])}"
+    return None
+
+
+@dataclass(frozen=True)
+class Source:
+    """`source` as in params.yaml, and what goes with it.
+
+    Attributes:
+        checkpoint: weights that replace the source's own.
+        arguments: of timm.create_model.
+        preprocessing: values that replace timm's.
+        classifier: False when the outputs are features even if they look like logits.
+    """
+
+    source: str
+    checkpoint: Path | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    classifier: bool = True
+
+    @property
+    def onnx_file(self) -> Path | None:
+        """The ONNX file, if the model is one."""
+        return Path(self.source.removeprefix(ONNX)) if self.source.startswith(ONNX) else None
+
+    def files(self) -> list[Path]:
+        """The local files that decide the model."""
+        if self.onnx_file:
+            return [self.onnx_file]
+        files = [self.checkpoint] if self.checkpoint is not None else []
+        folder = Path(self.source.removeprefix(LOCAL))
+        if self.source.startswith(LOCAL) and folder.is_dir():
+            files += sorted(path for path in folder.iterdir() if path.is_file())
+        return files
+
+
+def check_channels(changes: Mapping[str, Any], channels: int, where: str) -> None:
+    """Refuse a mean or deviation for another number of channels."""
+    for key in ("mean", "std"):
+        found = len(changes.get(key, [0] * channels))
+        if found not in (1, channels):
+            raise UserError(
+                f"{where}.{key}: {found} values for images of {channels} channels; give {channels}"
+            )

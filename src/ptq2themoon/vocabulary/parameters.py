@@ -1,0 +1,327 @@
+"""params.yaml as a model: what may stand there, and what each entry refers to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator
+
+from ptq2themoon.vocabulary.bits import Bits, parse_bits
+from ptq2themoon.vocabulary.class_folders import class_folders
+from ptq2themoon.vocabulary.errors import UserError, nearest
+from ptq2themoon.vocabulary.model_source import (
+    ONNX,
+    Exporter,
+    PreprocessingChanges,
+    opset_problem,
+    source_problem,
+)
+from ptq2themoon.vocabulary.modes import MODES, Mode
+from ptq2themoon.vocabulary.recipes import load_recipe
+from ptq2themoon.vocabulary.study import Study
+from ptq2themoon.vocabulary.torchvision_names import parse_torchvision
+from ptq2themoon.vocabulary.validation import (
+    SOME,
+    UNIQUE,
+    Key,
+    Positive,
+    Strict,
+    failure,
+    read_yaml,
+    validate,
+)
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+# Folders of results/ that are neither a model nor a recipe, and the suffixes of the files beside those.
+RESERVED = ("figures", "fp32", "models", "study")
+SUFFIXES = (".csv", ".json", ".md", ".onnx", ".safetensors")
+
+
+def _name(name: str) -> str:
+    """Refuse what can't be a folder of results/."""
+    if not NAME.fullmatch(name):
+        valid = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".-") or "a name"
+        raise ValueError(f"{name!r} can't name a folder; letters, digits, _ . - are allowed; try {valid!r}")
+    if name in RESERVED or name.endswith(SUFFIXES):
+        raise ValueError(f"{name!r} is taken by another result; choose another name")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
+# A pattern for the keys alone would let others through.
+_named = Field(json_schema_extra={"additionalProperties": False})
+
+
+class Model(Strict):
+    """Weights, and the data set that they are quantized and tested with."""
+
+    source: str
+    """A timm model, best with its tag; `local-dir:FOLDER` with timm's config.json; `hf-hub:NAME@REVISION`;
+    or `onnx:FILE`, of any exporter."""
+    dataset: str
+    """A key of `datasets`."""
+    checkpoint: str | None = None
+    """A file of weights that replaces the source's own."""
+    arguments: dict[str, JsonValue] = Field(default={})
+    """Further arguments of timm.create_model, such as `img_size`."""
+    exporter: Exporter = "torchscript"
+    """torch's exporter by tracing, or `dynamo`; for a timm model."""
+    opset: int = Field(default=13, ge=11, le=20)
+    """ONNX opset of the export: 11 to 17 by `torchscript`, 18 to 20 by `dynamo`."""
+    preprocessing: PreprocessingChanges | None = None
+    """Values that replace timm's; an ONNX file needs `mean` and `std`."""
+    classifier: bool = True
+    """`false`: the outputs are features, whatever their shape."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, what is wrong there) of values that do not go with each other."""
+        if self.source.startswith(ONNX):
+            for key in ("checkpoint", "arguments", "exporter", "opset"):
+                if getattr(self, key) != Model.model_fields[key].default:
+                    yield key, "not for an ONNX file, which has its own; leave it out"
+            given = self.preprocessing.given() if self.preprocessing else {}
+            missing = [key for key in ("mean", "std") if key not in given]
+            if missing:
+                yield "preprocessing", f"{' and '.join(missing)} missing; an ONNX file does not tell them"
+            return
+        problem = opset_problem(self.exporter, self.opset)
+        if problem:
+            yield "opset", f"{self.opset}: {problem}"
+
+
+class Dataset(Strict):
+    """Images to calibrate with and images to test on."""
+
+    kind: Literal["arrays", "folder", "csv", "torchvision"]
+    """`arrays`: safetensors files with images and labels; `folder`: one subfolder of images a class, or no
+    subfolders and no labels; `csv`: a table of path and label beside the images; `torchvision`: a data set of
+    torchvision's in local files."""
+    calibration: str
+    """The file or folder that calibration draws from, or NAME:SPLIT:ROOT of torchvision."""
+    evaluation: str
+    """The same for what the models are tested on."""
+    classes: Literal["imagenet"] | None = None
+    """`imagenet`: class folders are named by WordNet id or index of ImageNet-1k; null: a label is the place
+    of its folder, sorted by name."""
+
+    @field_validator("calibration", "evaluation")
+    @classmethod
+    def _torchvision(cls, place: str, info: ValidationInfo) -> str:
+        if info.data.get("kind") == "torchvision":
+            try:
+                parse_torchvision(place)
+            except UserError as error:
+                raise ValueError(str(error)) from error
+        return place
+
+    @field_validator("classes")
+    @classmethod
+    def _of_folders(cls, classes: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind")
+        if classes and kind not in (None, "folder"):
+            raise ValueError(f"{classes!r} is for kind folder, not {kind}; leave it out")
+        return classes
+
+
+class Calibration(Strict):
+    images: Positive
+    """How many images are drawn."""
+    batch_size: Positive
+    """Images in a batch."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], *SOME]
+    """One quantized model for each; a seed decides which images are drawn."""
+
+    @property
+    def check(self) -> tuple[int, int]:
+        """Number and seed of the images that the fused graph is checked on."""
+        return min(16, self.images), 0
+
+
+class Evaluation(Strict):
+    images: Positive | None
+    """How many images, drawn once and for all, as many of each class as can be; null: all."""
+    batch_size: Positive
+    """Images in a batch."""
+
+
+class Errors(Strict):
+    images: Positive = 64
+    """For the error of each operator's output."""
+    logits_images: Positive = 32
+    """For the effect of each operator on the logits, one operator quantized at a time."""
+
+
+class Attention(Strict):
+    images: Positive = 4
+    """How many images are drawn with their attention maps."""
+    block: int = -1
+    """Which block's attention; from the end when negative."""
+
+
+class Deployment(Strict):
+    """INT8 models for runtimes."""
+
+    modes: Annotated[list[Mode], *UNIQUE] = list(MODES)
+    """`faithful`: all that the recipe quantizes; `fast`: only what integer kernels make faster; []: none."""
+
+
+class Benchmark(Strict):
+    """`snakemake benchmark`: speed, size and accuracy beside those of other tools, on this machine."""
+
+    architectures: Annotated[list[str], *UNIQUE] = ["deit_tiny_patch16_224", "vit_small_patch16_224"]
+    """timm models with random weights, to be timed besides `models`."""
+    recipes: Annotated[list[Name], *UNIQUE] = ["ship"]
+    """Files of recipes/, without `.yaml`, to be timed besides those of `recipes`."""
+    images: Positive = 32
+    """Calibration images of the architectures."""
+    evaluation_images: Positive = 2000
+    """At most so many of the evaluation images, for each model of each tool."""
+    batches: Annotated[list[Positive], *SOME] = [1, 8]
+    """Images at once."""
+    rounds: Positive = 21
+    """How often each model runs, by turns with all the others."""
+    simulation_rounds: Positive = 3
+    """The same for the simulation and the calibration, which take longer."""
+    threads: Positive = 2
+    """Of each runtime."""
+
+    @property
+    def random(self) -> dict[str, Model]:
+        """The architectures as models, by the name of their folder."""
+        return {
+            f"random-{name}": Model(
+                source=name,
+                dataset=f"random-{name}",
+                checkpoint=f"results/models/random-{name}/weights.safetensors",
+            )
+            for name in self.architectures
+        }
+
+
+class Plots(Strict):
+    dpi: int = Field(default=150, ge=50, le=1200)
+    """Resolution of the PNG files."""
+    colormap: str = "viridis"
+    """A matplotlib colour map, for attention."""
+
+
+class Params(Strict):
+    """Everything that decides a result; recipes/ holds the quantizers themselves."""
+
+    models: Annotated[dict[Name, Model], Field(min_length=1), _named]
+    """What is quantized."""
+    datasets: Annotated[dict[Name, Dataset], _named]
+    """The images, by name."""
+    recipes: Annotated[list[Name], *SOME]
+    """Files of recipes/, without `.yaml`."""
+    bits: Annotated[list[Bits], *SOME]
+    """Bits of weights and activations: `w8a8`."""
+    calibration: Calibration
+    evaluation: Evaluation
+    errors: Errors = Errors()
+    attention: Attention = Attention()
+    deploy: Deployment = Deployment()
+    plots: Plots = Plots()
+    benchmark: Benchmark = Benchmark()
+    study: Study = Study()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU when torch sees one."""
+
+    @classmethod
+    def from_mapping(
+        cls, mapping: Mapping[str, Any], source: str = "params.yaml", recipes_dir: Path = Path("recipes")
+    ) -> Params:
+        """Check a mapping and all it refers to; paths count from the working directory.
+
+        Raises:
+            UserError: one line for each thing wrong, here or in a recipe, with file, key, value and
+                the nearest valid one.
+        """
+        params = validate(cls, mapping, source)
+        problems = list(params._broken_references(recipes_dir))
+        if problems:
+            raise failure(source, problems)
+        for recipe in params.recipes:
+            load_recipe(recipes_dir / f"{recipe}.yaml", [parse_bits(bits) for bits in params.bits])
+        return params
+
+    def _broken_references(self, recipes_dir: Path) -> Iterator[tuple[Key, str]]:
+        for name, model in self.models.items():
+            if model.dataset not in self.datasets:
+                hint = nearest(model.dataset, self.datasets or ["none yet"])
+                yield ("models", name, "dataset"), f"unknown data set {model.dataset!r}; {hint}"
+            problem = source_problem(model.source)
+            if problem:
+                yield ("models", name, "source"), problem
+            else:
+                yield from ((("models", name, key), what) for key, what in model.problems())
+        yield from self._benchmark_problems()
+        yield from self._too_many_images()
+        yield from _unknown_recipes(("recipes",), self.recipes, recipes_dir)
+        if "benchmark" in self.model_fields_set:
+            yield from _unknown_recipes(("benchmark", "recipes"), self.benchmark.recipes, recipes_dir)
+        if "study" in self.model_fields_set:
+            yield from _unknown_recipes(("study", "recipes"), self.study.recipes, recipes_dir)
+
+    def _benchmark_problems(self) -> Iterator[tuple[Key, str]]:
+        """Architectures unknown, or called as one of the models."""
+        for index, name in enumerate(self.benchmark.architectures):
+            if f"random-{name}" in self.models:
+                yield ("models", f"random-{name}"), "taken by the benchmark; choose another name"
+            elif self.benchmark.architectures != Benchmark().architectures and (
+                problem := source_problem(name)
+            ):
+                yield ("benchmark", "architectures", index), problem
+
+    def check_files(self, source: str = "params.yaml") -> None:
+        """`UserError` naming each checkpoint and data set of a model that is not there."""
+        problems: list[tuple[Key, str]] = []
+        for name, model in self.models.items():
+            if model.checkpoint and not Path(model.checkpoint).is_file():
+                problems.append((("models", name, "checkpoint"), f"no file {model.checkpoint!r}"))
+        for name in sorted({model.dataset for model in self.models.values()}):
+            for part in ("calibration", "evaluation"):
+                path = getattr(self.datasets[name], part)
+                if self.datasets[name].kind != "torchvision" and not Path(path).exists():
+                    problems.append((("datasets", name, part), f"no file or folder {path!r}"))
+            problems += self._other_classes(name)
+        if problems:
+            raise failure(source, problems)
+
+    def _other_classes(self, name: str) -> Iterator[tuple[Key, str]]:
+        """A data set whose class folders differ between its parts, so that its labels would too."""
+        data = self.datasets[name]
+        labels_count = any(model.classifier for model in self.models.values() if model.dataset == name)
+        if data.kind != "folder" or data.classes or not labels_count:
+            return
+        drawn, tested = (set(class_folders(Path(part))) for part in (data.calibration, data.evaluation))
+        if drawn and tested and drawn != tested:
+            only = ", ".join(sorted(drawn ^ tested)[:3])
+            yield (
+                ("datasets", name, "evaluation"),
+                f"{data.evaluation!r} has {len(tested)} class folders, {data.calibration!r} has {len(drawn)} "
+                f"(only in one: {only}); give both the same, or calibrate on a folder without subfolders",
+            )
+
+    def _too_many_images(self) -> Iterator[tuple[Key, str]]:
+        """What is asked of more images than are evaluated."""
+        evaluated = self.evaluation.images
+        for key in (("errors", "images"), ("errors", "logits_images"), ("attention", "images")):
+            asked = getattr(getattr(self, key[0]), key[1])
+            if evaluated is not None and asked > evaluated:
+                yield key, f"{asked}, but evaluation.images is {evaluated}; at most that many"
+
+
+def _unknown_recipes(key: Key, recipes: Sequence[str], folder: Path) -> Iterator[tuple[Key, str]]:
+    for index, recipe in enumerate(recipes):
+        if not (folder / f"{recipe}.yaml").is_file():
+            hint = nearest(recipe, sorted(path.stem for path in folder.glob("*.yaml")))
+            yield (*key, index), f"unknown recipe {recipe!r} in {folder}; {hint}"
+
+
+def load_params(path: Path, recipes_dir: Path = Path("recipes")) -> Params:
+    """The parameters in a file, checked as `Params.from_mapping` does."""
+    return Params.from_mapping(read_yaml(path), str(path), recipes_dir)

@@ -1,0 +1,244 @@
+"""The language of recipe files: what may stand in one, as models of each part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from ptq2themoon.vocabulary.errors import nearest
+from ptq2themoon.vocabulary.operators import ROLES, Operator, Role
+from ptq2themoon.vocabulary.validation import Key, Strict, one_or_many
+
+Operand = Literal["input", "weight", "bias", "output"]
+Granularity = Literal["per-tensor", "per-channel", "per-head"]
+Observer = Literal["percentile", "percentiles", "minmax", "kl", "mse"]
+Axis = Literal["input", "output"]
+Kind = Literal["uniform", "log_sqrt2"]
+Symmetry = Literal["symmetric", "asymmetric"]
+Codes = Literal["signed", "unsigned"]
+Activations = Literal["twice", "once"]
+Protocol = Literal["all-operators", "products"]
+
+OPERANDS: tuple[Operand, ...] = get_args(Operand)
+
+
+def _percent(value: Any) -> Any:
+    if isinstance(value, float) and 0.5 <= value < 1:
+        raise ValueError(f"{value} is not in percent; did you mean {round(value * 100, 10)}?")
+    return value
+
+
+_some = Field(min_length=1)
+Block = Annotated[int, Field(ge=0)]
+SomeRoles = Annotated[list[Role], _some]
+SomeBlocks = Annotated[list[Block], _some]
+SomeOperands = Annotated[list[Operand], _some]
+Roles = Annotated[SomeRoles, BeforeValidator(one_or_many, json_schema_input_type=Role | SomeRoles)]
+Blocks = Annotated[SomeBlocks, BeforeValidator(one_or_many, json_schema_input_type=Block | SomeBlocks)]
+Position = Annotated[int, Field(ge=0)]
+SomePositions = Annotated[list[Position], _some]
+Positions = Annotated[
+    SomePositions, BeforeValidator(one_or_many, json_schema_input_type=Position | SomePositions)
+]
+Operands = Annotated[
+    SomeOperands, BeforeValidator(one_or_many, json_schema_input_type=Operand | SomeOperands)
+]
+
+SetQuantize = Annotated[bool, Field(description="false: stay in floating point.")]
+SetBits = Annotated[int, Field(ge=2, le=16, description="Instead of those of params.yaml.")]
+SetKind = Annotated[Kind, Field(description="The formula of the quantizer.")]
+SetSymmetry = Annotated[
+    Symmetry, Field(description="Of kind uniform: zero point 0, or one that fits the range of the values.")
+]
+SetCodes = Annotated[
+    Codes, Field(description="Of kind uniform: -2^(bits-1) to 2^(bits-1)-1, or 0 to 2^bits-1.")
+]
+SetGranularity = Annotated[
+    Granularity, Field(description="One scale for the tensor, for each channel, or for each head.")
+]
+SetObserver = Annotated[
+    Observer, Field(description="What finds the scale; per channel only minmax and percentiles can.")
+]
+SetPercentile = Annotated[
+    float,
+    Field(
+        ge=50,
+        le=100,
+        description="In percent: the percentile observer clips what lies beyond, on either side.",
+    ),
+    BeforeValidator(_percent),
+]
+SetWeightAxis = Annotated[
+    Axis, Field(description="Whose channels have a scale each in a weight that is per channel.")
+]
+
+
+class Sparse(Strict):
+    """What is not set is absent; an empty value is a slip."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("is empty; give a value or drop the key")
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Leave null out of the schema too."""
+        reference = handler(core_schema)
+        for field in handler.resolve_ref_schema(reference)["properties"].values():
+            if field.get("default", ...) is None:
+                del field["default"]
+                options = [option for option in field.pop("anyOf") if option != {"type": "null"}]
+                field |= options[0] if len(options) == 1 else {"anyOf": options}
+        return reference
+
+
+class Select(Sparse):
+    """The tensors that a rule is for: those that meet every condition; `{}` means all."""
+
+    role: Roles | None = None
+    """What the operator does in the transformer."""
+    block: Blocks | None = None
+    """Which transformer blocks, from 0."""
+    operand: Operands | None = None
+    """Which of the operator's tensors; `input` and `output` are its activations."""
+    position: Positions | None = None
+    """Which of its inputs or outputs, from 0: of an attention product, 0 is the left side and 1 the right."""
+
+    def matches(self, operator: Operator, operand: Operand, position: int) -> bool:
+        """Whether every condition fits."""
+        return (
+            self.finds(operator)
+            and (self.operand is None or operand in self.operand)
+            and (self.position is None or position in self.position)
+        )
+
+    def finds(self, operator: Operator) -> bool:
+        """Whether role and block fit; operand and position may be others."""
+        return (self.role is None or operator.role in self.role) and (
+            self.block is None or operator.block in self.block
+        )
+
+    def misses(self, operators: Sequence[Operator]) -> Iterator[tuple[Key, str]]:
+        """What is asked for here and not found in a model of these operators."""
+        present = {operator.role for operator in operators}
+        if self.role and not present.intersection(self.role):
+            hint = nearest(self.role[0], [role for role in ROLES if role in present])
+            yield ("role",), f"selects no operator with {_listed(self.role)}; {hint}"
+            return
+        there = [o.block for o in operators if self.role is None or o.role in self.role]
+        blocks = sorted({block for block in there if block is not None})
+        for block in self.block or ():
+            what = _listed(self.role) if self.role else "this model"
+            if not blocks:
+                yield ("block",), f"selects no operator with {block}; {what} has no block, drop the key"
+            elif block not in blocks:
+                hint = f"nearest valid: {_closest(block, blocks)} ({what} has blocks {_listed(blocks)})"
+                yield ("block",), f"selects no operator with {block}; {hint}"
+
+
+class Defaults(Strict):
+    """What holds where no rule says otherwise; bits are those of params.yaml."""
+
+    quantize: SetQuantize = True
+    kind: SetKind = "uniform"
+    symmetry: SetSymmetry = "symmetric"
+    codes: SetCodes = "signed"
+    granularity: SetGranularity
+    observer: SetObserver
+    percentile: SetPercentile
+    weight_axis: SetWeightAxis
+
+
+class Rule(Sparse):
+    """Settings for the tensors that it selects."""
+
+    select: Select
+    optional: bool = False
+    """true: a model that has nothing of what it selects is none the worse."""
+    quantize: SetQuantize | None = None
+    bits: SetBits | None = None
+    kind: SetKind | None = None
+    symmetry: SetSymmetry | None = None
+    codes: SetCodes | None = None
+    granularity: SetGranularity | None = None
+    observer: SetObserver | None = None
+    percentile: SetPercentile | None = None
+    weight_axis: SetWeightAxis | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the file says of it."""
+        return self.model_dump(exclude_none=True, exclude_defaults=True)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the tensors that it selects."""
+        return self.model_dump(exclude={"select", "optional"}, exclude_none=True)
+
+    @model_validator(mode="after")
+    def _sets_something(self) -> Rule:
+        if not self.settings:
+            valid = ", ".join(name for name in type(self).model_fields if name not in ("select", "optional"))
+            raise ValueError(f"sets nothing; valid: {valid}")
+        return self
+
+
+class MethodCall(Strict):
+    """A published method, run as a pass; its other keys are its settings."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys besides the name."""
+        return dict(self.model_extra or {})
+
+
+class RecipeFile(Sparse):
+    """A quantizer: the defaults, or a recipe to extend, and rules of which the last one wins."""
+
+    description: str = ""
+    """What it is for."""
+    extends: str | None = None
+    """A recipe of the same folder, without `.yaml`."""
+    activations: Activations | None = None
+    """`twice`: quantized by the operator that makes it and by those that read it; `once`: by these alone."""
+    defaults: Defaults | None = None
+    rules: list[Rule] = Field(default=[])
+    """In order; for each setting the last rule that selects a tensor decides."""
+    methods: list[MethodCall] = Field(default=[])
+    """Published methods, run as passes in this order, those of the extended recipe first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["extends"]}, {"required": ["defaults"]}]}
+    )
+
+
+def _closest(wanted: int, known: Sequence[int]) -> int:
+    return min(known, key=lambda number: abs(number - wanted))
+
+
+def _listed(values: Sequence[Any]) -> str:
+    """`[0, 1, 2]` -> `0 to 2`; other lists with commas."""
+    first, last = values[0], values[-1]
+    if len(values) > 2 and isinstance(first, int) and list(values) == list(range(first, last + 1)):
+        return f"{first} to {last}"
+    return ", ".join(repr(value) for value in values)

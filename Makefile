@@ -31,6 +31,7 @@ lint: env  ## style, types and workflow checks
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	mypy
+	lint-imports --no-cache
 	snakemake --lint
 
 format: env  ## rewrite sources in the project's style

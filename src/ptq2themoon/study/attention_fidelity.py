@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from ptq2themoon.benchmark.speed_tables import table
 from ptq2themoon.evaluate.attention import AttentionSpec
 from ptq2themoon.evaluate.attention_query import CLASS_TOKEN
+from ptq2themoon.markdown import table
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.study import NORMS
 

@@ -1,0 +1,73 @@
+"""The contracts of pyproject.toml on who imports whom hold, and each of them is seen to break."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+# One forbidden import for each contract, in the contracts' order.
+VIOLATIONS = [
+    ("evaluate/metrics.py", "import ptq2themoon.study.names"),
+    ("vocabulary/bits.py", "def late() -> None:\n    import numpy"),
+    ("graph/editing/onnx_run.py", "import ptq2themoon.graph.forms.gelu"),
+    ("quantize/quantizers/base.py", "from ptq2themoon.quantize import plan"),
+    ("methods/repq_vit.py", "from ptq2themoon.methods import bias_correction"),
+    ("plots/style.py", "import torch"),
+    ("graph/forms/gelu.py", "from ppq.core import TargetPlatform"),
+]
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    """What `lint-imports` says of the package in `folder`."""
+    environment = os.environ | {"PYTHONPATH": str(folder / "src"), "COLUMNS": "200"}
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--config", str(folder / "pyproject.toml")]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A folder with the package and its contracts, to change."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def verdicts(output: str) -> dict[str, str]:
+    return dict(re.findall(r"^(.+?) (KEPT|BROKEN)\b", output, re.MULTILINE))
+
+
+def test_every_import_goes_in_a_direction_of_the_architecture() -> None:
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert verdicts(done.stdout) == {contract["name"]: "KEPT" for contract in CONTRACTS}
+
+
+@pytest.mark.parametrize(
+    ("contract", "module", "line"),
+    [(contract["name"], *violation) for contract, violation in zip(CONTRACTS, VIOLATIONS, strict=True)],
+)
+def test_a_forbidden_import_breaks_its_contract(package: Path, contract: str, module: str, line: str) -> None:
+    path = package / "src" / "ptq2themoon" / module
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    done = lint(package)
+    assert done.returncode != 0
+    assert [name for name, verdict in verdicts(done.stdout).items() if verdict == "BROKEN"] == [contract]
+
+
+def test_a_new_room_must_be_given_its_layer(package: Path) -> None:
+    room = package / "src" / "ptq2themoon" / "attic"
+    room.mkdir()
+    (room / "__init__.py").write_text('"""A room that no contract knows."""\n')
+    done = lint(package)
+    assert done.returncode != 0
+    assert "attic" in done.stdout

@@ -21,34 +21,31 @@ include: "workflow/rules/common.smk"
 
 
 wildcard_constraints:
-    model="|".join(map(re.escape, [*PARAMS.models, *RANDOM])),
+    model="|".join(map(re.escape, PARAMS.every_model)),
     recipe="|".join(map(re.escape, RECIPES)),
-    key=r"w\d+a\d+-n\d+-s\d+",
-    variant=r"fp32|[^/]+/w\d+a\d+-n\d+-s\d+",
+    key=layout.KEY_PATTERN,
+    variant=f"{layout.FP32}|[^/]+/{layout.KEY_PATTERN}",
     bits=r"w\d+a\d+",
     images=r"\d+",
     seed=r"\d+",
-    mode="faithful|fast",
+    mode="|".join(MODES),
 
 
-include: "workflow/rules/export.smk"
-include: "workflow/rules/data.smk"
+include: "workflow/rules/sources.smk"
 include: "workflow/rules/fuse.smk"
 include: "workflow/rules/calibrate.smk"
-include: "workflow/rules/deploy.smk"
 include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/analyse.smk"
-include: "workflow/rules/plot.smk"
+include: "workflow/rules/deploy.smk"
+include: "workflow/rules/figures.smk"
 include: "workflow/rules/benchmark_common.smk"
 include: "workflow/rules/benchmark.smk"
 include: "workflow/rules/study_common.smk"
-include: "workflow/rules/study_fusion.smk"
-include: "workflow/rules/study_attention.smk"
-include: "workflow/rules/study_inputs.smk"
 include: "workflow/rules/study.smk"
+include: "workflow/rules/study_inputs.smk"
+include: "workflow/rules/study_attention.smk"
 
 
 rule all:
     default_target: True
     input:
-        all_results(),
+        layout.pipeline_files(PARAMS),

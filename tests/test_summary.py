@@ -200,9 +200,10 @@ def test_bad_entries_are_refused(values: str) -> None:
 def test_the_script_writes_three_forms_of_one_table(entries: list[Entry], tmp_path: Path) -> None:
     outputs = {kind: tmp_path / f"summary.{kind}" for kind in ("csv", "md", "json")}
     arguments = [f"--out-{kind}={path}" for kind, path in outputs.items()]
+    arguments.append("--entry")
     for entry in entries:
         *values, _ = entry
-        arguments += ["--entry", *("-" if value is None else str(value) for value in values)]
+        arguments += ["-" if value is None else str(value) for value in values]
     script = [sys.executable, str(ROOT / "workflow/scripts/summarize.py")]
     subprocess.run([*script, *arguments], check=True)
     table = read_table(outputs["csv"], PLOTTED)

@@ -213,7 +213,7 @@ STAGES: dict[str, Options] = {
         **{f"out-{kind}": f"out/study/models.{kind}" for kind in ("png", "svg")},
     },
 }  # fmt: skip
-REPEATED = ("entry", "maps", "runtime", "table")  # options given once for each value
+SPLIT = ("entry", "runtime")  # options whose values are several words
 
 
 class Ended(NamedTuple):
@@ -230,8 +230,8 @@ def command(stage: str, **changes: Any) -> list[str]:
     words = []
     for name, value in options.items():
         values = value if isinstance(value, list) else [value]
-        if name in REPEATED:
-            words += [word for each in values for word in (f"--{name}", *each.split())]
+        if name in SPLIT:
+            words += [f"--{name}", *(word for each in values for word in each.split())]
         elif value is not None:
             words += [f"--{name}", *map(str, values)]
     return [str(SCRIPTS / f"{stage.partition(' ')[0]}.py"), *words]

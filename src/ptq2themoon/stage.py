@@ -15,10 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+import tyro
 
 from ptq2themoon import __version__
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.job import Job
 from ptq2themoon.vocabulary.records import write_json
 
 RECORDED_PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "ppq", "numpy", "pandas", "matplotlib")
@@ -76,6 +79,23 @@ class Stage:
     ) -> None:
         self.name, self.parameters, self.seed, self.device = name, dict(parameters), seed, device
         self.inputs, self.outputs = list(inputs), list(outputs)
+
+    @classmethod
+    def of(cls, job: Job, *, device: str | None = None, extra: Mapping[str, Any] | None = None) -> Stage:
+        """The run of a declared job.
+
+        Args:
+            device: that computes, where the job leaves it open.
+            extra: parameters that only show while it runs, such as the listing of a folder.
+        """
+        return cls(
+            job.stage,
+            inputs=job.inputs(),
+            outputs=job.outputs(),
+            parameters=job.parameters() | dict(extra or {}),
+            seed=job.drawn_with(),
+            device=device or job.runs_on,
+        )
 
     def temporary(self, output: Path) -> Path:
         """Where to write `output` until the stage ends well; keeps the suffix."""
@@ -149,8 +169,29 @@ def _as_others_are_made(path: Path) -> None:
     path.chmod(0o666 & ~mask)
 
 
+J = TypeVar("J", bound=Job)
+
+
+def run_job(main: Callable[[J], None], kind: type[J]) -> None:
+    """Run a stage's `main` on the job that the command line describes; `--help` lists its options."""
+
+    def described() -> None:
+        _refuse_repeated(sys.argv[1:])
+        main(tyro.cli(kind))
+
+    run(described)
+
+
+def _refuse_repeated(words: Sequence[str]) -> None:
+    """Of an option given twice the last would count, in silence."""
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    for option in options:
+        if options.count(option) > 1:
+            raise UserError(f"{option}: given twice; give all its values after one {option}")
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run a stage's `main`; what the user can mend becomes a line on stderr for each thing, and status 2."""
+    """Run `main`; what the user can mend becomes a line on stderr for each thing, and status 2."""
     try:
         main()
     except (UserError, OSError) as error:

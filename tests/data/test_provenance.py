@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_images import arguments, picture, run_script, write_info
 
-from ptq2themoon.provenance.results import expected_results
+from ptq2themoon.provenance.expected import expected_results
 from ptq2themoon.vocabulary.parameters import Params
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,13 +46,14 @@ KINDS: dict[str, tuple[str, dict[str, Any], int | None]] = {
 @pytest.mark.parametrize("name", KINDS)
 def test_recorded_as_expected(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "recipes", "recipes")
     write_all_kinds()
     (kind, *_), (place, more, head) = name.split(), KINDS[name]
     dataset = {"kind": kind, "calibration": place, "evaluation": place, **more}
-    params = Params.from_mapping({**RUN, "datasets": {"d": dataset}}, recipes_dir=ROOT / "recipes")
+    params = Params.from_mapping({**RUN, "datasets": {"d": dataset}})
     expected = {
         result.stage: result
-        for result in expected_results(params, ROOT / "recipes", Path("results"))
+        for result in expected_results(params)
         if result.stage == "list_evaluation" or (result.stage == "draw_calibration" and result.seed == 7)
     }
     drawn, listed = (expected[stage].outputs[0] for stage in ("draw_calibration", "list_evaluation"))

@@ -289,7 +289,7 @@ def test_script_writes_the_same_bytes_as_any_other_process(tmp_path: Path, scrip
         name: write(tmp_path / f"{name}.safetensors", tensors(seed, heads=2))
         for seed, name in enumerate(("fp32", "vanilla"))
     }
-    options = [part for name, path in paths.items() for part in ("--maps", f"{name}={path}")]
+    options = ["--maps", *(f"{name}={path}" for name, path in paths.items())]
     options += ["--dpi", "60", "--image-index", "1", "--rows", "1"]
     done = script("plot_attention.py", *options, *arguments(tmp_path / "a"))
     assert (done.returncode, done.stderr) == (0, "")
@@ -314,7 +314,7 @@ def test_script_refuses_maps_of_other_images(tmp_path: Path, script) -> None:
     other["images"][1] ^= 255
     fp32, vanilla = write(tmp_path / "a.safetensors"), write(tmp_path / "b.safetensors", other)
     done = script(
-        "plot_attention.py", "--maps", f"fp32={fp32}", "--maps", f"vanilla={vanilla}", *arguments(tmp_path)
+        "plot_attention.py", "--maps", f"fp32={fp32}", f"vanilla={vanilla}", *arguments(tmp_path)
     )
     assert done.returncode == 2
     assert done.stderr == "error: --maps vanilla: image 1 is not fp32's; draw all maps from the same images\n"

@@ -191,7 +191,8 @@ def test_script_refuses_an_empty_table(tmp_path: Path, refusal) -> None:
         ("operator,type,role,block,mode,snr\na,b,c,0,local,1\n", [], "no column 'nsr'; did you mean 'snr'?"),
         ("", ["--mode-images", "locl=3"], "unknown mode 'locl'; did you mean 'local'?"),
         ("", ["--mode-images", "local=0"], "must read MODE=N"),
-        ("", ["--table", "vanilla=other.csv"], "the name 'vanilla' is given twice"),
+        ("", ["vanilla=other.csv"], "the name 'vanilla' is given twice"),
+        ("", ["--table", "other=other.csv"], "--table: given twice; give all its values after one --table"),
         ("", ["--dpi", "5"], "--dpi 5: must lie between 50 and 1200"),
     ],
 )

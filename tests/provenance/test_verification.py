@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ptq2themoon.data import FolderSource
-from ptq2themoon.provenance.results import expected_results
+from ptq2themoon.provenance.expected import expected_results
 from ptq2themoon.provenance.verification import Verifier
 from ptq2themoon.stage import Stage, sidecar_path
 from ptq2themoon.vocabulary.parameters import load_params
@@ -123,7 +123,7 @@ def make_run(recipe: str, text: str = "made") -> None:
     made("attention_maps", outputs, inputs, parameters, **more)
     if qparams:
         outputs = [f"{LIGHT}/{folder}/operators.csv", f"{LIGHT}/{folder}/ranking.json"]
-        parameters = {**test, "images": 6, "logits_images": 3, "batch_size": 32}
+        parameters = {**test, "images": 6, "logits_images": 3, "batch_size": 16}
         made("operator_errors", outputs, [*inputs, reference], parameters, **more)
         int8 = [f"{HEAVY}/{folder}/fast/{name}" for name in ("int8.onnx", "deploy.json")]
         made("deploy", int8, [*fused, *qparams], {"mode": "fast", "profile": "onnxruntime"}, text=text)
@@ -177,7 +177,7 @@ def tree(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def problems() -> list[str]:
-    results = expected_results(load_params(Path("params.yaml")), Path("recipes"), Path("results"))
+    results = expected_results(load_params(Path("params.yaml")))
     return list(Verifier(SCHEMA, Path("results/models")).problems(results))
 
 
@@ -423,7 +423,7 @@ def test_a_parameter_that_nobody_expects_is_caught() -> None:
     edit_sidecar(f"{HEAVY}/fused.onnx", parameters={**record["parameters"], "trick": True})
     assert "parameters.trick: recorded true, expected nothing" in only_problem()
     edit_sidecar(f"{HEAVY}/fused.onnx", parameters={})
-    assert "parameters.check_images: recorded nothing, expected a value" in only_problem()
+    assert "parameters.check_images: recorded nothing, expected 16" in only_problem()
 
 
 def test_missing_results_are_named_with_what_to_do() -> None:

@@ -367,7 +367,7 @@ def test_a_recipe_for_a_deeper_model(copy: Path) -> None:
         ("draw_calibration", {"seed": -1}, "seed -1: a whole number from 0 on expected"),
         ("list_evaluation", {"images": 2001}, "2000 images, but 2001 are asked for"),
         ("list_evaluation", {"images": 0}, "0 images of evaluation.safetensors asked for; at least 1"),
-        ("list_evaluation", {"images": -3}, "--images: '-3' is neither a number nor 'all'"),
+        ("list_evaluation", {"images": -3}, "-3 images of evaluation.safetensors asked for; at least 1"),
         ("fuse", {"check_images": 0}, "--check-images 0: must be 1 or more"),
         ("fuse", {"check_images": -1}, "--check-images -1: must be 1 or more"),
         ("operator_errors", {"images": 32}, "--images 32: out/evaluation.csv lists 31 images"),

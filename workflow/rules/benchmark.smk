@@ -1,183 +1,141 @@
+from ptq2themoon.vocabulary.stages.benchmark import (
+    BenchmarkImages,
+    BenchmarkPpq,
+    BenchmarkRuntimes,
+    BenchmarkSimulation,
+    BenchmarkTables,
+    BenchmarkWeights,
+)
+
+
 rule benchmark_weights:
     input:
-        code=code("benchmark_weights"),
+        **inputs(BenchmarkWeights),
     output:
-        weights="results/models/random-{architecture}/weights.safetensors",
-        images="results/models/random-{architecture}/images.safetensors",
+        **outputs(BenchmarkWeights),
     log:
-        "logs/random-{architecture}/benchmark_weights.log",
+        log_of(BenchmarkWeights),
     benchmark:
-        "benchmarks/random-{architecture}/benchmark_weights.tsv"
+        times_of(BenchmarkWeights)
     conda:
-        "../../environment.yml"
-    threads: 1
+        ENVIRONMENT
     resources:
-        mem_mb=4000,
         runtime=10,
     params:
-        images=max(PARAMS.benchmark.images, PARAMS.calibration.check[0]),
+        **settings(BenchmarkWeights),
     message:
         "{wildcards.architecture}: random weights"
     shell:
-        "python workflow/scripts/benchmark_weights.py --architecture {wildcards.architecture} "
-        "--images {params.images} --out {output.weights} --out-images {output.images} > {log} 2>&1"
+        command(BenchmarkWeights)
 
 
 rule benchmark_images:
     input:
-        info="results/models/{model}/model.json",
-        manifest="results/{model}/evaluation.csv",
-        images=image_file("evaluation"),
-        code=code("benchmark_images"),
+        **inputs(BenchmarkImages),
     output:
-        temp("results/benchmarks/{model}/evaluation.safetensors"),
+        **outputs(BenchmarkImages, out=temp),
     log:
-        "logs/{model}/benchmark_images.log",
+        log_of(BenchmarkImages),
     benchmark:
-        "benchmarks/{model}/benchmark_images.tsv"
+        times_of(BenchmarkImages)
     conda:
-        "../../environment.yml"
-    threads: 1
+        ENVIRONMENT
     resources:
-        mem_mb=4000,
         runtime=60,
     params:
-        source=test_images,
-        images=PARAMS.benchmark.evaluation_images,
+        **settings(BenchmarkImages),
     message:
         "{wildcards.model}: images for the benchmark"
     shell:
-        "python workflow/scripts/benchmark_images.py {params.source:q} --info {input.info} "
-        "--manifest {input.manifest} --images {params.images} --out {output} > {log} 2>&1"
+        command(BenchmarkImages)
 
 
 rule benchmark_ppq:
     input:
-        model="results/models/{model}/model.onnx",
-        info="results/models/{model}/model.json",
-        images=benchmark_calibration,
-        code=code("benchmark_ppq"),
+        **inputs(BenchmarkPpq),
     output:
-        temp("results/benchmarks/{model}/ppq.onnx"),
+        **outputs(BenchmarkPpq, out=temp),
     log:
-        "logs/{model}/benchmark_ppq.log",
+        log_of(BenchmarkPpq),
     benchmark:
-        "benchmarks/{model}/benchmark_ppq.tsv"
+        times_of(BenchmarkPpq)
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: ALL_CORES
     resources:
         mem_mb=8000,
         runtime=60,
+    params:
+        **settings(BenchmarkPpq),
     message:
         "{wildcards.model}: PPQ's own INT8 model"
     shell:
-        "python workflow/scripts/benchmark_ppq.py --model {input.model} --info {input.info} "
-        "--images {input.images} --out {output} > {log} 2>&1"
+        command(BenchmarkPpq)
 
 
 rule benchmark_runtimes:
     input:
-        python=peers_python,
-        model="results/models/{model}/model.onnx",
-        info="results/models/{model}/model.json",
-        int8=lambda wildcards: list(deployed(wildcards).values()),
-        calibration=benchmark_calibration,
-        evaluation=evaluated,
-        ppq="results/benchmarks/{model}/ppq.onnx",
-        code=code("benchmark_runtimes"),
+        **inputs(BenchmarkRuntimes, python=peers_python),
     output:
-        machine="results/benchmarks/{model}/machine.json",
-        latency="results/benchmarks/{model}/latency.csv",
-        peers="results/benchmarks/{model}/peers.csv",
-        operators="results/benchmarks/{model}/operators.csv",
+        **outputs(BenchmarkRuntimes),
     log:
-        "logs/{model}/benchmark_runtimes.log",
+        log_of(BenchmarkRuntimes),
     benchmark:
-        "benchmarks/{model}/benchmark_runtimes.tsv"
+        times_of(BenchmarkRuntimes)
     conda:
-        "../../environment.yml"  # of the shell; the tools that are compared have .venv-peers
+        ENVIRONMENT
     threads: ALL_CORES
     resources:
         mem_mb=12000,
         runtime=120,
     params:
-        ours=lambda wildcards: flags("--ours", *zip(*deployed(wildcards).items())),
-        evaluation=lambda wildcards, input: option("--evaluation", input.evaluation),
-        batches=PARAMS.benchmark.batches,
-        rounds=PARAMS.benchmark.rounds,
-        threads=PARAMS.benchmark.threads,
+        **settings(BenchmarkRuntimes),
     message:
         "{wildcards.model}: our models and other tools', by turns"
     shell:
-        "PYTHONPATH=src {input.python} workflow/scripts/benchmark_runtimes.py --name {wildcards.model} "
-        "--model {input.model} --info {input.info} {params.ours:q} --ppq {input.ppq} "
-        "--calibration {input.calibration} {params.evaluation:q} --batches {params.batches} "
-        "--rounds {params.rounds} --threads {params.threads} --out-machine {output.machine} "
-        "--out-latency {output.latency} --out-peers {output.peers} --out-operators {output.operators} "
-        "> {log} 2>&1"
+        command(BenchmarkRuntimes, python="PYTHONPATH=src {input.python}")
 
 
 rule benchmark_simulation:
     input:
-        graph="results/models/{model}/fused.onnx",
-        fusion="results/models/{model}/fusion.json",
-        info="results/models/{model}/model.json",
-        qparams=lambda wildcards: [
-            f"results/models/{wildcards.model}/{PARAMS.recipes[0]}/{benchmark_key(wildcards)}/qparams.{kind}"
-            for kind in ("json", "safetensors")
-        ],
-        int8=lambda wildcards: deployed(wildcards)[f"{PARAMS.recipes[0]}/faithful"],
-        images=benchmark_calibration,
-        recipe=f"recipes/{PARAMS.recipes[0]}.yaml",
-        code=code("benchmark_simulation"),
+        **inputs(BenchmarkSimulation),
     output:
-        "results/benchmarks/{model}/simulation.csv",
+        **outputs(BenchmarkSimulation),
     log:
-        "logs/{model}/benchmark_simulation.log",
+        log_of(BenchmarkSimulation),
     benchmark:
-        "benchmarks/{model}/benchmark_simulation.tsv"
+        times_of(BenchmarkSimulation)
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: ALL_CORES
     resources:
         mem_mb=8000,
         runtime=120,
     params:
-        bits=PARAMS.bits[0],
-        rounds=PARAMS.benchmark.simulation_rounds,
-        threads=PARAMS.benchmark.threads,
+        **settings(BenchmarkSimulation),
     message:
         "{wildcards.model}: simulation and calibration, PPQ's and ours"
     shell:
-        "python workflow/scripts/benchmark_simulation.py --name {wildcards.model} --model results/models/{wildcards.model} "
-        "--qparams {input.qparams} --int8 {input.int8} "
-        "--recipe {input.recipe} --bits {params.bits} --images {input.images} --rounds {params.rounds} "
-        "--threads {params.threads} --out {output} > {log} 2>&1"
+        command(BenchmarkSimulation)
 
 
 rule benchmark:
     input:
-        machines=expand("results/benchmarks/{model}/machine.json", model=BENCHMARKED),
-        tables=expand(
-            "results/benchmarks/{model}/{table}.csv", model=BENCHMARKED, table=[*TABLES, "simulation"]
-        ),
-        code=code("benchmark_tables"),
+        **inputs(BenchmarkTables),
     output:
-        markdown="results/benchmarks/benchmarks.md",
-        tables=expand("results/benchmarks/{table}.csv", table=[*TABLES, "simulation"]),
+        **outputs(BenchmarkTables),
     log:
-        "logs/benchmark_tables.log",
+        log_of(BenchmarkTables),
     benchmark:
-        "benchmarks/benchmark_tables.tsv"
+        times_of(BenchmarkTables)
     conda:
-        "../../environment.yml"
-    threads: 1
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
+    params:
+        **settings(BenchmarkTables),
     message:
         "Tables of the benchmark"
     shell:
-        "python workflow/scripts/benchmark_tables.py --machine {input.machines} --table {input.tables} "
-        "--out-md {output.markdown} --out-tables {output.tables} > {log} 2>&1"
+        command(BenchmarkTables)

@@ -1,31 +1,24 @@
+from ptq2themoon.vocabulary.stages.calibrate import Calibrate
+
+
 rule calibrate:
     input:
-        graph="results/models/{model}/fused.onnx",
-        fusion="results/models/{model}/fusion.json",
-        info="results/models/{model}/model.json",
-        images="results/models/{model}/calibration-n{images}-s{seed}.safetensors",
-        recipe=recipe_files,
-        code=lambda wildcards: code("calibrate", [wildcards.recipe]),
+        **inputs(Calibrate, recipes=of_recipe),
     output:
-        qparams="results/models/{model}/{recipe}/{bits}-n{images}-s{seed}/qparams.json",
-        arrays="results/models/{model}/{recipe}/{bits}-n{images}-s{seed}/qparams.safetensors",
+        **outputs(Calibrate),
     log:
-        "logs/{model}/{recipe}/{bits}-n{images}-s{seed}/calibrate.log",
+        log_of(Calibrate),
     benchmark:
-        "benchmarks/{model}/{recipe}/{bits}-n{images}-s{seed}/calibrate.tsv"
+        times_of(Calibrate)
+    priority: 40  # all else waits for it
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: SHARE
     resources:
-        mem_mb=4000,
         runtime=60,
     params:
-        batch_size=PARAMS.calibration.batch_size,
-        device=PARAMS.device,
+        **settings(Calibrate),
     message:
         "{wildcards.model}, {wildcards.recipe}: calibrate at {wildcards.bits} on {wildcards.images} images"
     shell:
-        "python workflow/scripts/calibrate.py --model results/models/{wildcards.model} "
-        "--recipe recipes/{wildcards.recipe}.yaml --bits {wildcards.bits} "
-        "--images {input.images} --batch-size {params.batch_size} --seed {wildcards.seed} --device {params.device} "
-        "--out {output.qparams} --out-arrays {output.arrays} > {log} 2>&1"
+        command(Calibrate)

@@ -1,23 +1,22 @@
-# The checked parameters, the names of all results, and what several rules have in common.
+# The checked parameters, and what a rule takes from the declaration of its stage.
 import ast
-import json
 import re
-from functools import cache
-from itertools import product
+from functools import cache, partial
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from ptq2themoon.vocabulary.parameters import Dataset, Params
-from ptq2themoon.vocabulary.modes import MODES
+from ptq2themoon.vocabulary import benchmark_layout, layout, study_layout
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.model_source import Source
+from ptq2themoon.vocabulary.job import Input, Machine, Output, Setting, words
+from ptq2themoon.vocabulary.modes import MODES
+from ptq2themoon.vocabulary.parameters import Params
 from ptq2themoon.vocabulary.recipes import load_recipe
-from ptq2themoon.vocabulary.study import AUTO, BASE, CHANNELWISE, CUSTOMIZED, NORMS
+from ptq2themoon.vocabulary.study import AUTO, BASE, CHANNELWISE
 from ptq2themoon.vocabulary.validation import read_yaml
 
-PACKAGE = Path(workflow.basedir, "src/ptq2themoon")
-FIGURES = ("top1", "errors_along_network", "attention_overview", "attention_heads")
+ROOT = Path(workflow.basedir)
+ENVIRONMENT = "../../environment.yml"
 
 
 def checked(make):
@@ -36,218 +35,201 @@ FROM = ", ".join(map(str, workflow.configfiles)) or "--config"
 PARAMS = checked(lambda: Params.from_mapping(config, FROM))
 checked(lambda: PARAMS.check_files(FROM))
 
-# The models of the benchmark alone, by the name of their folder.
-RANDOM = PARAMS.benchmark.random
-
-# What `snakemake study` adds.
-STUDY = PARAMS.study
-RECIPES = list(dict.fromkeys([*PARAMS.recipes, *PARAMS.benchmark.recipes, *STUDY.recipes, BASE, CHANNELWISE]))
-
-# What is quantized and how often: (recipe, bits, calibration images, seed).
-RUNS = list(product(PARAMS.recipes, PARAMS.bits, [PARAMS.calibration.images], PARAMS.calibration.seeds))
-KEYS = {run: f"{run[1]}-n{run[2]}-s{run[3]}" for run in RUNS}
-
-# The draw of images that the fused graph is checked on.
-CHECK = "n{}-s{}".format(*PARAMS.calibration.check)
+# All recipes that any target needs.
+RECIPES = list(
+    dict.fromkeys([*PARAMS.recipes, *PARAMS.benchmark.recipes, *PARAMS.study.recipes, BASE, CHANNELWISE])
+)
+RUNS = layout.runs_of(PARAMS, "")
 
 # Cores of a job that runs a model: those of this machine shared by the runs; on a cluster, a few.
 SHARE = max(1, workflow.cores // len(RUNS)) if workflow.cores else 4
+# Timed models are one after the other on a machine of their own: each job takes all cores.
+ALL_CORES = workflow.cores or PARAMS.benchmark.threads
 
 
-def all_results():
-    """Every file that DVC or git keeps: with one of them gone, the rule that makes it runs."""
-    files = [f"results/summary.{kind}" for kind in ("csv", "md", "json")]
-    for model in PARAMS.models:
-        heavy, small = f"results/models/{model}", f"results/{model}"
-        files += [f"{heavy}/{name}" for name in ("model.onnx", "model.json", "fused.onnx", "fusion.json")]
-        files += [f"{small}/evaluation.csv", f"{small}/fp32/metrics.json"]
-        files += [f"{small}/figures/{figure}.{kind}" for figure in FIGURES for kind in ("png", "svg")]
-        files += [f"{heavy}/calibration-{CHECK}.safetensors"]
-        files += [f"{heavy}/calibration-n{run[2]}-s{run[3]}.safetensors" for run in RUNS]
-        files += [f"{heavy}/fp32/{name}.safetensors" for name in ("reference", "attention_maps")]
-        for name in (
-            *("qparams.json", "qparams.safetensors"),
-            *("simulated.safetensors", "attention_maps.safetensors"),
-        ):
-            files += of_runs(model, f"results/models/{{model}}/{{recipe}}/{{key}}/{name}")
-        for name in ("metrics.json", "attention.csv", "operators.csv", "ranking.json"):
-            files += of_runs(model, f"results/{{model}}/{{recipe}}/{{key}}/{name}")
-        for mode in PARAMS.deploy.modes:
-            for name in ("int8.onnx", "deploy.json"):
-                files += of_runs(model, f"results/models/{{model}}/{{recipe}}/{{key}}/{mode}/{name}")
-        for name in ("runtime.json", "runtime_operators.csv") if PARAMS.deploy.modes else ():
-            files += of_runs(model, f"results/{{model}}/{{recipe}}/{{key}}/{name}")
-    return files
+def inputs(stage, recipes=(), **more):
+    """The files that a stage reads, by option; its code is one of them.
+
+    Args:
+        recipes: a function of the wildcards, or names, of recipes whose methods the stage calls.
+    """
+    found = {name: files_of(stage, name) for name in stage.marked(Input)}
+    if "kind" in stage.model_fields:
+        found["dataset"] = partial(dataset_files, stage)
+    return {**found, "code": partial(code, stage, recipes), **more}
 
 
-def of_runs(model, pattern):
-    """`pattern` for each recipe, bits and seed of a model."""
-    return [pattern.format(model=model, recipe=run[0], key=KEYS[run]) for run in RUNS]
+def files_of(stage, name):
+    """The files of one option: a pattern where they are the same for all wildcards."""
+    mark = stage.marked(Input)[name]
+    if isinstance(mark.path, str) and mark.files is None:
+        return mark.path
+    return lambda wildcards: checked(lambda: [str(file) for file in files_read(stage, name, wildcards)])
 
 
-def of_quantized(pattern):
-    """The same as an input function."""
-    return lambda wildcards: of_runs(wildcards.model, pattern)
+def files_read(stage, name, wildcards):
+    mark = stage.marked(Input)[name]
+    for path in words(stage.given(name, PARAMS, wildcards)):
+        path = Path(path.rpartition("=")[2])
+        yield from mark.files(path) if mark.files else [path]
 
 
-def run_names():
-    """How figures call each run: by recipe, and by bits and seed where there are several."""
-    several_bits, several_seeds = len(PARAMS.bits) > 1, len(PARAMS.calibration.seeds) > 1
-    return [
-        " ".join([recipe, *[bits] * several_bits, *[f"s{seed}"] * several_seeds])
-        for recipe, bits, _, seed in RUNS
-    ]
+def dataset_files(stage, wildcards):
+    """The file of a data set that is one; images that are files themselves are not tracked."""
+    if stage.given("kind", PARAMS, wildcards) not in ("arrays", "csv"):
+        return []
+    return [stage.given("source", PARAMS, wildcards)]
 
 
-def option(flag, value):
-    """FLAG VALUE, or nothing."""
-    return [flag, value] if value else []
+def outputs(stage, **wrapped):
+    """The files that a stage writes, by option; `wrapped` says what marks one of them, such as `temp`."""
+    found = {name: mark.path for name, mark in stage.marked(Output).items() if not callable(mark.path)}
+    found = {name: list(path) if isinstance(path, tuple) else path for name, path in found.items()}
+    return found | {name: wrap(found[name]) for name, wrap in wrapped.items()}
 
 
-def flags(flag, names, values):
-    """FLAG NAME=VALUE FLAG NAME=VALUE …"""
-    pairs = zip(names, values, strict=True)
-    return [word for name, value in pairs for word in (flag, f"{name}={value}")]
+def settings(stage):
+    """The parameters of a stage, by option: their values, or for those that may be left out the words."""
+    marked = stage.marked((Input, Setting))
+    return {name: setting(stage, name) for name in marked if takes_params(stage, name)}
 
 
-def code(script, recipes=()):
-    """A script, and the modules of the package that it imports, directly or not: its inputs too.
+def setting(stage, name):
+    def value(wildcards):
+        given = checked(lambda: stage.given(name, PARAMS, wildcards))
+        if not may_be_absent(stage, name):
+            return words(given) if isinstance(given, list | tuple) else given
+        return option(name, given)
+
+    return value
+
+
+def takes_params(stage, name):
+    """Whether the command has an option from `params`: of files only those that are not named as they are."""
+    mark = stage.marks()[name]
+    return isinstance(mark, Setting) or (
+        isinstance(mark, Input) and (mark.files is not None or callable(mark.path) or stage.is_optional(name))
+    )
+
+
+def may_be_absent(stage, name):
+    return stage.is_optional(name) or isinstance(stage.marks()[name], Input)
+
+
+def option(name, given):
+    """The words of an option; none where there is nothing to say."""
+    flag = f"--{name.replace('_', '-')}"
+    if given is True:
+        return [flag]
+    return [] if given is False or not words(given) else [flag, *words(given)]
+
+
+def command(stage, python="python"):
+    """The command that runs a stage, from the options that its rule knows."""
+    parts = [f"{python} {script(stage)}"]
+    for name, mark in stage.marks().items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(mark, Machine):
+            parts.append(f"{flag} {mark.value}")
+        elif isinstance(mark, Output) and not callable(mark.path):
+            parts.append(f"{flag} {{output.{name}:q}}")
+        elif takes_params(stage, name):
+            parts.append(
+                f"{{params.{name}:q}}" if may_be_absent(stage, name) else f"{flag} {{params.{name}:q}}"
+            )
+        elif isinstance(mark, Input):
+            parts.append(f"{flag} {{input.{name}:q}}")
+    return " ".join([*parts, "> {log} 2>&1"])
+
+
+def script(stage):
+    return f"workflow/scripts/{getattr(stage, 'script', stage.stage)}.py"
+
+
+def log_of(stage):
+    return str(Path("logs", stage.where, f"{stage.stage}.log"))
+
+
+def times_of(stage):
+    """Where Snakemake writes the time and memory of a job."""
+    return str(Path("benchmarks", stage.where, f"{stage.stage}.tsv"))
+
+
+def shown(caption, category, **labels):
+    """Marks a file, or the PNG among several, for the report."""
+    mark = partial(report, caption=f"../report/{caption}.rst", category=category, **labels)
+
+    def wrap(files):
+        if isinstance(files, str):
+            return mark(files)
+        return [mark(file) if file.endswith(".png") else file for file in files]
+
+    return wrap
+
+
+def figure(caption, label):
+    """Marks a figure of the pipeline for the report."""
+    return shown(caption, "{model}", subcategory="Figures", labels={"figure": label})
+
+
+def table(caption, label):
+    """Marks a table of one run for the report."""
+    labels = {"table": label, "recipe": "{recipe}", "key": "{key}"}
+    return shown(caption, "{model}", subcategory="Tables", labels=labels)
+
+
+def code(stage, recipes=(), wildcards=None):
+    """A stage's script and the modules that it imports, directly or not: its inputs too.
 
     So are the methods of recipes, which are imported by their names.
     """
-    found = [Path(workflow.basedir, f"workflow/scripts/{script}.py")]
-    found += [PACKAGE / "methods" / f"{name}.py" for name in methods_of(recipes)]
+    names = recipes(wildcards) if callable(recipes) else recipes
+    methods = [ROOT / f"src/ptq2themoon/methods/{name}.py" for name in methods_of(names)]
+    found = [ROOT / script(stage), *methods]
     for path in found:
         found += [module for module in imported(path) if module not in found]
-    return [str(path.relative_to(workflow.basedir)) for path in found]
+    return [str(path.relative_to(ROOT)) for path in found]
 
 
 @cache
 def imported(path):
-    """The modules of the package that a file imports itself."""
+    """The modules of the package that a file imports itself when it runs."""
     found = {}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in executed(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ptq2themoon"):
-            parts = node.module.split(".")[1:]
-            names = [PACKAGE.joinpath(*parts, alias.name).with_suffix(".py") for alias in node.names]
-            package = PACKAGE.joinpath(*parts, "__init__.py")
-            for module in [PACKAGE.joinpath(*parts).with_suffix(".py"), package, *names]:
+            place = ROOT.joinpath("src", *node.module.split("."))
+            names = [(place / alias.name).with_suffix(".py") for alias in node.names]
+            packages = [
+                folder / "__init__.py" for folder in (place, *place.parents) if ROOT / "src" in folder.parents
+            ]
+            for module in [place.with_suffix(".py"), *packages, *names]:
                 if module.is_file():
                     found[module] = None
     return list(found)
 
 
+def executed(tree):
+    """The nodes of a module, but for what only type checkers read."""
+    waiting = [tree]
+    for node in waiting:
+        yield node
+        for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        waiting += node.orelse if for_types else ast.iter_child_nodes(node)
+
+
+@cache
 def methods_of(recipes):
     """Names of the methods that recipes call."""
-    loaded = [checked(lambda: load_recipe(Path(f"recipes/{name}.yaml"))) for name in recipes]
+    loaded = [checked(lambda: load_recipe(Path(layout.RECIPE.format(recipe=name)))) for name in recipes]
     return list(dict.fromkeys(call.name for recipe in loaded for call in recipe.methods))
 
 
-def model_of(wildcards):
-    return (PARAMS.models | RANDOM)[wildcards.model]
-
-
-def weights(wildcards):
-    """The local files that hold a model, if it has any."""
-    model = model_of(wildcards)
-    return [str(path) for path in Source(model.source, model.checkpoint and Path(model.checkpoint)).files()]
-
-
-def preprocessing_changes(wildcards):
-    """What params.yaml sets of a model's preprocessing, as JSON."""
-    changes = model_of(wildcards).preprocessing
-    return json.dumps(changes.given() if changes else {})
-
-
-def dataset_of(wildcards):
-    if wildcards.model in RANDOM:
-        images = f"results/models/{wildcards.model}/images.safetensors"
-        return Dataset(kind="arrays", calibration=images, evaluation=images)
-    return PARAMS.datasets[model_of(wildcards).dataset]
-
-
-def image_file(part):
-    """The file for `calibration` or `evaluation`; images that are files themselves are not tracked."""
-
-    def files(wildcards):
-        dataset = dataset_of(wildcards)
-        return [getattr(dataset, part)] if dataset.kind in ("arrays", "csv") else []
-
-    return files
-
-
-def images_for(wildcards, part):
-    """Arguments that name the images for `calibration` or `evaluation`."""
-    dataset = dataset_of(wildcards)
-    return ["--kind", dataset.kind, "--source", getattr(dataset, part)]
-
-
-def drawn_from(part):
-    """The same, and how they get their labels."""
-    return lambda wildcards: images_for(wildcards, part) + option("--classes", dataset_of(wildcards).classes)
+def of_recipe(wildcards):
+    """The recipe of a job."""
+    return (wildcards.recipe,)
 
 
 def decoders(wildcards):
     """Threads that decode images; arrays need none."""
-    return 1 if dataset_of(wildcards).kind == "arrays" else 4
-
-
-def recipe_files(wildcards):
-    """A recipe and those that it extends."""
-    return [
-        str(path) for path in checked(lambda: load_recipe(Path(f"recipes/{wildcards.recipe}.yaml"))).sources
-    ]
-
-
-def fused_model(script, recipes=()):
-    """Inputs of every rule that runs a fused model on the evaluation images, or quantizes by recipes."""
-    return {
-        "graph": "results/models/{model}/fused.onnx",
-        "fusion": "results/models/{model}/fusion.json",
-        "info": "results/models/{model}/model.json",
-        "manifest": "results/{model}/evaluation.csv",
-        "images": image_file("evaluation"),
-        "code": code(script, recipes),
-    }
-
-
-def qparams(wildcards):
-    """The quantization parameters of a variant `recipe/key`; none for `fp32`."""
-    if wildcards.variant == "fp32":
-        return []
-    return [
-        f"results/models/{wildcards.model}/{wildcards.variant}/qparams.{kind}"
-        for kind in ("json", "safetensors")
-    ]
-
-
-def summary_entries():
-    """--entry MODEL RECIPE BITS IMAGES SEED METRICS for each row of the summary, and --runtime alike."""
-    for model in PARAMS.models:
-        yield from ("--entry", model, "fp32", "fp32", "-", "-", f"results/{model}/fp32/metrics.json")
-        for run, metrics in zip(RUNS, of_runs(model, "results/{model}/{recipe}/{key}/metrics.json")):
-            yield from ("--entry", model, *map(str, run), metrics)
-            if PARAMS.deploy.modes:
-                yield from ("--runtime", model, *map(str, run), metrics.replace("metrics", "runtime"))
-
-
-def shown(name, label):
-    """The PNG of a figure, for the report."""
-    return report(
-        f"results/{{model}}/figures/{name}.png",
-        caption=f"../report/{name}.rst",
-        category="{model}",
-        subcategory="Figures",
-        labels={"figure": label},
-    )
-
-
-def test_images(wildcards):
-    """Arguments that name the evaluation images of a model."""
-    return images_for(wildcards, "evaluation")
-
-
-# Outputs of a model for all evaluation images: in floating point, and of a simulation.
-REFERENCE = "results/models/{model}/fp32/reference.safetensors"
-SIMULATED = "results/models/{model}/{recipe}/{key}/simulated.safetensors"
-QPARAMS = multiext("results/models/{model}/{recipe}/{key}/qparams", ".json", ".safetensors")
+    model = PARAMS.every_model[wildcards.model]
+    return 1 if PARAMS.every_dataset[model.dataset].kind == "arrays" else 4

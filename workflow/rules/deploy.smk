@@ -1,66 +1,44 @@
+from ptq2themoon.vocabulary.stages.deploy import Deploy, VerifyRuntime
+
+
 rule deploy:
     input:
-        graph="results/models/{model}/fused.onnx",
-        fusion="results/models/{model}/fusion.json",
-        info="results/models/{model}/model.json",
-        qparams=QPARAMS,
-        code=code("deploy"),
+        **inputs(Deploy),
     output:
-        model="results/models/{model}/{recipe}/{key}/{mode}/int8.onnx",
-        report="results/models/{model}/{recipe}/{key}/{mode}/deploy.json",
+        **outputs(Deploy),
     log:
-        "logs/{model}/{recipe}/{key}/{mode}/deploy.log",
+        log_of(Deploy),
     benchmark:
-        "benchmarks/{model}/{recipe}/{key}/{mode}/deploy.tsv"
+        times_of(Deploy)
+    priority: 30  # the check in the runtime waits for it
     conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=15,
+        ENVIRONMENT
+    params:
+        **settings(Deploy),
     message:
         "{wildcards.model}, {wildcards.recipe}: INT8 model, {wildcards.mode}"
     shell:
-        "python workflow/scripts/deploy.py --model results/models/{wildcards.model} "
-        "--qparams {input.qparams} --mode {wildcards.mode} "
-        "--out {output.model} --out-report {output.report} > {log} 2>&1"
+        command(Deploy)
 
 
 rule verify_runtime:
     input:
-        **fused_model("verify_runtime"),
-        qparams=QPARAMS,
-        reference=REFERENCE,
-        simulated=SIMULATED,
-        models=expand(
-            "results/models/{{model}}/{{recipe}}/{{key}}/{mode}/int8.onnx", mode=PARAMS.deploy.modes
-        ),
-        reports=expand(
-            "results/models/{{model}}/{{recipe}}/{{key}}/{mode}/deploy.json", mode=PARAMS.deploy.modes
-        ),
+        **inputs(VerifyRuntime),
     output:
-        metrics="results/{model}/{recipe}/{key}/runtime.json",
-        operators="results/{model}/{recipe}/{key}/runtime_operators.csv",
+        **outputs(VerifyRuntime),
     log:
-        "logs/{model}/{recipe}/{key}/verify_runtime.log",
+        log_of(VerifyRuntime),
     benchmark:
-        "benchmarks/{model}/{recipe}/{key}/verify_runtime.tsv"
+        times_of(VerifyRuntime)
+    priority: 10
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: SHARE
     resources:
-        mem_mb=4000,
         runtime=60,
     params:
-        source=test_images,
-        device=PARAMS.device,
-        batch_size=PARAMS.evaluation.batch_size,
+        **settings(VerifyRuntime),
     message:
         "{wildcards.model}, {wildcards.recipe}: INT8 models in ONNX Runtime against the simulation"
     shell:
-        "python workflow/scripts/verify_runtime.py --model results/models/{wildcards.model} "
-        "--manifest {input.manifest} {params.source:q} --device {params.device} "
-        "--qparams {input.qparams} --int8 {input.models} --deployed {input.reports} "
-        "--reference {input.reference} --simulated {input.simulated} "
-        "--batch-size {params.batch_size} --threads {threads} "
-        "--out {output.metrics} --out-operators {output.operators} > {log} 2>&1"
+        command(VerifyRuntime)

@@ -1,106 +1,116 @@
+from ptq2themoon.vocabulary.stages.evaluate import (
+    AttentionMaps,
+    Evaluate,
+    OperatorErrors,
+    Reference,
+    Summarize,
+)
+
+
 rule reference:
     input:
-        **fused_model("reference"),
+        **inputs(Reference),
     output:
-        metrics="results/{model}/fp32/metrics.json",
-        reference=REFERENCE,
+        **outputs(Reference),
     log:
-        "logs/{model}/fp32/reference.log",
+        log_of(Reference),
     benchmark:
-        "benchmarks/{model}/fp32/reference.tsv"
+        times_of(Reference)
     priority: 50  # much waits for it
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: SHARE
     resources:
-        mem_mb=4000,
         runtime=60,
     params:
-        source=test_images,
-        device=PARAMS.device,
-        batch_size=PARAMS.evaluation.batch_size,
-        block=PARAMS.attention.block,
+        **settings(Reference),
     message:
         "{wildcards.model}: floating point on all evaluation images"
     shell:
-        "python workflow/scripts/reference.py --model results/models/{wildcards.model} "
-        "--manifest {input.manifest} {params.source:q} --device {params.device} --batch-size {params.batch_size} "
-        "--block {params.block} --out {output.metrics} --out-reference {output.reference} > {log} 2>&1"
+        command(Reference)
 
 
 rule evaluate_quantized:
     input:
-        **fused_model("evaluate"),
-        qparams=QPARAMS,
-        reference=REFERENCE,
+        **inputs(Evaluate),
     output:
-        metrics="results/{model}/{recipe}/{key}/metrics.json",
-        attention=report(
-            "results/{model}/{recipe}/{key}/attention.csv",
-            caption="../report/attention.rst",
-            category="{model}",
-            subcategory="Tables",
-            labels={"table": "attention fidelity", "recipe": "{recipe}", "key": "{key}"},
-        ),
-        simulated=SIMULATED,
+        **outputs(Evaluate, out_attention=table("attention", "attention fidelity")),
     log:
-        "logs/{model}/{recipe}/{key}/evaluate.log",
+        log_of(Evaluate),
     benchmark:
-        "benchmarks/{model}/{recipe}/{key}/evaluate.tsv"
+        times_of(Evaluate)
+    priority: 20  # the check in the runtime waits for it
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: SHARE
     resources:
-        mem_mb=4000,
         runtime=120,
     params:
-        source=test_images,
-        device=PARAMS.device,
-        batch_size=PARAMS.evaluation.batch_size,
-        block=PARAMS.attention.block,
+        **settings(Evaluate),
     message:
         "{wildcards.model}, {wildcards.recipe}: evaluate {wildcards.key}"
     shell:
-        "python workflow/scripts/evaluate.py --model results/models/{wildcards.model} "
-        "--manifest {input.manifest} {params.source:q} --device {params.device} --batch-size {params.batch_size} "
-        "--block {params.block} --qparams {input.qparams} --reference {input.reference} "
-        "--out {output.metrics} --out-attention {output.attention} --out-simulated {output.simulated} "
-        "> {log} 2>&1"
+        command(Evaluate)
+
+
+rule operator_errors:
+    input:
+        **inputs(OperatorErrors),
+    output:
+        **outputs(OperatorErrors, out=table("operators", "operator errors")),
+    log:
+        log_of(OperatorErrors),
+    benchmark:
+        times_of(OperatorErrors)
+    conda:
+        ENVIRONMENT
+    threads: SHARE
+    resources:
+        runtime=120,
+    params:
+        **settings(OperatorErrors),
+    message:
+        "{wildcards.model}, {wildcards.recipe}: error of every operator, three ways"
+    shell:
+        command(OperatorErrors)
+
+
+rule attention_maps:
+    input:
+        **inputs(AttentionMaps),
+    output:
+        **outputs(AttentionMaps),
+    log:
+        log_of(AttentionMaps),
+    benchmark:
+        times_of(AttentionMaps)
+    conda:
+        ENVIRONMENT
+    params:
+        **settings(AttentionMaps),
+    message:
+        "{wildcards.model}, {wildcards.variant}: attention maps"
+    shell:
+        command(AttentionMaps)
 
 
 rule summarize:
     input:
-        float=expand("results/{model}/fp32/metrics.json", model=PARAMS.models),
-        quantized=[
-            path
-            for model in PARAMS.models
-            for path in of_runs(model, "results/{model}/{recipe}/{key}/metrics.json")
-        ],
-        runtime=[
-            path
-            for model in PARAMS.models
-            for path in of_runs(model, "results/{model}/{recipe}/{key}/runtime.json")
-            if PARAMS.deploy.modes
-        ],
-        code=code("summarize"),
+        **inputs(Summarize, metrics=list(map(str, Summarize.of(PARAMS, None).inputs()))),
     output:
-        csv=report("results/summary.csv", caption="../report/summary.rst", category="Summary"),
-        markdown="results/summary.md",
-        json="results/summary.json",
+        **outputs(Summarize, out_csv=shown("summary", "Summary")),
     log:
-        "logs/summarize.log",
+        log_of(Summarize),
     benchmark:
-        "benchmarks/summarize.tsv"
+        times_of(Summarize)
     conda:
-        "../../environment.yml"
-    threads: 1
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
     params:
-        entries=list(summary_entries()),
+        **settings(Summarize),
     message:
         "Summarize all models and recipes"
     shell:
-        "python workflow/scripts/summarize.py {params.entries:q} "
-        "--out-csv {output.csv} --out-md {output.markdown} --out-json {output.json} > {log} 2>&1"
+        command(Summarize)

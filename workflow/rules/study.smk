@@ -1,335 +1,279 @@
+from ptq2themoon.vocabulary.stages.study import (
+    StudyAblation,
+    StudyAuto,
+    StudyBits,
+    StudyFusion,
+)
+from ptq2themoon.vocabulary.stages.study_tables import (
+    PlotStudyAblation,
+    PlotStudyFusion,
+    PlotStudyModels,
+    PlotStudyPublished,
+    PlotStudyRanking,
+    StudyModels,
+    StudyTable,
+)
+
+
 rule study_bits:
     input:
-        **fused_model("study_bits"),
-        reference=REFERENCE,
-        calibration=study_calibration(STUDY.seeds[0]),
-        recipe=lambda wildcards: recipe_chain(BASE),
+        **inputs(StudyBits),
     output:
-        bits="results/{model}/study/bits.json",
-        metrics="results/{model}/study/fp32.json",
+        **outputs(StudyBits),
     log:
-        "logs/{model}/study/bits.log",
+        log_of(StudyBits),
     benchmark:
-        "benchmarks/{model}/study_bits.tsv"
+        times_of(StudyBits)
     priority: 50  # much waits for it
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: SHARE
     resources:
-        mem_mb=4000,
         runtime=120,
     params:
-        source=test_images,
-        device=PARAMS.device,
-        recipe=BASE,
-        bits=STUDY.bits[1:],
-        loss=STUDY.loss,
-        calibration_batch_size=PARAMS.calibration.batch_size,
-        images=STUDY.images,
-        batch_size=PARAMS.evaluation.batch_size,
-        block=PARAMS.attention.block,
+        **settings(StudyBits),
     message:
-        "{wildcards.model}: the first bits at which {params.recipe} loses more than {params.loss} points"
+        "{wildcards.model}: the first bits at which a recipe loses more than {params.loss} points"
     shell:
-        "python workflow/scripts/study_bits.py --model results/models/{wildcards.model} "
-        "--manifest {input.manifest} {params.source:q} --device {params.device} "
-        "--recipe recipes/{params.recipe}.yaml --bits {params.bits} --loss {params.loss} "
-        "--calibration {input.calibration} --calibration-batch-size {params.calibration_batch_size} "
-        "--reference {input.reference} --images {params.images} --batch-size {params.batch_size} "
-        "--block {params.block} --out {output.bits} --out-metrics {output.metrics} > {log} 2>&1"
+        command(StudyBits)
 
 
 rule study_auto:
     input:
-        graph="results/models/{model}/fused.onnx",
-        fusion="results/models/{model}/fusion.json",
-        info="results/models/{model}/model.json",
-        narrow="results/{model}/study/bits.json",
-        calibration=study_calibration(STUDY.seeds[0]),
-        recipes=lambda wildcards: recipe_chain(BASE, CHANNELWISE),
-        code=code("study_auto"),
+        **inputs(StudyAuto),
     output:
-        recipe=f"results/{{model}}/study/{AUTO}.yaml",
-        ranking=studied(
-            "ranking.csv", "2 Which operators", caption="ranking_table", shows="Ranking, all numbers"
+        **outputs(
+            StudyAuto, out_ranking=studied("ranking_table", "2 Which operators", "Ranking, all numbers")
         ),
-        search="results/{model}/study/search.csv",
     log:
-        "logs/{model}/study/auto.log",
+        log_of(StudyAuto),
     benchmark:
-        "benchmarks/{model}/study_auto.tsv"
+        times_of(StudyAuto)
     priority: 50  # much waits for it
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: SHARE
     resources:
-        mem_mb=4000,
         runtime=240,
     params:
-        device=PARAMS.device,
-        base=BASE,
-        channelwise=CHANNELWISE,
-        batch_size=PARAMS.calibration.batch_size,
-        images=STUDY.ranking_images,
-        share=STUDY.share,
-        seed=STUDY.seeds[0],
+        **settings(StudyAuto),
     message:
-        "{wildcards.model}: rank what a scale a channel gains, and find the recipe that needs fewest"
+        "{wildcards.model}: rank what per-channel scales gain, and find the recipe that needs fewest"
     shell:
-        "python workflow/scripts/study_auto.py --model results/models/{wildcards.model} "
-        "--device {params.device} --base recipes/{params.base}.yaml "
-        "--channelwise recipes/{params.channelwise}.yaml --bits-from {input.narrow} "
-        "--calibration {input.calibration} --batch-size {params.batch_size} --images {params.images} "
-        "--share {params.share} --seed {params.seed} --out {output.recipe} --out-ranking {output.ranking} "
-        "--out-search {output.search} > {log} 2>&1"
+        command(StudyAuto)
 
 
 rule study_ablation:
     input:
-        **fused_model("study_ablation", STUDY.recipes),
-        reference=REFERENCE,
-        calibration=study_calibration(),
-        narrow=lambda wildcards: ["results/{model}/study/bits.json"] * (wildcards.width == "narrow"),
-        recipes=ablation_sources,
+        **inputs(StudyAblation, recipes=tuple(PARAMS.study.recipes)),
     output:
-        "results/{model}/study/ablation/{width}-{part}-s{seed}.csv",
+        **outputs(StudyAblation),
     log:
-        "logs/{model}/study/ablation-{width}-{part}-s{seed}.log",
+        log_of(StudyAblation),
     benchmark:
-        "benchmarks/{model}/study_ablation-{width}-{part}-s{seed}.tsv"
+        times_of(StudyAblation)
     wildcard_constraints:
-        width="|".join(PARTS),
-        part="|".join(PARTS["narrow"]),
+        width="|".join(study_layout.PARTS),
+        part="|".join(study_layout.PARTS["narrow"]),
     conda:
-        "../../environment.yml"
-    threads: STUDY_THREADS
+        ENVIRONMENT
+    threads: ABLATION_SHARE
     resources:
-        mem_mb=4000,
         runtime=480,
     params:
-        source=test_images,
-        device=PARAMS.device,
-        recipes=ablation_recipes,
-        variant=lambda wildcards: "input" if wildcards.part == AUTO else wildcards.part,
-        bits=lambda wildcards, input: (
-            ["--bits-from", *input.narrow] if input.narrow else ["--bits", STUDY.bits[0]]
-        ),
-        calibration_batch_size=PARAMS.calibration.batch_size,
-        images=STUDY.images,
-        batch_size=PARAMS.evaluation.batch_size,
-        block=PARAMS.attention.block,
+        **settings(StudyAblation),
     message:
         "{wildcards.model}: ablation, {wildcards.width} bits, {wildcards.part}, seed {wildcards.seed}"
     shell:
-        "python workflow/scripts/study_ablation.py --model results/models/{wildcards.model} "
-        "--manifest {input.manifest} {params.source:q} --device {params.device} "
-        "--recipes {params.recipes} --variant {params.variant} {params.bits} --calibration {input.calibration} "
-        "--calibration-batch-size {params.calibration_batch_size} --seed {wildcards.seed} "
-        "--reference {input.reference} --images {params.images} --batch-size {params.batch_size} "
-        "--block {params.block} --out {output} > {log} 2>&1"
+        command(StudyAblation)
 
 
 rule study_table:
     input:
-        runs=table_runs,
-        plain=plain_runs,
-        metrics="results/{model}/study/fp32.json",
-        published=f"{PUBLISHED}/ablation.csv",
-        code=code("study_table"),
+        **inputs(StudyTable),
     output:
-        csv=report(
-            "results/{model}/study/ablation_{variant}.csv",
-            caption="../report/study_ablation_table.rst",
-            category="Study 1-6: {model}",
-            subcategory=ablation_chapter,
-            labels=ablation_labels("Table"),
-        ),
-        markdown="results/{model}/study/ablation_{variant}.md",
+        **outputs(StudyTable, out=ablation("ablation_table", "Table")),
     log:
-        "logs/{model}/study/table-{variant}.log",
+        log_of(StudyTable),
     benchmark:
-        "benchmarks/{model}/study_table-{variant}.tsv"
+        times_of(StudyTable)
     wildcard_constraints:
-        variant="|".join(TABLES_OF),
+        variant="|".join(study_layout.TABLES_OF),
     conda:
-        "../../environment.yml"
-    threads: 1
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
     params:
-        recipes=lambda wildcards: table_rows(STUDY, wildcards.variant),
-        plain=lambda wildcards, input: ["--plain", *input.plain] if input.plain else [],
+        **settings(StudyTable),
     message:
         "{wildcards.model}: table of the ablation, {wildcards.variant}"
     shell:
-        "python workflow/scripts/study_table.py --name {wildcards.model} --variant {wildcards.variant} "
-        "--recipes {params.recipes} --runs {input.runs} {params.plain} --metrics {input.metrics} "
-        "--published {input.published} --out {output.csv} --out-md {output.markdown} > {log} 2>&1"
+        command(StudyTable)
 
 
 rule plot_study_ablation:
     input:
-        table="results/{model}/study/ablation_{variant}.csv",
-        code=code("plot_study_ablation"),
+        **inputs(PlotStudyAblation),
     output:
-        png=report(
-            "results/{model}/study/ablation_{variant}.png",
-            caption="../report/study_ablation.rst",
-            category="Study 1-6: {model}",
-            subcategory=ablation_chapter,
-            labels=ablation_labels("Bars"),
-        ),
-        svg="results/{model}/study/ablation_{variant}.svg",
+        **outputs(PlotStudyAblation, out_png=ablation("ablation", "Bars")),
     log:
-        "logs/{model}/study/plot_ablation-{variant}.log",
+        log_of(PlotStudyAblation),
     benchmark:
-        "benchmarks/{model}/plot_study_ablation-{variant}.tsv"
+        times_of(PlotStudyAblation)
     wildcard_constraints:
-        variant="|".join(TABLES_OF),
+        variant="|".join(study_layout.TABLES_OF),
     conda:
-        "../../environment.yml"
-    threads: 1
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
     params:
-        dpi=PARAMS.plots.dpi,
+        **settings(PlotStudyAblation),
     message:
         "{wildcards.model}: plot the ablation, {wildcards.variant}"
     shell:
-        "python workflow/scripts/plot_study_ablation.py --name {wildcards.model} --variant {wildcards.variant} "
-        "--table {input.table} --dpi {params.dpi} "
-        "--out-png {output.png} --out-svg {output.svg} > {log} 2>&1"
+        command(PlotStudyAblation)
 
 
 rule plot_study_ranking:
     input:
-        ranking="results/{model}/study/ranking.csv",
-        search="results/{model}/study/search.csv",
-        narrow="results/{model}/study/bits.json",
-        code=code("plot_study_ranking"),
+        **inputs(PlotStudyRanking),
     output:
-        png=studied("ranking.png", "2 Which operators", shows="Ranking and search"),
-        svg="results/{model}/study/ranking.svg",
+        **outputs(PlotStudyRanking, out_png=studied("ranking", "2 Which operators", "Ranking and search")),
     log:
-        "logs/{model}/study/plot_ranking.log",
+        log_of(PlotStudyRanking),
     benchmark:
-        "benchmarks/{model}/plot_study_ranking.tsv"
+        times_of(PlotStudyRanking)
     conda:
-        "../../environment.yml"
-    threads: 1
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
     params:
-        share=STUDY.share,
-        dpi=PARAMS.plots.dpi,
+        **settings(PlotStudyRanking),
     message:
-        "{wildcards.model}: plot what a scale a channel gains"
+        "{wildcards.model}: plot what per-channel scales gain"
     shell:
-        "python workflow/scripts/plot_study_ranking.py --name {wildcards.model} --ranking {input.ranking} "
-        "--search {input.search} --bits-from {input.narrow} --share {params.share} --dpi {params.dpi} "
-        "--out-png {output.png} --out-svg {output.svg} > {log} 2>&1"
+        command(PlotStudyRanking)
 
 
 rule plot_study_published:
     input:
-        errors=f"{PUBLISHED}/errors_by_block.csv",
-        models=f"{PUBLISHED}/models.csv",
-        code=code("plot_study_published"),
+        **inputs(PlotStudyPublished),
     output:
-        errors_png=studied("errors_published.png", "5 Errors", shows="by block, as the study printed it"),
-        errors_svg="results/{model}/study/errors_published.svg",
-        errors_csv="results/{model}/study/errors_published.csv",
-        fusion_png=studied("fusion_published.png", "3 Fusion", shows="Times, as the study printed them"),
-        fusion_svg="results/{model}/study/fusion_published.svg",
-        fusion_csv="results/{model}/study/fusion_published.csv",
+        **outputs(
+            PlotStudyPublished,
+            out_errors=of_models("errors_published", "Errors by block, as the study printed them"),
+            out_fusion=of_models("fusion_published", "Times, as the study printed them"),
+        ),
     log:
-        "logs/{model}/study/plot_published.log",
+        log_of(PlotStudyPublished),
     benchmark:
-        "benchmarks/{model}/plot_study_published.tsv"
+        times_of(PlotStudyPublished)
     conda:
-        "../../environment.yml"
-    threads: 1
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
     params:
-        dpi=PARAMS.plots.dpi,
+        **settings(PlotStudyPublished),
     message:
-        "{wildcards.model}: draw what the study printed beside it"
+        "Draw what the study printed"
     shell:
-        "python workflow/scripts/plot_study_published.py --errors {input.errors} --models {input.models} "
-        "--dpi {params.dpi} --out-errors {output.errors_png} {output.errors_svg} {output.errors_csv} "
-        "--out-fusion {output.fusion_png} {output.fusion_svg} {output.fusion_csv} > {log} 2>&1"
+        command(PlotStudyPublished)
+
+
+rule study_fusion:
+    input:
+        **inputs(StudyFusion),
+    output:
+        **outputs(StudyFusion, out=studied("fusion_table", "3 Fusion", "The numbers")),
+    log:
+        log_of(StudyFusion),
+    benchmark:
+        times_of(StudyFusion)
+    priority: 100  # before others occupy the cores, all of which it needs
+    conda:
+        ENVIRONMENT
+    threads: ALL_CORES
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        **settings(StudyFusion),
+    message:
+        "{wildcards.model}: time an image with and without fusion"
+    shell:
+        command(StudyFusion)
+
+
+rule plot_study_fusion:
+    input:
+        **inputs(PlotStudyFusion),
+    output:
+        **outputs(PlotStudyFusion, out_png=studied("fusion", "3 Fusion", "Time and operators")),
+    log:
+        log_of(PlotStudyFusion),
+    benchmark:
+        times_of(PlotStudyFusion)
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    params:
+        **settings(PlotStudyFusion),
+    message:
+        "{wildcards.model}: plot what fusion saves"
+    shell:
+        command(PlotStudyFusion)
 
 
 rule study_models:
     input:
-        plain=expand("results/{model}/study/ablation_input.csv", model=PARAMS.models),
-        once=expand("results/{model}/study/ablation_once.csv", model=PARAMS.models),
-        published=f"{PUBLISHED}/models.csv",
-        code=code("study_models"),
+        **inputs(StudyModels),
     output:
-        csv=report(
-            "results/study/models.csv",
-            caption="../report/study_models_table.rst",
-            category="Study 7: all models",
-            labels={"shows": "Table"},
-        ),
-        markdown="results/study/models.md",
+        **outputs(StudyModels, out=of_models("models_table", "Table")),
     log:
-        "logs/study/models.log",
+        log_of(StudyModels),
     benchmark:
-        "benchmarks/study_models.tsv"
+        times_of(StudyModels)
     conda:
-        "../../environment.yml"
-    threads: 1
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
     params:
-        models=list(PARAMS.models),
+        **settings(StudyModels),
     message:
         "Table of all models"
     shell:
-        "python workflow/scripts/study_models.py --models {params.models} --plain {input.plain} "
-        "--once {input.once} --published {input.published} --out {output.csv} "
-        "--out-md {output.markdown} > {log} 2>&1"
+        command(StudyModels)
 
 
 rule plot_study_models:
     input:
-        table="results/study/models.csv",
-        code=code("plot_study_models"),
+        **inputs(PlotStudyModels),
     output:
-        png=report(
-            "results/study/models.png",
-            caption="../report/study_models.rst",
-            category="Study 7: all models",
-            labels={"shows": "Bars"},
-        ),
-        svg="results/study/models.svg",
+        **outputs(PlotStudyModels, out_png=of_models("models", "Bars")),
     log:
-        "logs/study/plot_models.log",
+        log_of(PlotStudyModels),
     benchmark:
-        "benchmarks/plot_study_models.tsv"
+        times_of(PlotStudyModels)
     conda:
-        "../../environment.yml"
-    threads: 1
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
     params:
-        dpi=PARAMS.plots.dpi,
+        **settings(PlotStudyModels),
     message:
         "Plot all models"
     shell:
-        "python workflow/scripts/plot_study_models.py --table {input.table} --dpi {params.dpi} "
-        "--out-png {output.png} --out-svg {output.svg} > {log} 2>&1"
+        command(PlotStudyModels)
 
 
 rule study:
     input:
-        list(map(str, study_files(PARAMS.models))),
+        list(map(str, study_layout.study_files(PARAMS.models))),

@@ -1,150 +1,119 @@
+from ptq2themoon.vocabulary.stages.study import StudyActivations, StudyErrors
+from ptq2themoon.vocabulary.stages.study_tables import PlotStudyActivations, PlotStudyErrors
+
+
 rule study_activations:
     input:
-        **fused_model("study_activations"),
+        **inputs(StudyActivations),
     output:
-        channels="results/{model}/study/activations.csv",
-        largest=studied(
-            "activations_largest.csv",
-            "4 Activations",
-            shows="channel of the largest range, by layer and block",
+        **outputs(
+            StudyActivations,
+            out_largest=studied(
+                "activations_largest", "4 Activations", "channel of the largest range, by layer and block"
+            ),
         ),
     log:
-        "logs/{model}/study/activations.log",
+        log_of(StudyActivations),
     benchmark:
-        "benchmarks/{model}/study_activations.tsv"
+        times_of(StudyActivations)
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: SHARE
     resources:
-        mem_mb=4000,
         runtime=30,
     params:
-        source=test_images,
-        device=PARAMS.device,
-        images=STUDY.input_images,
+        **settings(StudyActivations),
     message:
         "{wildcards.model}: ranges of the layers' inputs by channel"
     shell:
-        "python workflow/scripts/study_activations.py --model results/models/{wildcards.model} "
-        "--manifest {input.manifest} {params.source:q} --device {params.device} "
-        "--images {params.images} --out {output.channels} --out-largest {output.largest} > {log} 2>&1"
+        command(StudyActivations)
 
 
 rule study_errors:
     input:
-        **fused_model("study_errors"),
-        per_tensor=study_qparams(BASE),
-        per_channel=study_qparams(CHANNELWISE),
+        **inputs(StudyErrors),
     output:
-        errors=studied("errors.csv", "5 Errors", caption="errors", shows="by layer and block"),
-        average=studied("errors_average.csv", "5 Errors", caption="errors_average", shows="mean over blocks"),
-        histograms="results/{model}/study/error_histograms.csv",
-        channels="results/{model}/study/error_channels.csv",
+        **outputs(
+            StudyErrors,
+            out=studied("errors", "5 Errors", "by layer and block"),
+            out_average=studied("errors_average", "5 Errors", "mean over blocks"),
+        ),
     log:
-        "logs/{model}/study/errors.log",
+        log_of(StudyErrors),
     benchmark:
-        "benchmarks/{model}/study_errors.tsv"
+        times_of(StudyErrors)
     conda:
-        "../../environment.yml"
+        ENVIRONMENT
     threads: SHARE
     resources:
-        mem_mb=4000,
         runtime=30,
     params:
-        source=test_images,
-        device=PARAMS.device,
-        images=STUDY.input_images,
-        block=STUDY.block,
+        **settings(StudyErrors),
     message:
         "{wildcards.model}: errors of the layers' inputs, class token and patch tokens apart"
     shell:
-        "python workflow/scripts/study_errors.py --model results/models/{wildcards.model} "
-        "--manifest {input.manifest} {params.source:q} --device {params.device} "
-        "--images {params.images} --block {params.block} --per-tensor {input.per_tensor} "
-        "--per-channel {input.per_channel} --out {output.errors} --out-average {output.average} "
-        "--out-histograms {output.histograms} --out-channels {output.channels} > {log} 2>&1"
+        command(StudyErrors)
 
 
 rule plot_study_activations:
     input:
-        channels="results/{model}/study/activations.csv",
-        largest="results/{model}/study/activations_largest.csv",
-        code=code("plot_study_activations"),
+        **inputs(PlotStudyActivations),
     output:
-        png=studied("activations.png", "4 Activations", shows="every block"),
-        svg="results/{model}/study/activations.svg",
-        block="results/{model}/study/activations_block.csv",
-        block_png=studied("activations_block.png", "4 Activations", shows=f"block {STUDY.block}"),
-        block_svg="results/{model}/study/activations_block.svg",
+        **outputs(
+            PlotStudyActivations,
+            out_png=studied("activations", "4 Activations", "every block"),
+            out_block_png=studied("activations_block", "4 Activations", f"block {PARAMS.study.block}"),
+        ),
     log:
-        "logs/{model}/study/plot_activations.log",
+        log_of(PlotStudyActivations),
     benchmark:
-        "benchmarks/{model}/plot_study_activations.tsv"
+        times_of(PlotStudyActivations)
     conda:
-        "../../environment.yml"
-    threads: 1
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
     params:
-        block=STUDY.block,
-        dpi=PARAMS.plots.dpi,
+        **settings(PlotStudyActivations),
     message:
         "{wildcards.model}: plot the ranges of the layers' inputs"
     shell:
-        "python workflow/scripts/plot_study_activations.py --channels {input.channels} "
-        "--largest {input.largest} --block {params.block} --dpi {params.dpi} "
-        "--out-png {output.png} --out-svg {output.svg} --out-block {output.block} "
-        "--out-block-png {output.block_png} --out-block-svg {output.block_svg} > {log} 2>&1"
+        command(PlotStudyActivations)
 
 
 rule plot_study_errors:
     input:
-        errors="results/{model}/study/errors.csv",
-        average="results/{model}/study/errors_average.csv",
-        histograms="results/{model}/study/error_histograms.csv",
-        code=code("plot_study_errors"),
+        **inputs(PlotStudyErrors),
     output:
-        errors_png=studied("errors.png", "5 Errors", shows="by block"),
-        errors_svg="results/{model}/study/errors.svg",
-        average_png=studied("errors_average.png", "5 Errors", shows="mean over blocks"),
-        average_svg="results/{model}/study/errors_average.svg",
-        per_tensor="results/{model}/study/error_histograms_per_tensor.csv",
-        per_tensor_png=studied(
-            "error_histograms_per_tensor.png",
-            "5b Error histograms",
-            caption="error_histograms",
-            shows="channels by percentage error",
-            quantizer="per tensor",
+        **outputs(
+            PlotStudyErrors,
+            out=studied("errors", "5 Errors", "by block"),
+            out_average=studied("errors_average", "5 Errors", "mean over blocks"),
+            out_per_tensor=studied(
+                "error_histograms",
+                "5b Error histograms",
+                "channels by percentage error",
+                quantizer="per tensor",
+            ),
+            out_per_channel=studied(
+                "error_histograms",
+                "5b Error histograms",
+                "channels by percentage error",
+                quantizer="per channel",
+            ),
         ),
-        per_tensor_svg="results/{model}/study/error_histograms_per_tensor.svg",
-        per_channel="results/{model}/study/error_histograms_per_channel.csv",
-        per_channel_png=studied(
-            "error_histograms_per_channel.png",
-            "5b Error histograms",
-            caption="error_histograms",
-            shows="channels by percentage error",
-            quantizer="per channel",
-        ),
-        per_channel_svg="results/{model}/study/error_histograms_per_channel.svg",
     log:
-        "logs/{model}/study/plot_errors.log",
+        log_of(PlotStudyErrors),
     benchmark:
-        "benchmarks/{model}/plot_study_errors.tsv"
+        times_of(PlotStudyErrors)
     conda:
-        "../../environment.yml"
-    threads: 1
+        ENVIRONMENT
     resources:
         mem_mb=1000,
         runtime=5,
     params:
-        dpi=PARAMS.plots.dpi,
+        **settings(PlotStudyErrors),
     message:
         "{wildcards.model}: plot the errors of the layers' inputs"
     shell:
-        "python workflow/scripts/plot_study_errors.py --errors {input.errors} --average {input.average} "
-        "--histograms {input.histograms} --dpi {params.dpi} --out {output.errors_png} {output.errors_svg} "
-        "--out-average {output.average_png} {output.average_svg} "
-        "--out-per-tensor {output.per_tensor} {output.per_tensor_png} {output.per_tensor_svg} "
-        "--out-per-channel {output.per_channel} {output.per_channel_png} {output.per_channel_svg} "
-        "> {log} 2>&1"
+        command(PlotStudyErrors)

@@ -2,53 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 from ptq2themoon.data import Preprocessing, few_images, open_source, read_manifest
 from ptq2themoon.device import resolve_device
-from ptq2themoon.evaluate.arguments import add_model_and_images, open_model
 from ptq2themoon.evaluate.attention import attention_spec, run_with_attention, save_maps
-from ptq2themoon.graph.fused_model import fused_files
+from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.simulation import load_model
-from ptq2themoon.stage import Stage, run
+from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.vocabulary.stages.evaluate import AttentionMaps
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", required=True, help="name for the figure; fp32 for floating point")
-    add_model_and_images(parser, floating_point=True)
-    parser.add_argument("--images", type=int, required=True)
-    parser.add_argument("--block", type=int, default=-1)
-    parser.add_argument("--out", type=Path, required=True)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    device = resolve_device(args.device)
-    source = open_source(args.kind, args.source)
-    with Stage(
-        "attention_maps",
-        inputs=[*fused_files(args.model), args.manifest, *source.files, *(args.qparams or [])],
-        outputs=[args.out],
-        parameters={
-            "recipe": args.recipe,
-            "kind": args.kind,
-            "source": str(args.source),
-            "images": args.images,
-            "block": args.block,
-        },
-        device=device,
-    ) as stage:
-        fused = open_model(args)
-        spec = attention_spec(fused.report.attention, args.block)
+def main(job: AttentionMaps) -> None:
+    device, source = resolve_device(job.device), open_source(job.kind, job.source)
+    with Stage.of(job, device=device) as stage:
+        fused = FusedModel.open(job.model, job.qparams)
+        spec = attention_spec(fused.report.attention, job.block)
         preprocessing = Preprocessing.of(fused.info)
-        few = few_images(source, read_manifest(args.manifest), args.images, args.manifest, preprocessing)
-        model = load_model(fused, device, args.qparams)
+        few = few_images(source, read_manifest(job.manifest), job.images, job.manifest, preprocessing)
+        model = load_model(fused, device, job.qparams)
         _, attention = run_with_attention(model, few.normalised, spec)
-        save_maps(stage.temporary(args.out), few.pixels, attention, spec, args.recipe, few.labels, few.names)
+        save_maps(stage.temporary(job.out), few.pixels, attention, spec, job.recipe, few.labels, few.names)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_job(main, AttentionMaps)

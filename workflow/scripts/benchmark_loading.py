@@ -5,7 +5,6 @@ Both in one run and on the same cores, by turns: rates of one machine at another
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -22,28 +21,13 @@ from PIL import Image
 from ptq2themoon.benchmark.timing import interleaved, write_csv
 from ptq2themoon.data import Batches, FolderSource, Preprocessing, Row, batches
 from ptq2themoon.data.loading import thread_count
-from ptq2themoon.stage import Stage, run
+from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.vocabulary.errors import at_least
+from ptq2themoon.vocabulary.stages.benchmark import BenchmarkLoading
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 COLUMNS = ("measure", "images", "repeats", "cores", "images_per_second", "lowest", "highest", "loading_ratio")
 LOADING = "read, resize, crop"
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=2000, help="JPEGs to read")
-    parser.add_argument("--model-images", type=int, default=256, help="images that the model runs on")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cores", type=int, help="threads of each; as many as there are cores by default")
-    parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model, weights random")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/loading.csv"))
-    args = parser.parse_args()
-    for option in ("images", "model_images", "batch_size", "repeats"):
-        at_least(1, getattr(args, option), f"--{option.replace('_', '-')}")
-    args.cores = thread_count(args.cores)
-    return args
 
 
 def write_jpegs(folder: Path, count: int, seed: int = 0) -> float:
@@ -87,17 +71,17 @@ def pixels(loader: Batches) -> Iterable[torch.Tensor]:
     return (images for images, _ in loader)
 
 
-def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], float]:
+def measure(job: BenchmarkLoading, cores: int, folder: Path) -> tuple[list[dict[str, Any]], float]:
     """A row for each thing measured, and the mean size of a JPEG in kilobytes."""
-    torch.set_num_threads(args.cores)
-    kilobytes = write_jpegs(folder, args.images)
-    model, preprocessing = make_model(args.model)
+    torch.set_num_threads(cores)
+    kilobytes = write_jpegs(folder, job.images)
+    model, preprocessing = make_model(job.model)
     source = FolderSource(folder)
     rows = [Row(key, -1) for key in source.keys]
-    loader = batches(rows, source, preprocessing, args.batch_size, args.cores)
-    some = batches(rows[: args.model_images], source, preprocessing, args.batch_size, args.cores)
+    loader = batches(rows, source, preprocessing, job.batch_size, cores)
+    some = batches(rows[: job.model_images], source, preprocessing, job.batch_size, cores)
     ready = list(pixels(some))
-    runtime = session(model, ready[0], args.cores, folder)
+    runtime = session(model, ready[0], cores, folder)
 
     def run_runtime(batch: torch.Tensor) -> object:
         return runtime.run(None, {"images": batch.numpy()})
@@ -108,33 +92,32 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]
         "FP32 model, torch": lambda: consume(ready, model),
         "read and FP32 model, ONNX Runtime": lambda: consume(pixels(some), run_runtime),
     }
-    counts = dict.fromkeys(work, len(some.rows)) | {LOADING: args.images}
-    times = interleaved(work, args.repeats)
+    counts = dict.fromkeys(work, len(some.rows)) | {LOADING: job.images}
+    times = interleaved(work, job.repeats)
     rates = {name: [counts[name] / seconds for seconds in found] for name, found in times.items()}
     loading = statistics.median(rates[LOADING])
     table = []
     for name, found in rates.items():
         rate = statistics.median(found)
         shown = [f"{value:.1f}" for value in (rate, min(found), max(found))]
-        values = [name, counts[name], args.repeats, args.cores, *shown, f"{loading / rate:.2f}"]
+        values = [name, counts[name], job.repeats, cores, *shown, f"{loading / rate:.2f}"]
         table.append(dict(zip(COLUMNS, values, strict=True)))
     return table, kilobytes
 
 
-def main() -> None:
-    args = parse_args()
-    parameters = {key: value for key, value in vars(args).items() if key != "out"}
-    with Stage(
-        "benchmark_loading", inputs=[], outputs=[args.out], parameters=parameters, seed=0, device="cpu"
-    ) as stage:
-        load = os.getloadavg()[0]
-        with tempfile.TemporaryDirectory() as folder:
-            table, kilobytes = measure(args, Path(folder))
-        stage.parameters |= {"width": WIDTH, "height": HEIGHT, "kilobytes": kilobytes, "load_before": load}
-        write_csv(stage.temporary(args.out), COLUMNS, table)
+def main(job: BenchmarkLoading) -> None:
+    for option in ("images", "model_images", "batch_size", "repeats"):
+        at_least(1, getattr(job, option), f"--{option.replace('_', '-')}")
+    cores = thread_count(job.cores)
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        table, kilobytes = measure(job, cores, Path(folder))
+    found = {"cores": cores, "width": WIDTH, "height": HEIGHT, "kilobytes": kilobytes, "load_before": load}
+    with Stage.of(job, extra=found) as stage:
+        write_csv(stage.temporary(job.out), COLUMNS, table)
     for row in table:
         print("{measure}: {images_per_second} images/s; loading is {loading_ratio} times it".format_map(row))
 
 
 if __name__ == "__main__":
-    run(main)
+    run_job(main, BenchmarkLoading)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -17,42 +16,15 @@ from ptq2themoon.benchmark.channelwise import per_axis
 from ptq2themoon.benchmark.machine import machine
 from ptq2themoon.benchmark.runtimes import OpenVino, Precision
 from ptq2themoon.benchmark.timing import write_csv
-from ptq2themoon.stage import Stage, run
+from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.vocabulary.errors import at_least
+from ptq2themoon.vocabulary.job import named_paths
 from ptq2themoon.vocabulary.records import write_json
+from ptq2themoon.vocabulary.stages.benchmark import BenchmarkRuntimes
 
 PACKAGES = ("onnxruntime", "openvino", "nncf", "onnx", "numpy")
 HINTS: tuple[Precision, ...] = ("f32", "bf16")
 TOOL = "ptq2themoon"
-
-
-def ours(text: str) -> tuple[str, Path]:
-    variant, separator, path = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"{text!r}: VARIANT=FILE expected")
-    return variant, Path(path)
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--name", required=True, help="what the tables call the model")
-    parser.add_argument("--model", type=Path, required=True, help="model.onnx, FP32")
-    parser.add_argument("--info", type=Path, required=True, help="model.json")
-    parser.add_argument("--ours", type=ours, action="append", default=[], help="recipe/mode=int8.onnx")
-    parser.add_argument("--ppq", type=Path, help="the file that PPQ exports for ONNX Runtime")
-    parser.add_argument(
-        "--calibration", type=Path, required=True, help="images that the tools calibrate with"
-    )
-    parser.add_argument("--evaluation", type=Path, help="images and labels; without, no accuracy")
-    parser.add_argument("--batches", type=int, nargs="+", required=True)
-    parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    for table in ("machine", "latency", "peers", "operators"):
-        parser.add_argument(f"--out-{table}", type=Path, required=True)
-    args = parser.parse_args()
-    for option in ("rounds", "threads"):
-        at_least(1, getattr(args, option), f"--{option}")
-    return args
 
 
 def images_and_labels(path: Path, info: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -70,10 +42,10 @@ def both_runtimes(tool: str, variant: str, path: Path, *, quantized: bool = True
     return found + [Entry(tool, variant, path, "OpenVINO", hint, quantized) for hint in HINTS]
 
 
-def entries(args: argparse.Namespace, images: np.ndarray, folder: Path) -> list[Entry]:
+def entries(job: BenchmarkRuntimes, ours: dict[str, Path], images: np.ndarray, folder: Path) -> list[Entry]:
     """Every model in every runtime that it is for; the peers are made here."""
-    found = both_runtimes("-", "FP32", args.model, quantized=False)
-    for variant, path in args.ours:
+    found = both_runtimes("-", "FP32", job.model, quantized=False)
+    for variant, path in ours.items():
         found += (
             both_runtimes(TOOL, variant, path) if variant.endswith("fast") else [Entry(TOOL, variant, path)]
         )
@@ -81,46 +53,33 @@ def entries(args: argparse.Namespace, images: np.ndarray, folder: Path) -> list[
         if changed and variant.endswith("fast"):
             onnx.save(model, folder / f"{len(found)}.onnx")
             found.append(Entry(TOOL, f"{variant}, scales along the axis", folder / f"{len(found)}.onnx"))
-    (name,) = (item.name for item in onnx.load(args.model, load_external_data=False).graph.input)
-    static = peers.static(args.model, name, images, folder / "static.onnx")
+    (name,) = (item.name for item in onnx.load(job.model, load_external_data=False).graph.input)
+    static = peers.static(job.model, name, images, folder / "static.onnx")
     found.append(Entry("ONNX Runtime", "static", static))
-    found.append(Entry("ONNX Runtime", "dynamic", peers.dynamic(args.model, folder / "dynamic.onnx")))
-    nncf = peers.nncf_model(OpenVino(args.threads).read(args.model), images, folder / "nncf.xml")
+    found.append(Entry("ONNX Runtime", "dynamic", peers.dynamic(job.model, folder / "dynamic.onnx")))
+    nncf = peers.nncf_model(OpenVino(job.threads).read(job.model), images, folder / "nncf.xml")
     found += [Entry("NNCF", "mixed preset", nncf, "OpenVINO", hint) for hint in HINTS]
-    return found + ([Entry("PPQ", "its own export", args.ppq)] if args.ppq else [])
+    return found + ([Entry("PPQ", "its own export", job.ppq)] if job.ppq else [])
 
 
-def main() -> None:
-    args = parse_args()
-    given = [path for path in (args.ppq, args.evaluation) if path]
-    outputs = [args.out_machine, args.out_latency, args.out_peers, args.out_operators]
-    with (
-        Stage(
-            "benchmark_runtimes",
-            inputs=[args.model, args.info, args.calibration, *given, *(path for _, path in args.ours)],
-            outputs=outputs,
-            parameters={
-                "model": args.name,
-                "variants": [variant for variant, _ in args.ours],
-                **{key: getattr(args, key) for key in ("batches", "rounds", "threads")},
-            },
-            device="cpu",
-        ) as stage,
-        tempfile.TemporaryDirectory() as temporary,
-    ):
-        facts = machine(args.threads, PACKAGES)
-        images, _ = images_and_labels(args.calibration, args.info)
-        arena = Arena(args.name, entries(args, images, Path(temporary)), args.threads, Path(temporary))
-        batches = [np.resize(images, (batch, *images.shape[1:])) for batch in args.batches]
-        latency = [row for batch in batches for row in arena.latency(batch, args.rounds)]
-        tested, labels = images_and_labels(args.evaluation, args.info) if args.evaluation else (None, None)
-        comparison = arena.comparison(tested, labels, max(args.batches))
-        operators = [row for batch in batches for row in arena.operators(batch, args.rounds)]
-        write_json(stage.temporary(args.out_machine), {"model": args.name, "base": BASE, **facts})
-        write_csv(stage.temporary(args.out_latency), LATENCY, latency)
-        write_csv(stage.temporary(args.out_peers), PEERS, comparison)
-        write_csv(stage.temporary(args.out_operators), OPERATORS, operators)
+def main(job: BenchmarkRuntimes) -> None:
+    for option in ("rounds", "threads"):
+        at_least(1, getattr(job, option), f"--{option}")
+    ours = named_paths(job.ours, "--ours")
+    with Stage.of(job) as stage, tempfile.TemporaryDirectory() as temporary:
+        facts = machine(job.threads, PACKAGES)
+        images, _ = images_and_labels(job.calibration, job.info)
+        arena = Arena(job.name, entries(job, ours, images, Path(temporary)), job.threads, Path(temporary))
+        batches = [np.resize(images, (batch, *images.shape[1:])) for batch in job.batches]
+        latency = [row for batch in batches for row in arena.latency(batch, job.rounds)]
+        tested, labels = images_and_labels(job.evaluation, job.info) if job.evaluation else (None, None)
+        comparison = arena.comparison(tested, labels, max(job.batches))
+        operators = [row for batch in batches for row in arena.operators(batch, job.rounds)]
+        write_json(stage.temporary(job.out_machine), {"model": job.name, "base": BASE, **facts})
+        write_csv(stage.temporary(job.out_latency), LATENCY, latency)
+        write_csv(stage.temporary(job.out_peers), PEERS, comparison)
+        write_csv(stage.temporary(job.out_operators), OPERATORS, operators)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_job(main, BenchmarkRuntimes)

@@ -2,55 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from ptq2themoon.plots.arguments import add_maps, check_maps
 from ptq2themoon.plots.attention_figures import attention_heads, attention_overview
 from ptq2themoon.plots.attention_tables import heads_table, overview_table
-from ptq2themoon.plots.inputs import named_paths, read_label_names, read_maps
+from ptq2themoon.plots.heatmap import check_maps
+from ptq2themoon.plots.inputs import read_label_names, read_maps
 from ptq2themoon.plots.style import save
-from ptq2themoon.stage import Stage, run
+from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.vocabulary.job import named_paths
+from ptq2themoon.vocabulary.stages.figures import PlotAttention
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_maps(parser, "attention_maps.safetensors")
-    parser.add_argument("--image-index", type=int, default=0, help="the image whose heads are drawn")
-    for figure in ("overview", "heads"):
-        for kind in ("png", "svg"):
-            parser.add_argument(f"--out-{figure}-{kind}", type=Path, required=True)
-        parser.add_argument(f"--out-{figure}-csv", type=Path, help="the numbers drawn")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = arguments()
-    check_maps(args)
-    paths = named_paths(args.maps, "--maps")
-    parameters = {
-        "graphs": list(paths),
-        "image_index": args.image_index,
-        "rows": args.rows,
-        "colormap": args.colormap,
-        "dpi": args.dpi,
-    }
-    inputs = [*paths.values(), *([args.label_names] if args.label_names else [])]
-    outputs = [args.out_overview_png, args.out_overview_svg, args.out_heads_png, args.out_heads_svg]
-    outputs += [path for path in (args.out_overview_csv, args.out_heads_csv) if path]
-    with Stage("plot_attention", inputs=inputs, outputs=outputs, parameters=parameters) as stage:
+def main(job: PlotAttention) -> None:
+    check_maps(job.rows, job.colormap, job.dpi)
+    paths = named_paths(job.maps, "--maps")
+    with Stage.of(job) as stage:
         maps = {name: read_maps(path) for name, path in paths.items()}
-        names = read_label_names(args.label_names) if args.label_names else None
-        overview = attention_overview(maps, names, args.rows, args.colormap)
-        save(overview, stage, args.out_overview_png, args.out_overview_svg, args.dpi)
-        heads = attention_heads(maps, args.image_index, names, args.colormap)
-        save(heads, stage, args.out_heads_png, args.out_heads_svg, args.dpi)
-        if path := args.out_overview_csv:
-            overview_table(maps, args.rows).to_csv(stage.temporary(path), index=False, float_format="%.6g")
-        if path := args.out_heads_csv:
-            table = heads_table(maps, args.image_index)
+        names = read_label_names(job.label_names) if job.label_names else None
+        overview = attention_overview(maps, names, job.rows, job.colormap)
+        save(overview, stage, job.out_overview_png, job.out_overview_svg, job.dpi)
+        heads = attention_heads(maps, job.image_index, names, job.colormap)
+        save(heads, stage, job.out_heads_png, job.out_heads_svg, job.dpi)
+        if path := job.out_overview_csv:
+            overview_table(maps, job.rows).to_csv(stage.temporary(path), index=False, float_format="%.6g")
+        if path := job.out_heads_csv:
+            table = heads_table(maps, job.image_index)
             table.to_csv(stage.temporary(path), index=False, float_format="%.6g")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_job(main, PlotAttention)

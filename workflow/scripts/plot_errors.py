@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from ptq2themoon.plots.arguments import add_figure
 from ptq2themoon.plots.errors_along_network import errors_along_network
-from ptq2themoon.plots.inputs import named_paths, read_table
+from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.network import COLUMNS, MODES
 from ptq2themoon.plots.style import check_dpi, save
-from ptq2themoon.stage import Stage, run
+from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.vocabulary.errors import UserError, nearest
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--table",
-        action="append",
-        required=True,
-        metavar="NAME=PATH",
-        help="operators.csv of a recipe; repeat",
-    )
-    parser.add_argument(
-        "--mode-images",
-        action="append",
-        default=[],
-        metavar="MODE=N",
-        help="images behind a mode's numbers, named in its title; repeat",
-    )
-    parser.add_argument("--worst", type=int, default=3, help="operators named, a recipe and mode")
-    add_figure(parser)
-    return parser.parse_args()
+from ptq2themoon.vocabulary.job import named_paths
+from ptq2themoon.vocabulary.stages.figures import PlotErrors
 
 
 def mode_images(values: Sequence[str]) -> dict[str, int]:
@@ -48,19 +27,16 @@ def mode_images(values: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def main() -> None:
-    args = arguments()
-    check_dpi(args.dpi)
-    if args.worst < 0:
-        raise UserError(f"--worst {args.worst}: must be 0 or more")
-    paths, images = named_paths(args.table, "--table"), mode_images(args.mode_images)
-    parameters = {"recipes": list(paths), "mode_images": images, "worst": args.worst, "dpi": args.dpi}
-    outputs = [args.out_png, args.out_svg]
-    with Stage("plot_errors", inputs=list(paths.values()), outputs=outputs, parameters=parameters) as stage:
+def main(job: PlotErrors) -> None:
+    check_dpi(job.dpi)
+    if job.worst < 0:
+        raise UserError(f"--worst {job.worst}: must be 0 or more")
+    paths, images = named_paths(job.table, "--table"), mode_images(job.mode_images)
+    with Stage.of(job) as stage:
         tables = {name: read_table(path, COLUMNS) for name, path in paths.items()}
-        figure = errors_along_network(tables, images, args.worst)
-        save(figure, stage, args.out_png, args.out_svg, args.dpi)
+        figure = errors_along_network(tables, images, job.worst)
+        save(figure, stage, job.out_png, job.out_svg, job.dpi)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_job(main, PlotErrors)

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from ptq2themoon.plots.arguments import add_maps, check_maps
-from ptq2themoon.plots.inputs import named_paths, read_label_names, read_rollout
+from ptq2themoon.plots.heatmap import check_maps
+from ptq2themoon.plots.inputs import read_label_names, read_rollout
 from ptq2themoon.plots.rollout import attention_rollout, rollout_table
 from ptq2themoon.plots.style import save
-from ptq2themoon.stage import Stage, run
+from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.vocabulary.job import named_paths
+from ptq2themoon.vocabulary.stages.study_tables import PlotRollout
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_maps(parser, "rollout.safetensors")
-    for kind in ("png", "svg", "csv"):
-        parser.add_argument(f"--out-{kind}", type=Path, required=True)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = arguments()
-    check_maps(args)
-    paths = named_paths(args.maps, "--maps")
-    with Stage(
-        "plot_rollout",
-        inputs=[*paths.values(), *([args.label_names] if args.label_names else [])],
-        outputs=[args.out_png, args.out_svg, args.out_csv],
-        parameters={
-            "graphs": list(paths),
-            "rows": args.rows,
-            "colormap": args.colormap,
-            "dpi": args.dpi,
-        },
-    ) as stage:
+def main(job: PlotRollout) -> None:
+    check_maps(job.rows, job.colormap, job.dpi)
+    paths = named_paths(job.maps, "--maps")
+    with Stage.of(job) as stage:
         rollouts = {name: read_rollout(path) for name, path in paths.items()}
-        names = read_label_names(args.label_names) if args.label_names else None
-        table = rollout_table(rollouts, args.rows)
-        table.to_csv(stage.temporary(args.out_csv), index=False, float_format="%.6g")
-        figure = attention_rollout(rollouts, names, args.rows, args.colormap)
-        save(figure, stage, args.out_png, args.out_svg, args.dpi)
+        names = read_label_names(job.label_names) if job.label_names else None
+        table = rollout_table(rollouts, job.rows)
+        table.to_csv(stage.temporary(job.out_csv), index=False, float_format="%.6g")
+        figure = attention_rollout(rollouts, names, job.rows, job.colormap)
+        save(figure, stage, job.out_png, job.out_svg, job.dpi)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_job(main, PlotRollout)

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 from ptq2themoon.plots.ablation import ABLATION_COLUMNS, ablation
-from ptq2themoon.plots.arguments import add_figure
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.style import check_dpi, save
-from ptq2themoon.stage import Stage, run
-from ptq2themoon.study.names import READ_AS, VARIANTS
+from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.study.names import READ_AS
+from ptq2themoon.vocabulary.stages.study_tables import PlotStudyAblation
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--name", required=True, help="what the table or figure calls the model")
-    parser.add_argument("--variant", choices=VARIANTS, required=True)
-    parser.add_argument("--table", type=Path, required=True, help="of study_table")
-    add_figure(parser)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = arguments()
-    check_dpi(args.dpi)
-    with Stage(
-        "plot_study_ablation",
-        inputs=[args.table],
-        outputs=[args.out_png, args.out_svg],
-        parameters={"model": args.name, "variant": args.variant, "dpi": args.dpi},
-    ) as stage:
-        table = read_table(args.table, ABLATION_COLUMNS)
-        title = f"What {args.name} needs per channel\n{READ_AS[args.variant]}"
+def main(job: PlotStudyAblation) -> None:
+    check_dpi(job.dpi)
+    with Stage.of(job) as stage:
+        table = read_table(job.table, ABLATION_COLUMNS)
+        title = f"What {job.name} needs per channel\n{READ_AS[job.variant]}"
         figure = ablation(table, title)
-        save(figure, stage, args.out_png, args.out_svg, args.dpi)
+        save(figure, stage, job.out_png, job.out_svg, job.dpi)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_job(main, PlotStudyAblation)

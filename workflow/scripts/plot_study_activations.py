@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 from ptq2themoon.plots.activations import (
     CHANNEL_COLUMNS,
     LARGEST_COLUMNS,
@@ -14,39 +11,20 @@ from ptq2themoon.plots.activations import (
 )
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.style import check_dpi, save
-from ptq2themoon.stage import Stage, run
+from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.vocabulary.stages.study_tables import PlotStudyActivations
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--channels", type=Path, required=True, help="activations.csv")
-    parser.add_argument("--largest", type=Path, required=True, help="activations_largest.csv")
-    parser.add_argument("--block", type=int, required=True, help="drawn closely; from the end when negative")
-    parser.add_argument("--dpi", type=int, default=150)
-    parser.add_argument("--out-png", type=Path, required=True)
-    parser.add_argument("--out-svg", type=Path, required=True)
-    parser.add_argument("--out-block", type=Path, required=True, help="CSV of that block")
-    parser.add_argument("--out-block-png", type=Path, required=True)
-    parser.add_argument("--out-block-svg", type=Path, required=True)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = arguments()
-    check_dpi(args.dpi)
-    with Stage(
-        "plot_study_activations",
-        inputs=[args.channels, args.largest],
-        outputs=[args.out_png, args.out_svg, args.out_block, args.out_block_png, args.out_block_svg],
-        parameters={"block": args.block, "dpi": args.dpi},
-    ) as stage:
-        channels = read_table(args.channels, CHANNEL_COLUMNS)
-        largest = read_table(args.largest, LARGEST_COLUMNS)
-        rows = of_block(channels, args.block)
-        rows.to_csv(stage.temporary(args.out_block), index=False, float_format="%.5g")
-        save(activations_block(rows, largest), stage, args.out_block_png, args.out_block_svg, args.dpi)
-        save(activations(channels, largest), stage, args.out_png, args.out_svg, args.dpi)
+def main(job: PlotStudyActivations) -> None:
+    check_dpi(job.dpi)
+    with Stage.of(job) as stage:
+        channels = read_table(job.channels, CHANNEL_COLUMNS)
+        largest = read_table(job.largest, LARGEST_COLUMNS)
+        rows = of_block(channels, job.block)
+        rows.to_csv(stage.temporary(job.out_block), index=False, float_format="%.5g")
+        save(activations_block(rows, largest), stage, job.out_block_png, job.out_block_svg, job.dpi)
+        save(activations(channels, largest), stage, job.out_png, job.out_svg, job.dpi)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_job(main, PlotStudyActivations)

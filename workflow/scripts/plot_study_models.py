@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from ptq2themoon.plots.arguments import add_figure
 from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.models import MODELS_COLUMNS, models
 from ptq2themoon.plots.style import check_dpi, save
-from ptq2themoon.stage import Stage, run
+from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.vocabulary.stages.study_tables import PlotStudyModels
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--table", type=Path, required=True, help="models.csv")
-    add_figure(parser)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = arguments()
-    check_dpi(args.dpi)
-    outputs = [args.out_png, args.out_svg]
-    with Stage(
-        "plot_study_models", inputs=[args.table], outputs=outputs, parameters={"dpi": args.dpi}
-    ) as stage:
-        figure = models(read_table(args.table, MODELS_COLUMNS))
-        save(figure, stage, args.out_png, args.out_svg, args.dpi)
+def main(job: PlotStudyModels) -> None:
+    check_dpi(job.dpi)
+    with Stage.of(job) as stage:
+        figure = models(read_table(job.table, MODELS_COLUMNS))
+        save(figure, stage, job.out_png, job.out_svg, job.dpi)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_job(main, PlotStudyModels)

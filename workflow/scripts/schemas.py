@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
+import tyro
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
@@ -32,13 +32,11 @@ def schema(model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("workflow/schemas"))
-    folder: Path = parser.parse_args().folder
+def write(folder: Path = Path("workflow/schemas")) -> None:
+    """Write the JSON Schemas of params.yaml and of a recipe into a folder."""
     for name, model in SCHEMAS.items():
         write_json(folder / name, schema(model))
 
 
 if __name__ == "__main__":
-    run(main)
+    run(lambda: tyro.cli(write))

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import tyro
 
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.vocabulary.errors import UserError
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--benchmarks", type=Path, default=Path("benchmarks"), help="as Snakemake wrote them")
-    parser.add_argument("--out", type=Path, default=Path("results/timings.csv"))
-    return parser.parse_args()
 
 
 def jobs(files: list[Path]) -> Iterator[dict[str, Any]]:
@@ -25,25 +18,34 @@ def jobs(files: list[Path]) -> Iterator[dict[str, Any]]:
     for path in files:
         row = pd.read_csv(path, sep="\t").iloc[-1]
         end = path.stat().st_mtime
-        # evaluate.tsv, draw_calibration-n256-s0.tsv
-        rule = path.stem.partition("-")[0]
-        yield {"rule": rule, "seconds": row["s"], "mb": row["max_rss"], "begin": end - row["s"], "end": end}
+        yield {
+            "rule": path.stem,
+            "seconds": row["s"],
+            "mb": row["max_rss"],
+            "begin": end - row["s"],
+            "end": end,
+        }
 
 
-def main() -> None:
-    args = parse_args()
-    files = sorted(args.benchmarks.rglob("*.tsv"))
+def timings(benchmarks: Path = Path("benchmarks"), out: Path = Path("results/timings.csv")) -> None:
+    """Sum up the benchmarks of a run from scratch.
+
+    Args:
+        benchmarks: folder that Snakemake wrote.
+        out: CSV, one row per rule.
+    """
+    files = sorted(benchmarks.rglob("*.tsv"))
     if not files:
-        raise UserError(f"{args.benchmarks}: holds no benchmarks; run the workflow first")
-    with Stage("timings", inputs=files, outputs=[args.out], parameters={}) as stage:
+        raise UserError(f"{benchmarks}: holds no benchmarks; run the workflow first")
+    with Stage("timings", inputs=files, outputs=[out], parameters={}) as stage:
         table = pd.DataFrame(jobs(files))
         groups = table.sort_values("begin").groupby("rule", sort=False)
         rows = groups.agg(jobs=("rule", "size"), seconds=("seconds", "sum"), max_memory_mb=("mb", "max"))
         clock = table["end"].max() - table["begin"].min()
         rows.loc["from first to last"] = [len(table), clock, table["mb"].max()]
-        rows.astype({"jobs": int}).round(1).to_csv(stage.temporary(args.out))
+        rows.astype({"jobs": int}).round(1).to_csv(stage.temporary(out))
     print(rows.round(1).to_string())
 
 
 if __name__ == "__main__":
-    run(main)
+    run(lambda: tyro.cli(timings))

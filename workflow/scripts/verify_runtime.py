@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,63 +17,36 @@ from ptq2themoon.deploy.deploy_report import Place
 from ptq2themoon.deploy.runtime_check import compare_runs, operator_table, verdict
 from ptq2themoon.deploy.sessions import integer_kernels, runner, session
 from ptq2themoon.device import resolve_device
-from ptq2themoon.evaluate.arguments import add_model_and_images, evaluated_images, open_model
+from ptq2themoon.evaluate.images import evaluated_images
 from ptq2themoon.evaluate.outputs import Reference, load_simulated, reference_of, simulation_of
-from ptq2themoon.graph.fused_model import FusedModel, fused_files
+from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.quantize.simulation import simulated
-from ptq2themoon.stage import Stage, run, sha256
+from ptq2themoon.stage import Stage, run_job, sha256
 from ptq2themoon.vocabulary import records
 from ptq2themoon.vocabulary.errors import UserError, at_least
 from ptq2themoon.vocabulary.modes import Mode
+from ptq2themoon.vocabulary.stages.deploy import VerifyRuntime
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_model_and_images(parser, floating_point=False)
-    parser.add_argument("--int8", type=Path, nargs="+", required=True, help="int8.onnx of each mode")
-    parser.add_argument("--deployed", type=Path, nargs="+", required=True, help="deploy.json beside each")
-    parser.add_argument("--reference", type=Path, required=True, help="reference.safetensors")
-    parser.add_argument("--simulated", type=Path, required=True, help="simulated.safetensors")
-    parser.add_argument("--batch-size", type=int, required=True)
-    parser.add_argument("--operator-images", type=int, default=4, help="for the comparison by operator")
-    parser.add_argument("--threads", type=int, default=1, help="of the runtime")
-    parser.add_argument("--out", type=Path, required=True, help="runtime.json")
-    parser.add_argument("--out-operators", type=Path, required=True, help="runtime_operators.csv")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    at_least(1, args.operator_images, "--operator-images")
-    device, source = resolve_device(args.device), open_source(args.kind, args.source)
-    files = (*fused_files(args.model), *args.qparams, *args.int8, *args.deployed, args.manifest)
-    with Stage(
-        "verify_runtime",
-        inputs=[*files, args.reference, args.simulated, *source.files],
-        outputs=[args.out, args.out_operators],
-        parameters={
-            "kind": args.kind,
-            "source": str(args.source),
-            "batch_size": args.batch_size,
-            "operator_images": args.operator_images,
-        },
-        device=device,
-    ) as stage:
-        fused = open_model(args)
-        data, *kind, _ = evaluated_images(args, fused, source, args.batch_size)
-        model = read_qparams(*args.qparams).model(fused.graph)
+def main(job: VerifyRuntime) -> None:
+    at_least(1, job.operator_images, "--operator-images")
+    device, source = resolve_device(job.device), open_source(job.kind, job.source)
+    with Stage.of(job, device=device) as stage:
+        fused = FusedModel.open(job.model, job.qparams)
+        data, *kind, _ = evaluated_images(job.manifest, fused.info, source, job.batch_size)
+        model = read_qparams(*job.qparams).model(fused.graph)
         quantized, simulation = model.quantized, simulated(model, device)
-        reports = read_reports(args.deployed, args.int8, fused, args.qparams[0])
-        reference = Reference.load(args.reference, reference_of(fused.sha256, args.manifest)).output
-        expected = load_simulated(args.simulated, simulation_of(args.qparams, args.manifest))
-        int8 = (runner(session(path, threads=args.threads)) for path in args.int8)
+        reports = read_reports(job.deployed, job.int8, fused, job.qparams[0])
+        reference = Reference.load(job.reference, reference_of(fused.sha256, job.manifest)).output
+        expected = load_simulated(job.simulated, simulation_of(job.qparams, job.manifest))
+        int8 = (runner(session(path, threads=job.threads)) for path in job.int8)
         metrics = compare_runs(dict(zip(reports, int8, strict=True)), data, expected, reference, *kind)
-        few = batches(data.rows[: args.operator_images], source, data.preprocessing, args.operator_images)
+        few = batches(data.rows[: job.operator_images], source, data.preprocessing, job.operator_images)
         images = torch.cat([images for images, _ in few])
         found: dict[Mode, RuntimeMetrics] = {}
         tables = []
-        for (mode, report), path in zip(reports.items(), args.int8, strict=True):
+        for (mode, report), path in zip(reports.items(), job.int8, strict=True):
             differences = compare(model.edited, quantized, simulation, images, mode)
             with tempfile.TemporaryDirectory() as folder:
                 kernels = integer_kernels(path, Path(folder))
@@ -83,9 +55,9 @@ def main() -> None:
             places = {entry.name: Place(entry.runs, entry.why) for entry in report.operators}
             tables.append(operator_table(differences, (item.operator for item in quantized), places))
         table = pd.concat(tables, ignore_index=True)
-        table.to_csv(stage.temporary(args.out_operators), index=False, float_format="%.8g")
-        records.write(stage.temporary(args.out), RuntimeReport(runtime="ONNX Runtime", **found))
-    for mode, path in zip(found, args.int8, strict=True):
+        table.to_csv(stage.temporary(job.out_operators), index=False, float_format="%.8g")
+        records.write(stage.temporary(job.out), RuntimeReport(runtime="ONNX Runtime", **found))
+    for mode, path in zip(found, job.int8, strict=True):
         warn(path, found[mode])
 
 
@@ -121,4 +93,4 @@ def read_reports(
 
 
 if __name__ == "__main__":
-    run(main)
+    run_job(main, VerifyRuntime)

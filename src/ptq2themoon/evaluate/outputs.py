@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ptq2themoon.evaluate.accuracy import Floating, floating_metrics
-from ptq2themoon.evaluate.arguments import Evaluated
 from ptq2themoon.evaluate.attention import AttentionSpec, run_with_attention, write_tensors
+from ptq2themoon.evaluate.images import Evaluated
 from ptq2themoon.evaluate.metrics_record import Metrics
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.simulation import SimulatedModel

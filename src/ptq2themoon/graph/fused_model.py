@@ -15,16 +15,12 @@ from ptq2themoon.graph.meaning.nodes import Node, read_nodes
 from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.stage import sha256
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.layout import FUSED, fused_files
 from ptq2themoon.vocabulary.model_info import ModelInfo
 from ptq2themoon.vocabulary.operators import Operator
 from ptq2themoon.vocabulary.records import read
 
-GRAPH, REPORT, INFO = "fused.onnx", "fusion.json", "model.json"
-
-
-def fused_files(folder: Path) -> list[Path]:
-    """The files that make a fused model, for a stage to name as its inputs."""
-    return [folder / name for name in (GRAPH, REPORT, INFO)]
+GRAPH, REPORT, INFO = FUSED
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +38,11 @@ class FusedModel:
     info: ModelInfo
 
     @classmethod
-    def open(cls, folder: Path) -> FusedModel:
+    def open(cls, folder: Path, qparams: Sequence[Path] | None = None) -> FusedModel:
         """Read `fused_files(folder)`.
+
+        Args:
+            qparams: quantization parameters (qparams.json first) that must have been made for this graph.
 
         Raises:
             UserError: a file of another form, or files of different models.
@@ -60,6 +59,8 @@ class FusedModel:
                 f"{info}: preprocessing.input_size is {expected}, but {path} takes {size}; "
                 "it belongs to another model"
             )
+        if qparams:
+            found.check_parameters(qparams)
         return found
 
     @cached_property

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from ptq2themoon.vocabulary.errors import UserError, nearest
+from ptq2themoon.plots.style import check_dpi
+from ptq2themoon.vocabulary.errors import UserError, at_least, nearest
 
 Array = npt.NDArray[Any]
 Extend = Literal["neither", "max"]
@@ -22,7 +23,15 @@ OVERLAY_OPACITY = (0.3, 0.8)  # at weight 0 and at the end of the scale
 PERCEPTUALLY_UNIFORM = ("viridis", "plasma", "inferno", "magma", "cividis")
 
 
+def check_maps(rows: int, colormap: str, dpi: int) -> None:
+    """Refuse what a figure of maps cannot be drawn with, before anything is read."""
+    check_dpi(dpi)
+    check_colormap(colormap)
+    at_least(1, rows, "--rows")
+
+
 def check_colormap(name: str) -> None:
+    """Refuse a colour map that matplotlib does not know."""
     if name not in matplotlib.colormaps:
         close = difflib.get_close_matches(name, matplotlib.colormaps, n=1, cutoff=0.5)
         raise UserError(f"--colormap {name}: unknown; {nearest(name, close or PERCEPTUALLY_UNIFORM)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,19 +51,6 @@ class AttentionMaps:
     @property
     def heads(self) -> int:
         return int(self.attention.shape[1])
-
-
-def named_paths(values: Sequence[str], option: str) -> dict[str, Path]:
-    """`["vanilla=a.csv", …]` -> `{"vanilla": Path("a.csv"), …}`, in the order given."""
-    found: dict[str, Path] = {}
-    for value in values:
-        name, equals, path = value.partition("=")
-        if not (name and equals and path):
-            raise UserError(f"{option} {value}: must read NAME=PATH, as in {option} vanilla=FILE")
-        if name in found:
-            raise UserError(f"{option} {value}: the name {name!r} is given twice")
-        found[name] = Path(path)
-    return found
 
 
 def read_table(path: Path, columns: Collection[str]) -> pd.DataFrame:

@@ -9,8 +9,9 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from ptq2themoon.provenance.results import ANY, Result
+from ptq2themoon.provenance.expected import Result
 from ptq2themoon.stage import sha256, sidecar_path
+from ptq2themoon.vocabulary.job import ANY
 from ptq2themoon.vocabulary.validation import Key, dotted
 
 Record = Mapping[str, Any]

@@ -230,6 +230,20 @@ class Params(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when torch sees one."""
 
+    @property
+    def every_model(self) -> dict[str, Model]:
+        """The models, and those that only the benchmark has."""
+        return {**self.models, **self.benchmark.random}
+
+    @property
+    def every_dataset(self) -> dict[str, Dataset]:
+        """The data sets, and those of the benchmark's models: arrays that it draws itself."""
+        drawn = {name: f"results/models/{name}/images.safetensors" for name in self.benchmark.random}
+        random = {
+            name: Dataset(kind="arrays", calibration=file, evaluation=file) for name, file in drawn.items()
+        }
+        return {**self.datasets, **random}
+
     @classmethod
     def from_mapping(
         cls, mapping: Mapping[str, Any], source: str = "params.yaml", recipes_dir: Path = Path("recipes")

@@ -1,11 +1,33 @@
-"""Which files the study makes, by name: for the workflow that makes them and for the verifier."""
+"""Where every result of the study lies, and which there are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
+from ptq2themoon.vocabulary.layout import RESULTS, SMALL, Run, fill
 from ptq2themoon.vocabulary.study import AUTO, Study
+
+# How a recipe is read: its per-channel weights along the input channel, as the study has them; along the
+# output channel, as integer GEMMs need them; or along the input channel, and each activation quantized
+# once, by the operators that read it: elsewhere the one that makes it quantizes it per tensor before.
+Variant = Literal["input", "output", "once"]
+
+
+def studied(name: str) -> str:
+    """The pattern of one of a model's files in the study."""
+    return f"{SMALL}/study/{name}"
+
+
+def of_all_models(name: str) -> str:
+    """A file that stands for all models."""
+    return f"{RESULTS}/study/{name}"
+
+
+NARROW_BITS, AUTO_RECIPE = studied("bits.json"), studied(f"{AUTO}.yaml")
+ABLATION_RUN = studied("ablation/{width}-{part}-s{seed}.csv")
+PUBLISHED = "resources/study"
 
 # What is evaluated together: the recipes as they are, with the other weight axis, with each activation
 # quantized once, and the recipe found for the model. The first bits are the wide ones.
@@ -15,10 +37,10 @@ TABLES_OF = {"input": ("input", AUTO), "output": ("output",), "once": ("once", A
 FIGURES = (
     *(f"ablation_{variant}" for variant in TABLES_OF),
     *("ranking", "fusion", "activations", "activations_block", "errors", "errors_average"),
-    *("fusion_published", "errors_published"),
     *("error_histograms_per_tensor", "error_histograms_per_channel"),
     *("attention_overview", "attention_heads", "attention_rollout"),
 )
+PUBLISHED_FIGURES = ("fusion_published", "errors_published")  # drawn once, not for each model
 TABLES = (
     *(f"ablation_{variant}.md" for variant in TABLES_OF),
     *("bits.json", "fp32.json", "search.csv", f"{AUTO}.yaml", "fusion_operators.csv"),
@@ -44,8 +66,13 @@ def table_rows(study: Study, variant: str) -> list[str]:
     return [*study.recipes, *[AUTO] * (AUTO in TABLES_OF[variant])]
 
 
-def study_files(models: Iterable[str], results: Path = Path("results")) -> list[Path]:
+def study_files(models: Iterable[str]) -> list[Path]:
     """Every file that `snakemake study` promises: a figure has its numbers in a table of its name."""
     names = [*(f"{figure}.{kind}" for figure in FIGURES for kind in ("png", "svg", "csv")), *TABLES]
-    files = [results / model / "study" / name for model in models for name in names]
-    return files + [results / "study" / f"models.{kind}" for kind in ("csv", "md", "png", "svg")]
+    files = [fill(studied(name), Run(model)) for model in models for name in names]
+    figures = [f"{figure}.{kind}" for figure in PUBLISHED_FIGURES for kind in ("png", "svg", "csv")]
+    common = (
+        of_all_models(name)
+        for name in (*figures, *(f"models.{kind}" for kind in ("csv", "md", "png", "svg")))
+    )
+    return [Path(file) for file in (*files, *common)]

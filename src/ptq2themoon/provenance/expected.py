@@ -1,0 +1,149 @@
+"""Every result that must exist, and what its sidecar must record, as the stages' declarations say it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ptq2themoon.data import open_source
+from ptq2themoon.vocabulary.job import ANY, Job
+from ptq2themoon.vocabulary.layout import Run, calibration_draws, runs_of
+from ptq2themoon.vocabulary.parameters import Params
+from ptq2themoon.vocabulary.stages import figures, study, study_tables
+from ptq2themoon.vocabulary.stages.calibrate import Calibrate
+from ptq2themoon.vocabulary.stages.common import FILE_KINDS
+from ptq2themoon.vocabulary.stages.deploy import Deploy, VerifyRuntime
+from ptq2themoon.vocabulary.stages.evaluate import (
+    AttentionMaps,
+    Evaluate,
+    OperatorErrors,
+    Reference,
+    Summarize,
+)
+from ptq2themoon.vocabulary.stages.graph import Fuse
+from ptq2themoon.vocabulary.stages.sources import DrawCalibration, Export, ListEvaluation
+from ptq2themoon.vocabulary.study import BASE, CHANNELWISE
+from ptq2themoon.vocabulary.study_layout import PARTS, TABLES_OF
+
+Call = tuple[type[Job], Any]
+
+# Stages of the study with one call per model: those that run the model, and those that show what they found.
+MEASURING: tuple[type[Job], ...] = (
+    study.StudyFusion,
+    study.StudyBits,
+    study.StudyAuto,
+    study.StudyActivations,
+    study.StudyErrors,
+)
+SHOWING: tuple[type[Job], ...] = (
+    study_tables.PlotStudyRanking,
+    study_tables.PlotStudyFusion,
+    study_tables.PlotStudyActivations,
+    study_tables.PlotStudyErrors,
+    study_tables.PlotStudyAttention,
+    study_tables.PlotRollout,
+    study_tables.StudyFidelity,
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run of a stage as its sidecar must show it.
+
+    Attributes:
+        outputs: the main one, beside which the sidecar lies, first.
+        device: where it computes; None when it computes on none, `ANY` when params.yaml leaves it open.
+    """
+
+    stage: str
+    outputs: Sequence[Path]
+    inputs: Sequence[Path]
+    parameters: dict[str, Any]
+    seed: int | None = None
+    device: Any = None
+
+
+def expected_results(params: Params) -> list[Result]:
+    """All results of the pipeline, each after those that it is made from."""
+    return [_result(params, *call) for call in _pipeline(params)]
+
+
+def expected_study(params: Params) -> list[Result]:
+    """All results of the study, each after those that it is made from; the pipeline's come before."""
+    return [_result(params, *call) for call in _study(params)]
+
+
+def _result(params: Params, kind: type[Job], wildcards: Any) -> Result:
+    job = kind.of(params, wildcards)
+    parameters = job.parameters() | _listing(job) | dict.fromkeys(job.found_out(), ANY)
+    device = getattr(job, "device", job.runs_on)
+    return Result(
+        job.stage,
+        job.outputs(),
+        job.inputs(),
+        parameters,
+        job.drawn_with(),
+        ANY if device == "auto" else device,
+    )
+
+
+def _listing(job: Job) -> dict[str, Any]:
+    """What is recorded of a folder of images: its listing."""
+    if not isinstance(job, DrawCalibration | ListEvaluation) or job.kind in FILE_KINDS:
+        return {}
+    return open_source(job.kind, job.source, job.classes).identity()
+
+
+def _pipeline(params: Params) -> Iterator[Call]:
+    for model in params.models:
+        yield from _of_model(params, model, runs_of(params, model))
+    yield Summarize, None
+    for model in params.models:
+        for figure in (figures.PlotErrors, figures.PlotTop1, figures.PlotAttention):
+            yield figure, Run(model)
+
+
+def _of_model(params: Params, model: str, runs: Sequence[Run]) -> Iterator[Call]:
+    yield Export, Run(model)
+    for images, seed in calibration_draws(params):
+        yield DrawCalibration, Run(model, images=images, seed=seed)
+    yield Fuse, Run(model)
+    yield ListEvaluation, Run(model)
+    yield from ((Calibrate, run) for run in runs)
+    yield Reference, Run(model)
+    yield from ((kind, run) for kind in (OperatorErrors, Evaluate) for run in runs)
+    yield from ((AttentionMaps, run) for run in (Run(model), *runs))
+    for run in runs if params.deploy.modes else ():
+        yield from ((Deploy, run.as_mode(mode)) for mode in params.deploy.modes)
+        yield VerifyRuntime, run
+
+
+def _study(params: Params) -> Iterator[Call]:
+    yield study_tables.PlotStudyPublished, None
+    for model in params.models:
+        yield from _study_of_model(params, model)
+    yield from ((kind, None) for kind in (study_tables.StudyModels, study_tables.PlotStudyModels))
+
+
+def _study_of_model(params: Params, model: str) -> Iterator[Call]:
+    settings, here = params.study, Run(model)
+    for seed in settings.seeds:
+        yield DrawCalibration, Run(model, images=settings.calibration_images, seed=seed)
+    looked_at = study_tables.looked_at(params)
+    for recipe in dict.fromkeys((BASE, CHANNELWISE, *looked_at)):
+        yield Calibrate, study_tables.first_run(params, model, recipe)
+    seen = [study_tables.first_run(params, model, recipe) for recipe in looked_at]
+    yield from ((Evaluate, run) for run in seen)
+    yield from ((kind, run) for kind in (AttentionMaps, study.StudyRollout) for run in (here, *seen))
+    yield from ((kind, here) for kind in MEASURING)
+    for width, part, seed in product(PARTS, PARTS["narrow"], settings.seeds):
+        if part in PARTS[width]:
+            yield study.StudyAblation, SimpleNamespace(model=model, width=width, part=part, seed=seed)
+    for variant in TABLES_OF:
+        yield study_tables.StudyTable, SimpleNamespace(model=model, variant=variant)
+        yield study_tables.PlotStudyAblation, SimpleNamespace(model=model, variant=variant)
+    yield from ((kind, here) for kind in SHOWING)

@@ -1,0 +1,148 @@
+"""Where every result of the pipeline lies: the one place that writes paths and keys.
+
+Patterns hold wildcards as Snakemake's do. What decides a run is in its key: bits, calibration images, seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+RESULTS = "results"
+RECIPES = "recipes"
+FP32 = "fp32"  # stands where a recipe's name does, for floating point
+
+HEAVY = f"{RESULTS}/models/{{model}}"  # DVC keeps it
+SMALL = f"{RESULTS}/{{model}}"  # git keeps it
+KEY = "{bits}-n{images}-s{seed}"
+KEY_PATTERN = r"w\d+a\d+-n\d+-s\d+"
+RUN = "{recipe}/{key}"
+
+ONNX_MODEL, MODEL_INFO = f"{HEAVY}/model.onnx", f"{HEAVY}/model.json"
+FUSED = ("fused.onnx", "fusion.json", "model.json")  # of a model's folder
+FUSED_GRAPH, FUSION = f"{HEAVY}/fused.onnx", f"{HEAVY}/fusion.json"
+CALIBRATION = f"{HEAVY}/calibration-n{{images}}-s{{seed}}.safetensors"
+MANIFEST = f"{SMALL}/evaluation.csv"
+RECIPE = f"{RECIPES}/{{recipe}}.yaml"
+
+QPARAMS = (f"{HEAVY}/{RUN}/qparams.json", f"{HEAVY}/{RUN}/qparams.safetensors")
+QPARAMS_OF_KEY = tuple(path.replace("{key}", KEY) for path in QPARAMS)
+
+FP32_METRICS = f"{SMALL}/{FP32}/metrics.json"
+REFERENCE = f"{HEAVY}/{FP32}/reference.safetensors"
+METRICS, ATTENTION = f"{SMALL}/{RUN}/metrics.json", f"{SMALL}/{RUN}/attention.csv"
+SIMULATED = f"{HEAVY}/{RUN}/simulated.safetensors"
+OPERATOR_ERRORS, RANKING = f"{SMALL}/{RUN}/operators.csv", f"{SMALL}/{RUN}/ranking.json"
+# A variant is `fp32`, or RUN.
+ATTENTION_MAPS = f"{HEAVY}/{{variant}}/attention_maps.safetensors"
+ROLLOUT = f"{HEAVY}/{{variant}}/rollout.safetensors"
+
+INT8, DEPLOYED = f"{HEAVY}/{RUN}/{{mode}}/int8.onnx", f"{HEAVY}/{RUN}/{{mode}}/deploy.json"
+RUNTIME, RUNTIME_OPERATORS = f"{SMALL}/{RUN}/runtime.json", f"{SMALL}/{RUN}/runtime_operators.csv"
+
+SUMMARY = tuple(f"{RESULTS}/summary.{kind}" for kind in ("csv", "md", "json"))
+FIGURES = ("top1", "errors_along_network", "attention_overview", "attention_heads")
+
+
+def figure(name: str, kind: str = "png") -> str:
+    """The file of one of `FIGURES`."""
+    return f"{SMALL}/figures/{name}.{kind}"
+
+
+def fill(pattern: str, wildcards: Any) -> str:
+    """A pattern with each wildcard replaced by the attribute of that name."""
+    return pattern.format_map(_Attributes(wildcards))
+
+
+class _Attributes(dict[str, Any]):
+    def __init__(self, holder: Any) -> None:
+        super().__init__()
+        self._holder = holder
+
+    def __missing__(self, name: str) -> Any:
+        return getattr(self._holder, name)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One quantization of one model; an instance serves as wildcards.
+
+    Attributes:
+        images: how many it is calibrated on.
+        mode: of a deployed model.
+    """
+
+    model: str
+    recipe: str = FP32
+    bits: str = FP32
+    images: int | None = None
+    seed: int | None = None
+    mode: str = ""
+
+    @property
+    def key(self) -> str:
+        """What decides the run besides the recipe, as paths write it."""
+        return fill(KEY, self)
+
+    @property
+    def variant(self) -> str:
+        """`fp32`, or recipe and key."""
+        return FP32 if self.recipe == FP32 else fill(RUN, self)
+
+    def as_mode(self, mode: str) -> Run:
+        """The run as deployed in a mode."""
+        return replace(self, mode=mode)
+
+    @property
+    def row(self) -> list[Any]:
+        """What a row of the summary is found by."""
+        return [self.model, self.recipe, self.bits, self.images, self.seed]
+
+
+def runs_of(params: Any, model: str) -> list[Run]:
+    """Every quantization of a model that params.yaml asks for: recipes, then bits, then seeds."""
+    calibration = params.calibration
+    return [
+        Run(model, recipe, bits, calibration.images, seed)
+        for recipe in params.recipes
+        for bits in params.bits
+        for seed in calibration.seeds
+    ]
+
+
+def calibration_draws(params: Any) -> list[tuple[int, int]]:
+    """(images, seed) of each draw of calibration images; the first is what the fused graph is checked on."""
+    calibration = params.calibration
+    return list(
+        dict.fromkeys([calibration.check, *((calibration.images, seed) for seed in calibration.seeds)])
+    )
+
+
+def pipeline_files(params: Any) -> list[str]:
+    """Every file that DVC or git keeps: with one of them gone, the rule that makes it runs."""
+    return [*SUMMARY, *(file for model in params.models for file in _model_files(params, model))]
+
+
+def _model_files(params: Any, model: str) -> Iterator[str]:
+    once = (ONNX_MODEL, MODEL_INFO, FUSED_GRAPH, FUSION, MANIFEST, FP32_METRICS, REFERENCE)
+    figures = (figure(name, kind) for name in FIGURES for kind in ("png", "svg"))
+    yield from _filled((*once, *figures, ATTENTION_MAPS), Run(model))
+    for images, seed in calibration_draws(params):
+        yield fill(CALIBRATION, Run(model, images=images, seed=seed))
+    modes = params.deploy.modes
+    each = (*QPARAMS, SIMULATED, ATTENTION_MAPS, METRICS, ATTENTION, OPERATOR_ERRORS, RANKING)
+    for run in runs_of(params, model):
+        yield from _filled((*each, *((RUNTIME, RUNTIME_OPERATORS) if modes else ())), run)
+        for mode in modes:
+            yield from _filled((INT8, DEPLOYED), run.as_mode(mode))
+
+
+def _filled(patterns: Iterable[str], run: Run) -> Iterator[str]:
+    return (fill(pattern, run) for pattern in patterns)
+
+
+def fused_files(folder: Path) -> list[Path]:
+    """The three files that make a fused model."""
+    return [folder / name for name in FUSED]

@@ -1,0 +1,37 @@
+"""The stage from a recipe to quantization parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from ptq2themoon.vocabulary import layout
+from ptq2themoon.vocabulary.job import Input, Output, Setting
+from ptq2themoon.vocabulary.recipes import load_recipe
+from ptq2themoon.vocabulary.stages.common import OnDevice, OnModel, RecipeFile
+
+
+class Calibrate(OnModel, OnDevice):
+    """Quantize a fused model by a recipe: its methods, and observers on calibration images."""
+
+    stage: ClassVar[str] = "calibrate"
+    where: ClassVar[str] = f"{{model}}/{{recipe}}/{layout.KEY}"
+
+    images: Annotated[Path, Input(layout.CALIBRATION)]
+    """Calibration images."""
+    recipe: RecipeFile
+    """A file of recipes/."""
+    bits: Annotated[str, Setting("{bits}")]
+    """Of weights and activations, as w8a8."""
+    batch_size: Annotated[int, Setting("calibration.batch_size")]
+    """Images in a batch."""
+    seed: Annotated[int, Setting("{seed}", recorded=False)] = 0
+    """Of what methods draw."""
+    out: Annotated[Path, Output(layout.QPARAMS_OF_KEY[0])]
+    """qparams.json."""
+    out_arrays: Annotated[Path, Output(layout.QPARAMS_OF_KEY[1])]
+    """qparams.safetensors."""
+
+    def parameters(self) -> dict[str, Any]:
+        recipe = load_recipe(self.recipe)
+        return {"recipe": recipe.name, **recipe.resolved(), **super().parameters()}

@@ -1,0 +1,74 @@
+"""Options that several stages have: the model, its images, recipes, a figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from ptq2themoon.vocabulary import layout
+from ptq2themoon.vocabulary.job import Input, Job, Output, Setting
+from ptq2themoon.vocabulary.recipes import load_recipe
+
+FILE_KINDS = ("arrays", "csv")  # data sets that are one file; of others the listing counts
+
+
+def dataset(params: Any, wildcards: Any) -> Any:
+    """The data set of a model, or of one that only the benchmark has."""
+    model = params.every_model[wildcards.model]
+    return params.every_dataset[model.dataset]
+
+
+def recipe_files(path: Path) -> list[Path]:
+    """A recipe and those that it extends."""
+    return load_recipe(path).sources
+
+
+Kind = Annotated[str, Setting(lambda params, wildcards: dataset(params, wildcards).kind)]
+EvaluationSource = Annotated[Path, Setting(lambda params, wildcards: dataset(params, wildcards).evaluation)]
+RecipeFile = Annotated[Path, Input(layout.RECIPE, recipe_files)]
+Qparams = Annotated[tuple[Path, Path], Input(layout.QPARAMS)]
+
+
+class OnModel(Job):
+    """A stage that runs a fused model."""
+
+    model: Annotated[Path, Input(layout.HEAVY, layout.fused_files)]
+    """Folder of fused.onnx, fusion.json and model.json."""
+
+
+class OnDevice(Job):
+    """A stage that computes on a device of choice."""
+
+    device: Annotated[str, Setting("device", recorded=False)] = "auto"
+    """auto, cpu or cuda."""
+
+
+class OnDataset(Job):
+    """A stage that reads a data set."""
+
+    kind: Kind
+    """Of the data set: arrays, folder, csv or torchvision."""
+
+    def inputs(self) -> list[Path]:
+        return super().inputs() + ([self.source] if self.kind in FILE_KINDS else [])  # type: ignore[attr-defined]
+
+
+class OnImages(OnModel, OnDataset, OnDevice):
+    """A stage that runs a fused model on the evaluation images."""
+
+    manifest: Annotated[Path, Input(layout.MANIFEST)]
+    """evaluation.csv."""
+    source: EvaluationSource
+    """The data set."""
+
+
+class Figure(Job):
+    """A stage that draws."""
+
+    dpi: Annotated[int, Setting("plots.dpi")] = 150
+    """Resolution of the PNG."""
+
+
+def figure_files(pattern: str) -> tuple[Output, Output]:
+    """Marks of a figure's PNG and SVG; `pattern` is that of the PNG."""
+    return Output(pattern), Output(pattern.removesuffix("png") + "svg")

@@ -1,0 +1,154 @@
+"""The stages that say how good a model is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from ptq2themoon.vocabulary import layout
+from ptq2themoon.vocabulary.job import Input, Job, Output, Setting
+from ptq2themoon.vocabulary.stages.common import OnImages, Qparams
+
+ReferenceFile = Annotated[Path, Input(layout.REFERENCE)]
+BatchSize = Annotated[int, Setting("evaluation.batch_size")]
+Block = Annotated[int, Setting("attention.block")]
+OF_RUN = "{model}/{recipe}/{key}"
+
+
+class Reference(OnImages):
+    """Compute outputs and attention of all evaluation images in floating point, once per model."""
+
+    stage: ClassVar[str] = "reference"
+    where: ClassVar[str] = "{model}/fp32"
+
+    batch_size: BatchSize
+    """Images in a batch."""
+    block: Block = -1
+    """Whose attention is kept; from the end when negative."""
+    out: Annotated[Path, Output(layout.FP32_METRICS)]
+    """metrics.json."""
+    out_reference: Annotated[Path, Output(layout.REFERENCE)]
+    """reference.safetensors."""
+
+
+class Evaluate(OnImages):
+    """Measure a quantized model on all evaluation images: accuracy, agreement, attention."""
+
+    stage: ClassVar[str] = "evaluate"
+    where: ClassVar[str] = OF_RUN
+
+    qparams: Qparams
+    """qparams.json and qparams.safetensors."""
+    reference: ReferenceFile
+    """reference.safetensors."""
+    batch_size: BatchSize
+    """Images in a batch."""
+    block: Block = -1
+    """Whose attention is compared; from the end when negative."""
+    out: Annotated[Path, Output(layout.METRICS)]
+    """metrics.json."""
+    out_attention: Annotated[Path, Output(layout.ATTENTION)]
+    """attention.csv."""
+    out_simulated: Annotated[Path, Output(layout.SIMULATED)]
+    """simulated.safetensors."""
+
+
+class OperatorErrors(OnImages):
+    """Measure the error of every quantized operator, three ways, and how stable their ranking is."""
+
+    stage: ClassVar[str] = "operator_errors"
+    where: ClassVar[str] = OF_RUN
+
+    qparams: Qparams
+    """qparams.json and qparams.safetensors."""
+    reference: ReferenceFile
+    """reference.safetensors."""
+    images: Annotated[int, Setting("errors.images")]
+    """For the errors of the outputs."""
+    logits_images: Annotated[int, Setting("errors.logits_images")]
+    """For the effect on the logits."""
+    batch_size: int = 16
+    """Images in a batch."""
+    out: Annotated[Path, Output(layout.OPERATOR_ERRORS)]
+    """operators.csv."""
+    out_ranking: Annotated[Path, Output(layout.RANKING)]
+    """ranking.json."""
+
+
+class OfVariant(OnImages):
+    """A stage for floating point as for each quantization."""
+
+    recipe: Annotated[str, Setting(lambda _, wildcards: wildcards.variant.partition("/")[0])]
+    """Name for the figure; fp32 for floating point."""
+    qparams: Annotated[
+        tuple[Path, Path] | None,
+        Input(lambda _, wildcards: qparams_of_variant(wildcards.model, wildcards.variant)),
+    ] = None
+    """qparams.json and qparams.safetensors; left out: floating point."""
+    images: Annotated[int, Setting("attention.images")]
+    """How many images are drawn."""
+
+
+def qparams_of_variant(model: str, variant: str) -> list[str]:
+    """None for fp32."""
+    if variant == layout.FP32:
+        return []
+    return [path.replace(layout.RUN, variant).replace("{model}", model) for path in layout.QPARAMS]
+
+
+class AttentionMaps(OfVariant):
+    """Keep the attention maps of a few images."""
+
+    stage: ClassVar[str] = "attention_maps"
+    where: ClassVar[str] = "{model}/{variant}"
+
+    block: Block = -1
+    """Whose attention; from the end when negative."""
+    out: Annotated[Path, Output(layout.ATTENTION_MAPS)]
+    """attention_maps.safetensors."""
+
+
+class Summarize(Job):
+    """Put all metrics in one table."""
+
+    stage: ClassVar[str] = "summarize"
+    where: ClassVar[str] = ""
+
+    entry: Annotated[
+        tuple[tuple[str, str, str, str, str, Path], ...],
+        Setting(lambda params, _: list(entries(params, layout.METRICS))),
+    ]
+    """MODEL RECIPE BITS IMAGES SEED and its metrics.json; fp32: MODEL fp32 fp32 - - and its metrics.json."""
+    runtime: Annotated[
+        tuple[tuple[str, str, str, str, str, Path], ...],
+        Setting(lambda params, _: list(entries(params, layout.RUNTIME)) if params.deploy.modes else []),
+    ] = ()
+    """The runtime.json of an entry's deployed models, as an entry."""
+    out_csv: Annotated[Path, Output(layout.SUMMARY[0])]
+    """summary.csv."""
+    out_md: Annotated[Path, Output(layout.SUMMARY[1])]
+    """summary.md."""
+    out_json: Annotated[Path, Output(layout.SUMMARY[2])]
+    """summary.json."""
+
+    def inputs(self) -> list[Path]:
+        runtime = {row[:5]: row[5] for row in self.runtime}
+        return [path for row in self.entry for path in (row[5], runtime.get(row[:5])) if path]
+
+    def parameters(self) -> dict[str, Any]:
+        return {"entries": [_row(entry) for entry in self.entry]}
+
+
+def _row(entry: tuple[str, str, str, str, str, Path]) -> list[Any]:
+    model, recipe, bits, images, seed, _ = entry
+    return [model, recipe, bits, *(None if number == "-" else int(number) for number in (images, seed))]
+
+
+def entries(params: Any, pattern: str) -> Any:
+    """A row of the command for each file of `pattern`: floating point first where metrics are meant."""
+    for model in params.models:
+        if pattern == layout.METRICS:
+            floating = layout.Run(model)
+            yield [model, layout.FP32, layout.FP32, "-", "-", layout.fill(layout.FP32_METRICS, floating)]
+        for run in layout.runs_of(params, model):
+            yield [*map(str, run.row), layout.fill(pattern, run)]

@@ -1,0 +1,254 @@
+"""The stages of the study that run a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from ptq2themoon.vocabulary import layout, study_layout
+from ptq2themoon.vocabulary.job import Input, Job, Machine, Output, Setting
+from ptq2themoon.vocabulary.recipes import load_recipe
+from ptq2themoon.vocabulary.stages.common import OnDevice, OnImages, OnModel, recipe_files
+from ptq2themoon.vocabulary.stages.evaluate import BatchSize, Block, OfVariant, ReferenceFile
+from ptq2themoon.vocabulary.study import AUTO, BASE, CHANNELWISE
+from ptq2themoon.vocabulary.study_layout import Variant, studied
+
+InputImages = Annotated[int, Setting("study.input_images")]
+
+
+def _recipe(name: str) -> Input:
+    return Input(layout.RECIPE.replace("{recipe}", name), recipe_files)
+
+
+def _drawn(params: Any, wildcards: Any) -> str:
+    """The study's own draw of calibration images."""
+    seed = getattr(wildcards, "seed", None)
+    seed = params.study.seeds[0] if seed is None else seed
+    run = layout.Run(wildcards.model, images=params.study.calibration_images, seed=seed)
+    return layout.fill(layout.CALIBRATION, run)
+
+
+class OnStudyImages(OnImages):
+    """A stage that calibrates and evaluates recipes on the study's images."""
+
+    reference: ReferenceFile
+    """reference.safetensors."""
+    calibration: Annotated[Path, Input(_drawn)]
+    """Calibration images."""
+    calibration_batch_size: Annotated[int, Setting("calibration.batch_size")]
+    """Calibration images in a batch."""
+    images: Annotated[int, Setting("study.images")]
+    """Of the manifest, at most."""
+    batch_size: BatchSize
+    """Images in a batch."""
+    block: Block = -1
+    """Whose attention is compared; from the end when negative."""
+
+
+class StudyBits(OnStudyImages):
+    """Find the first bits at which a recipe loses more than so many points."""
+
+    stage: ClassVar[str] = "study_bits"
+
+    recipe: Annotated[Path, _recipe(BASE)]
+    """The recipe that is tried."""
+    bits: Annotated[tuple[str, ...], Setting(lambda params, _: params.study.bits[1:])]
+    """To try, in this order."""
+    loss: Annotated[float, Setting("study.loss")]
+    """Percentage points."""
+    out: Annotated[Path, Output(study_layout.NARROW_BITS)]
+    """bits.json."""
+    out_metrics: Annotated[Path, Output(studied("fp32.json"))]
+    """fp32.json: the reference's metrics."""
+
+    def parameters(self) -> dict[str, Any]:
+        return super().parameters() | {"recipe": load_recipe(self.recipe).name}
+
+
+class StudyAuto(OnModel, OnDevice):
+    """Rank what per-channel scales gain at each operator, and find the recipe that needs fewest."""
+
+    stage: ClassVar[str] = "study_auto"
+
+    base: Annotated[Path, _recipe(BASE)]
+    """Recipe that is per-tensor."""
+    channelwise: Annotated[Path, _recipe(CHANNELWISE)]
+    """Recipe with all that may be per-channel."""
+    bits_from: Annotated[Path, Input(study_layout.NARROW_BITS)]
+    """bits.json of study_bits."""
+    calibration: Annotated[Path, Input(_drawn)]
+    """Calibration images."""
+    batch_size: Annotated[int, Setting("calibration.batch_size")]
+    """Images in a batch."""
+    images: Annotated[int, Setting("study.ranking_images")]
+    """Of the calibration's, to rank on."""
+    share: Annotated[float, Setting("study.share")]
+    """Of the removable error, to remove."""
+    seed: Annotated[int, Setting(lambda params, _: params.study.seeds[0], recorded=False)]
+    """Seed that drew the images; for the sidecar."""
+    out: Annotated[Path, Output(study_layout.AUTO_RECIPE)]
+    """auto.yaml."""
+    out_ranking: Annotated[Path, Output(studied("ranking.csv"))]
+    """ranking.csv."""
+    out_search: Annotated[Path, Output(studied("search.csv"))]
+    """search.csv."""
+
+    def parameters(self) -> dict[str, Any]:
+        names = {"base": load_recipe(self.base).name, "channelwise": load_recipe(self.channelwise).name}
+        return {**names, **super().parameters()}
+
+    def found_out(self) -> tuple[str, ...]:
+        return ("bits",)
+
+
+def ablated(params: Any, part: str) -> list[str]:
+    """The recipes of a part of the ablation, but for auto's."""
+    recipes = params.study.recipes
+    if part != "output":
+        return list(recipes)
+    files = {name: Path(layout.RECIPE.replace("{recipe}", name)) for name in recipes}
+    return [name for name, file in files.items() if load_recipe(file).has_weight_channels]
+
+
+def _recipes(params: Any, wildcards: Any) -> list[str]:
+    if wildcards.part == AUTO:
+        return [layout.fill(study_layout.AUTO_RECIPE, wildcards)]
+    return [layout.RECIPE.replace("{recipe}", name) for name in ablated(params, wildcards.part)]
+
+
+class StudyAblation(OnStudyImages):
+    """Evaluate many recipes at one width of bits."""
+
+    stage: ClassVar[str] = "study_ablation"
+    where: ClassVar[str] = "{model}/{width}-{part}-s{seed}"
+
+    recipes: Annotated[tuple[Path, ...], Input(_recipes, recipe_files)]
+    """Files of recipes/, or auto.yaml."""
+    variant: Annotated[Variant, Setting(lambda _, w: "input" if w.part == AUTO else w.part)]
+    """How recipes are read."""
+    bits: Annotated[
+        str | None, Setting(lambda params, w: params.study.bits[0] if w.width == "wide" else None)
+    ] = None
+    """As w8a8."""
+    bits_from: Annotated[
+        Path | None,
+        Input(lambda _, w: layout.fill(study_layout.NARROW_BITS, w) if w.width == "narrow" else None),
+    ] = None
+    """bits.json of study_bits, in place of --bits: the narrow ones."""
+    seed: Annotated[int, Setting("{seed}", recorded=False)]
+    """Seed that drew the calibration images; for the table."""
+    out: Annotated[Path, Output(study_layout.ABLATION_RUN)]
+    """CSV."""
+
+    def inputs(self) -> list[Path]:
+        return list(dict.fromkeys(super().inputs()))
+
+    def parameters(self) -> dict[str, Any]:
+        names = {"recipes": [load_recipe(path).name for path in self.recipes]}
+        return super().parameters() | names
+
+    def found_out(self) -> tuple[str, ...]:
+        return () if self.bits else ("bits",)
+
+
+class StudyActivations(OnImages):
+    """Find the range of every channel of the layers' inputs."""
+
+    stage: ClassVar[str] = "study_activations"
+
+    images: InputImages
+    """At most."""
+    batch_size: int = 16
+    """Images in a batch."""
+    out: Annotated[Path, Output(studied("activations.csv"))]
+    """activations.csv."""
+    out_largest: Annotated[Path, Output(studied("activations_largest.csv"))]
+    """activations_largest.csv."""
+
+
+def _qparams(recipe: str) -> Input:
+    def files(params: Any, wildcards: Any) -> list[str]:
+        run = layout.runs_of(params, wildcards.model)[0]
+        of_recipe = layout.Run(run.model, recipe, params.study.bits[0], run.images, run.seed)
+        return [layout.fill(path, of_recipe) for path in layout.QPARAMS]
+
+    return Input(files)
+
+
+class StudyErrors(OnImages):
+    """Measure the errors of the layers' inputs, class token and patch tokens apart."""
+
+    stage: ClassVar[str] = "study_errors"
+
+    per_tensor: Annotated[tuple[Path, Path], _qparams(BASE)]
+    """qparams.json and .safetensors with one scale per input."""
+    per_channel: Annotated[tuple[Path, Path], _qparams(CHANNELWISE)]
+    """qparams.json and .safetensors with one scale per channel of an input."""
+    images: InputImages
+    """At most."""
+    batch_size: int = 16
+    """Images in a batch."""
+    block: Annotated[int, Setting("study.block")]
+    """Whose channels have a table of their own; from the end when negative."""
+    out: Annotated[Path, Output(studied("errors.csv"))]
+    """errors.csv."""
+    out_average: Annotated[Path, Output(studied("errors_average.csv"))]
+    """errors_average.csv."""
+    out_histograms: Annotated[Path, Output(studied("error_histograms.csv"))]
+    """error_histograms.csv."""
+    out_channels: Annotated[Path, Output(studied("error_channels.csv"))]
+    """error_channels.csv."""
+
+
+class StudyRollout(OfVariant):
+    """Compute attention rollout of a few images."""
+
+    stage: ClassVar[str] = "study_rollout"
+    where: ClassVar[str] = "{model}/{variant}"
+
+    out: Annotated[Path, Output(layout.ROLLOUT)]
+    """rollout.safetensors."""
+
+
+class StudyFusion(Job):
+    """Time a model with and without fusion."""
+
+    stage: ClassVar[str] = "study_fusion"
+    runs_on: ClassVar[str] = "cpu"
+
+    name: Annotated[str, Setting("{model}", recorded=False)]
+    """What the table calls the model."""
+    model: Annotated[
+        Path, Input(layout.HEAVY, lambda folder: [folder / "model.onnx", *layout.fused_files(folder)])
+    ]
+    """Folder of model.onnx and the fused model."""
+    recipe: Annotated[Path, _recipe(BASE)]
+    """A recipe that names no role, block or operator."""
+    bits: Annotated[str, Setting(lambda params, _: params.study.bits[0])]
+    """As w8a8."""
+    images: Annotated[
+        Path,
+        Input(
+            lambda params, w: layout.fill(
+                layout.CALIBRATION, layout.Run(w.model, images=params.calibration.check[0], seed=0)
+            )
+        ),
+    ]
+    """Calibration images."""
+    calibration_count: int = 8
+    """Of them, at most."""
+    rounds: Annotated[int, Setting("study.rounds")]
+    """How often each graph is timed."""
+    threads: Annotated[int, Machine("{threads}")]
+    """Of each executor."""
+    out: Annotated[Path, Output(studied("fusion.csv"))]
+    """fusion.csv."""
+    out_operators: Annotated[Path, Output(studied("fusion_operators.csv"))]
+    """fusion_operators.csv."""
+
+    def parameters(self) -> dict[str, Any]:
+        names = {"model": self.name, "recipe": load_recipe(self.recipe).name}
+        return {**names, **super().parameters()}
+
+    def found_out(self) -> tuple[str, ...]:
+        return ("machine", "threads")

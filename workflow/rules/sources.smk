@@ -1,0 +1,66 @@
+from ptq2themoon.vocabulary.stages.sources import DrawCalibration, Export, ListEvaluation
+
+
+rule export:
+    input:
+        **inputs(Export, weights=lambda wildcards: list(map(str, Export.of(PARAMS, wildcards).inputs()))),
+    output:
+        **outputs(Export),
+    log:
+        log_of(Export),
+    benchmark:
+        times_of(Export)
+    conda:
+        ENVIRONMENT
+    params:
+        **settings(Export),
+    message:
+        "{wildcards.model}: export {params.source} to ONNX"
+    shell:
+        command(Export)
+
+
+rule draw_calibration:
+    input:
+        **inputs(DrawCalibration),
+    output:
+        **outputs(DrawCalibration),
+    log:
+        log_of(DrawCalibration),
+    benchmark:
+        times_of(DrawCalibration)
+    conda:
+        ENVIRONMENT
+    threads: decoders
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        **settings(DrawCalibration),
+    message:
+        "{wildcards.model}: draw {wildcards.images} calibration images with seed {wildcards.seed}"
+    shell:
+        command(DrawCalibration)
+
+
+rule list_evaluation:
+    input:
+        **inputs(ListEvaluation),
+    output:
+        **outputs(ListEvaluation),
+    log:
+        log_of(ListEvaluation),
+    benchmark:
+        times_of(ListEvaluation)
+    conda:
+        ENVIRONMENT
+    threads: decoders
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        **settings(ListEvaluation),
+    message:
+        "{wildcards.model}: list {params.images} evaluation images"
+    shell:
+        command(ListEvaluation)

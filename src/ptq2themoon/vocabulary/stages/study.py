@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from ptq2themoon.vocabulary import layout, study_layout
-from ptq2themoon.vocabulary.job import Input, Job, Machine, Output, Setting
+from ptq2themoon.vocabulary.job import Input, Job, Output, Setting
 from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.stages.common import OnDevice, OnImages, OnModel, recipe_files
 from ptq2themoon.vocabulary.stages.evaluate import BatchSize, Block, OfVariant, ReferenceFile
@@ -239,7 +239,7 @@ class StudyFusion(Job):
     """Of them, at most."""
     rounds: Annotated[int, Setting("study.rounds")]
     """How often each graph is timed."""
-    threads: Annotated[int, Machine("{threads}")]
+    threads: Annotated[int, Setting("benchmark.threads")]
     """Of each executor."""
     out: Annotated[Path, Output(studied("fusion.csv"))]
     """fusion.csv."""
@@ -251,4 +251,4 @@ class StudyFusion(Job):
         return {**names, **super().parameters()}
 
     def found_out(self) -> tuple[str, ...]:
-        return ("machine", "threads")
+        return ("machine",)

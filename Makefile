@@ -48,7 +48,7 @@ lock:  ## resolve pyproject.toml into requirements.lock; needs uv; keeps pins th
 	    --output-file requirements-peers.lock $(ARGS)
 
 matrix: env  ## compute the tables of docs/models.md: every family of models by every exporter
-	python tests/matrix.py
+	PYTHONPATH=tests/support python tools/matrix.py
 
 clean:  ## remove both environments and caches; results stay
 	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "ptq2themoon"
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
 # One forbidden import for each contract, in the contracts' order.
 VIOLATIONS = [
@@ -71,3 +72,11 @@ def test_a_new_room_must_be_given_its_layer(package: Path) -> None:
     done = lint(package)
     assert done.returncode != 0
     assert "attic" in done.stdout
+
+
+def test_the_folders_of_tests_are_the_rooms_of_the_package() -> None:
+    """But for: helpers, golden files, whole workflows, and the embedded model and images."""
+    others = {"support", "golden", "workflow", "demo"}
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    rooms = {path.parent.relative_to(PACKAGE) for path in PACKAGE.rglob("__init__.py")}
+    assert {folder for folder in folders if not others & {*folder.parts}} <= rooms

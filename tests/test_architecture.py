@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -80,3 +81,10 @@ def test_the_folders_of_tests_are_the_rooms_of_the_package() -> None:
     folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
     rooms = {path.parent.relative_to(PACKAGE) for path in PACKAGE.rglob("__init__.py")}
     assert {folder for folder in folders if not others & {*folder.parts}} <= rooms
+
+
+def test_the_picture_of_the_packages_is_the_code() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "architecture.py"))
+    written = re.search(tool["REGION"], tool["PAGE"].read_text(encoding="utf-8"), re.DOTALL)
+    assert written
+    assert written[2] == tool["picture"](), "run `make architecture`"

@@ -6,10 +6,10 @@ ARGS ?=
 # Recipes, and the jobs that they start, see the environment as if it were activated.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help run test slow env lint format lock matrix clean
+.PHONY: help run test slow env lint format lock matrix architecture coverage clean
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' Makefile
 
 run: env  ## run the pipeline of params.yaml; ARGS goes to snakemake: make run ARGS="--dry-run"
 	snakemake --cores all $(ARGS)
@@ -48,7 +48,14 @@ lock:  ## resolve pyproject.toml into requirements.lock; needs uv; keeps pins th
 	    --output-file requirements-peers.lock $(ARGS)
 
 matrix: env  ## compute the tables of docs/models.md: every family of models by every exporter
-	python tests/matrix.py
+	PYTHONPATH=tests/support python tools/matrix.py
+
+architecture: env  ## draw the packages into docs/architecture.md, from the code
+	python tools/architecture.py
+
+coverage: env  ## lines that the tests run, but for slow tests, into docs/coverage.json; ARGS goes to pytest
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "not slow" --cov=ptq2themoon --cov-report= $(ARGS)
+	python tools/coverage_figure.py
 
 clean:  ## remove both environments and caches; results stay
 	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "ptq2themoon"
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
 # One forbidden import for each contract, in the contracts' order.
 VIOLATIONS = [
@@ -29,12 +31,7 @@ VIOLATIONS = [
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     """What `lint-imports` says of the package in `folder`."""
     environment = os.environ | {"PYTHONPATH": str(folder / "src"), "COLUMNS": "200"}
-    command = [
-        Path(sys.executable).with_name("lint-imports"),
-        "--no-cache",
-        "--config",
-        str(folder / "pyproject.toml"),
-    ]
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -76,3 +73,18 @@ def test_a_new_room_must_be_given_its_layer(package: Path) -> None:
     done = lint(package)
     assert done.returncode != 0
     assert "attic" in done.stdout
+
+
+def test_the_folders_of_tests_are_the_rooms_of_the_package() -> None:
+    """But for: helpers, golden files, whole workflows, and the embedded model and images."""
+    others = {"support", "golden", "workflow", "demo"}
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    rooms = {path.parent.relative_to(PACKAGE) for path in PACKAGE.rglob("__init__.py")}
+    assert {folder for folder in folders if not others & {*folder.parts}} <= rooms
+
+
+def test_the_picture_of_the_packages_is_the_code() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "architecture.py"))
+    written = re.search(tool["REGION"], tool["PAGE"].read_text(encoding="utf-8"), re.DOTALL)
+    assert written
+    assert written[2] == tool["picture"](), "run `make architecture`"

@@ -40,8 +40,8 @@ SERIALISERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal",
 # A test needs pickles to see them refused.
 MAKES_PICKLES = {
     Path("tests/test_security.py"),
-    Path("tests/data/test_torchvision.py"),
-    Path("tests/quantize/test_files.py"),
+    Path("tests/data/test_torchvision_source.py"),
+    Path("tests/quantize/test_qparams.py"),
 }
 YAML_LOADERS = {"load", "load_all", "unsafe_load", "unsafe_load_all", "full_load", "full_load_all"}
 

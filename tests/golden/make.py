@@ -1,4 +1,6 @@
-"""Write the golden files: `PYTHONPATH=tests python -m golden.make`; with `--models`, images and models too.
+"""Write the golden files; with `--models`, images and models too.
+
+    PYTHONPATH=tests:tests/support python -m golden.make
 
 Only for a change that is meant to change them, with the reason in the commit's message. Processors
 differ in the last digits, so one machine makes them all.

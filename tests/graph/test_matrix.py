@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matrix
+import exporter_matrix as matrix
 import pytest
 import torch
+from exporter_matrix import COLUMNS, ROWS, UNWRITABLE
 from exporters import EXPORTERS
 from families import FAMILIES, image_shape
-from matrix import COLUMNS, ROWS, UNWRITABLE
 
 from ptq2themoon.graph.editing.onnx_run import TOLERANCE
 

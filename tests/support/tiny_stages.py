@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import randomised, tiny_module
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "workflow" / "scripts"
 Options = dict[str, Any]
 
@@ -276,7 +276,7 @@ def process(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run Python with `words` as a process of its own, with as many threads as this one."""
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests/support'}",
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
     command = [sys.executable, *map(str, words)]

@@ -24,7 +24,7 @@ from ptq2themoon.vocabulary.recipe_language import MethodCall, Rule
 from ptq2themoon.vocabulary.recipes import Recipe, load_recipe
 from ptq2themoon.vocabulary.validation import validate
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 FLOATING_WEIGHTS: dict[str, Any] = {"select": {"operand": "weight"}, "quantize": False}
 
 

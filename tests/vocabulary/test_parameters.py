@@ -21,7 +21,7 @@ from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.records import write_json
 from ptq2themoon.vocabulary.validation import read_yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "workflow" / "schemas"
 DEFAULT = read_yaml(ROOT / "params.yaml")
 

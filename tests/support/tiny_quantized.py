@@ -36,7 +36,7 @@ from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 from ptq2themoon.vocabulary.operators import Operator
 from ptq2themoon.vocabulary.recipes import Recipe, load_recipe
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 HEADER = Header(
     recipe="layernorm",
     bits="w8a8",

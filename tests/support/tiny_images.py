@@ -15,7 +15,7 @@ from tiny_info import model_info
 from ptq2themoon.data import Preprocessing
 from ptq2themoon.vocabulary.validation import validate
 
-SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "workflow" / "scripts"
 
 
 def preprocessing(channels: int = 3, size: int = 16, **changes: object) -> Preprocessing:

@@ -17,7 +17,7 @@ from ptq2themoon.data import ArraySource, check_classes
 from ptq2themoon.data.idx import read_idx
 from ptq2themoon.vocabulary.errors import UserError
 
-DEMO = Path(__file__).parents[1] / "resources" / "demo"
+DEMO = Path(__file__).parents[2] / "resources" / "demo"
 
 
 @pytest.mark.parametrize(

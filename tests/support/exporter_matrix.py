@@ -1,7 +1,7 @@
 """Every family written by every exporter, compared with torch and with the plain export of the same weights.
 
-`python tests/matrix.py` (`make matrix`) writes the tables of docs/models.md; tests/graph/test_matrix.py
-holds each cell of them to what is found.
+tools/matrix.py (`make matrix`) writes the tables of docs/models.md; tests/graph/test_matrix.py compares each
+of their cells with what is found.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fused_result import Result, result
 from tiny_models import random_images
 from torch import nn
 
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BATCH = 3  # no exporter is given as many
 LIMITS = (1e-5, 1e-4)  # that a table tells; the digits differ between machines
 ROWS = {
@@ -127,7 +127,7 @@ def _table(head: list[str], lines: list[list[str]]) -> str:
 
 def written_table(name: str) -> str:
     """What the page has between the marks of a table."""
-    found = re.search(_region(name), PAGE.read_text(encoding="utf-8"), re.S)
+    found = re.search(region(name), PAGE.read_text(encoding="utf-8"), re.S)
     assert found, f"{PAGE}: no table {name!r}"
     return found[2]
 
@@ -141,18 +141,6 @@ def written_cells() -> dict[tuple[str, str], str]:
     }
 
 
-def _region(name: str) -> str:
+def region(name: str) -> str:
+    """A pattern of the page's table of that name: the mark before it, the table, the mark after it."""
     return rf"(<!-- table: {name} -->\n)(.*?)(\n<!-- end -->)"
-
-
-def write_page() -> None:
-    places = [(family, exporter) for family in ROWS for exporter in COLUMNS]
-    cells = {place: "torch fails" if place in UNWRITABLE else cell(*place).text() for place in places}
-    page = PAGE.read_text(encoding="utf-8")
-    for name, table in (("families", families_table()), ("exporters", exporters_table(cells))):
-        page = re.sub(_region(name), rf"\g<1>{table}\g<3>", page, flags=re.S)
-    PAGE.write_text(page, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write_page()

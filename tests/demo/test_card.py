@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-DEMO = Path(__file__).parents[1] / "resources" / "demo"
+DEMO = Path(__file__).parents[2] / "resources" / "demo"
 README = (DEMO / "README.md").read_text(encoding="utf-8")
 CARD = json.loads((DEMO / "card.json").read_text(encoding="utf-8"))
 WEIGHTS = DEMO / "model" / "model.safetensors"

@@ -17,7 +17,7 @@ from ptq2themoon.deploy.patches import Patches, as_patches
 from ptq2themoon.deploy.scale_migration import layernorm_folds, scaled_parameters, scaled_weight
 from ptq2themoon.deploy.writer import S8, U8, Writer
 from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
-from ptq2themoon.graph.forms.layernorms import MOVES
+from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.vocabulary.modes import Profile
 
@@ -152,7 +152,7 @@ class Fast:
     def _norm_of(self, tensor: str) -> str | None:
         """The LayerNorm before, if it was divided by the scales: everything between only moves data."""
         node = self.writer.graph.producer(tensor)
-        while node is not None and node.op_type in MOVES:
+        while node is not None and node.op_type in KEEPING_LAST_AXIS:
             node = self.writer.graph.producer(node.input[0])
         return node.name if node is not None and node.name in self.norms else None
 

@@ -12,7 +12,7 @@ from onnx import NodeProto, helper
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.kinds import Form, Formula
 from ptq2themoon.graph.editing.onnx_graph import Graph, unique_name
-from ptq2themoon.graph.forms.fuse import DOMAIN
+from ptq2themoon.graph.editing.operator_types import DOMAIN
 
 U8 = np.dtype(np.uint8)
 S8 = np.dtype(np.int8)

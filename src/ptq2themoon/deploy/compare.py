@@ -28,6 +28,7 @@ from ptq2themoon.quantize.quantizers.base import SMALLEST_SCALE
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.vocabulary.modes import Mode
+from ptq2themoon.vocabulary.tensor_spec import code_range
 
 TIE = 0.01  # steps: how far from midway sums in another order may put a value
 FAR = 1.0  # steps, rms: rounding alone makes 1 / sqrt(12) = 0.29
@@ -133,9 +134,9 @@ def _form_of_output(item: QuantizedOperator, value: np.ndarray) -> Form:
             form = form_of(tensor)
             if not isinstance(form, Unwritten):
                 return form
-    high = (1 << (item.tensors[0].ready().bits - 1)) - 1
+    low, high = code_range(item.tensors[0].ready().bits, "signed")
     largest = max(float(np.abs(value).max()), SMALLEST_SCALE)
-    return Grid(np.array(largest / high, np.float32), None, -high - 1, high)
+    return Grid(np.array(largest / high, np.float32), None, low, high)
 
 
 def _alone(

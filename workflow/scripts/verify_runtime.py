@@ -16,10 +16,10 @@ from ptq2themoon.deploy.compare import compare
 from ptq2themoon.deploy.deploy_records import DeployReport, RuntimeMetrics, RuntimeReport
 from ptq2themoon.deploy.deploy_report import Place
 from ptq2themoon.deploy.runtime_check import compare_runs, operator_table, verdict
-from ptq2themoon.deploy.sessions import integer_kernels, runner, session
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.arguments import add_model_and_images, evaluated_images, open_model
 from ptq2themoon.evaluate.outputs import Reference, load_simulated, reference_of, simulation_of
+from ptq2themoon.graph.editing.onnx_run import product_kernels, runner, session
 from ptq2themoon.graph.fused_model import FusedModel, fused_files
 from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.quantize.simulation import simulated
@@ -68,7 +68,7 @@ def main() -> None:
         reports = read_reports(args.deployed, args.int8, fused, args.qparams[0])
         reference = Reference.load(args.reference, reference_of(fused.sha256, args.manifest)).output
         expected = load_simulated(args.simulated, simulation_of(args.qparams, args.manifest))
-        int8 = (runner(session(path, threads=args.threads)) for path in args.int8)
+        int8 = (runner(session(path, quantized=True, threads=args.threads)) for path in args.int8)
         metrics = compare_runs(dict(zip(reports, int8, strict=True)), data, expected, reference, *kind)
         few = batches(data.rows[: args.operator_images], source, data.preprocessing, args.operator_images)
         images = torch.cat([images for images, _ in few])
@@ -77,7 +77,7 @@ def main() -> None:
         for (mode, report), path in zip(reports.items(), args.int8, strict=True):
             differences = compare(model.edited, quantized, simulation, images, mode)
             with tempfile.TemporaryDirectory() as folder:
-                kernels = integer_kernels(path, Path(folder))
+                kernels = product_kernels(path, Path(folder), quantized=True)
             judged = verdict(metrics[mode], differences, mode)
             found[mode] = RuntimeMetrics(**metrics[mode], **judged, kernels=kernels)
             places = {entry.name: Place(entry.runs, entry.why) for entry in report.operators}

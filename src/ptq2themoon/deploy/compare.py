@@ -22,8 +22,8 @@ from torch import Tensor
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.int8_model import deploy
 from ptq2themoon.deploy.kinds import Form, Unwritten, form_of
-from ptq2themoon.deploy.sessions import session
 from ptq2themoon.graph.editing.onnx_graph import Graph
+from ptq2themoon.graph.editing.onnx_run import session
 from ptq2themoon.quantize.quantizers.base import SMALLEST_SCALE
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator
@@ -149,9 +149,10 @@ def _alone(
 ) -> _Alone:
     model = _model_of(graph, node, values, output)
     without = QuantizedOperator(item.operator, [t for t in item.tensors if t.operand != "output"])
-    deployed = session(deploy(model, [item], mode).model)
+    deployed = session(deploy(model, [item], mode).model, quantized=True)
     unrounded = deploy(model, [without] if without.tensors else [], "faithful").model
-    return _Alone(_form_of_output(item, output), list(values), deployed, session(unrounded, optimise=False))
+    plain = session(unrounded, quantized=True, optimise=False)
+    return _Alone(_form_of_output(item, output), list(values), deployed, plain)
 
 
 def _model_of(

@@ -10,10 +10,8 @@ its Gelu ignores `approximate`. Nothing else of ppq's numerics is touched;
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
+import functools
 import sys
-import warnings
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -21,6 +19,7 @@ from types import ModuleType
 import onnx
 import torch
 
+from ptq2themoon.quiet import quiet
 from ptq2themoon.vocabulary.errors import UserError
 
 SUPPORTED_VERSION = "0.6.6"
@@ -81,9 +80,7 @@ def _stand_ins() -> Iterator[None]:
 
 _check_version()
 # A banner, warnings of invalid escapes, and torch's word on a missing CUDA: not for our users.
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-with _stand_ins(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-    warnings.simplefilter("ignore")
+with _stand_ins(), quiet("torch.utils.cpp_extension", stdout=True):
     import ppq
     from ppq import IR as ir
     from ppq import core, executor, parser
@@ -143,12 +140,8 @@ for _table in executor.base.OPERATION_FORWARD_TABLE.values():
     _table["Gelu"] = _gelu
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """PPQ indexes tensors with lists, which torch warns of at each call; its result is tested."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Using a non-tuple sequence", category=UserWarning)
-        yield
+# PPQ indexes tensors with lists, which torch warns of at each call; its result is tested.
+quiet_ppq = functools.partial(quiet, message="Using a non-tuple sequence")
 
 
 def uniform_config(
@@ -186,6 +179,6 @@ __all__ = [
     "opdef",
     "parser",
     "ppq",
-    "quiet",
+    "quiet_ppq",
     "uniform_config",
 ]

@@ -17,10 +17,10 @@ from tiny_info import model_info
 from tiny_models import tiny_module, to_onnx
 from tiny_quantized import Tiny, images
 
-from ptq2themoon.benchmark import runtimes
 from ptq2themoon.benchmark.arena import BASE, LATENCY, OPERATORS, PEERS, Arena, Entry
 from ptq2themoon.benchmark.timing import read_csv
 from ptq2themoon.deploy.int8_model import deploy
+from ptq2themoon.graph.editing.onnx_run import product_kernels
 from ptq2themoon.graph.sources.onnx_files import read_graph
 
 ROOT = Path(__file__).parents[2]
@@ -137,4 +137,4 @@ def test_file_of_ppq_runs_at_any_batch(folder: Path, tmp_path: Path) -> None:
     _, found = arena.comparison(images(5).numpy(), None, batch=2)
     assert arena.problems == {}, done.stdout
     assert found["sqnr_db"] > 5
-    assert any(name.startswith("Q") for name in runtimes.kernels(out, tmp_path, quantized=True))
+    assert any(name.startswith("Q") for name in product_kernels(out, tmp_path, quantized=True))

@@ -12,7 +12,7 @@ from tiny_quantized import Tiny, images, write_recipe
 
 from ptq2themoon.deploy.compare import compare
 from ptq2themoon.deploy.int8_model import deploy
-from ptq2themoon.deploy.sessions import session
+from ptq2themoon.graph.editing.onnx_run import session
 from ptq2themoon.vocabulary.errors import UserError
 
 ARCHITECTURES = ("vit", "swin", "mobilevit", "deit_distilled", "dinov2_swiglu")
@@ -91,7 +91,7 @@ def test_codes_of_fewer_bits_in_the_runtime(tiny: Tiny) -> None:
     model = made.deployed("faithful").model
     outputs = [node.output[0] for node in of_type(model, "QuantizeLinear")]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    found = session(model).run(outputs, {"images": 100 * made.images.numpy()})
+    found = session(model, quantized=True).run(outputs, {"images": 100 * made.images.numpy()})
     for values in found:
         codes = values.astype(np.int32) - (128 if values.dtype == np.uint8 else 0)
         assert -8 <= codes.min() <= codes.max() <= 7

@@ -15,8 +15,8 @@ from tiny_quantized import Tiny, images, symmetric, write_recipe
 
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.scale_migration import layernorm_folds, scaled_parameters, scaled_weight
-from ptq2themoon.deploy.sessions import FLOAT_KERNELS, INTEGER_KERNELS
 from ptq2themoon.graph.editing.onnx_graph import Graph, tensor_shapes
+from ptq2themoon.graph.editing.onnx_run import FLOAT_KERNELS, INTEGER_KERNELS
 
 PRODUCTS = ("PPQBiasFusedMatMul", "Gemm", "MatMul", "Conv")
 CHANNELS = {"granularity": "per-channel", "observer": "minmax"}
@@ -27,7 +27,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Quantized.make(tmp_path_factory.mktemp(request.param), request.param)
 
 
-def test_all_products_run_on_integer_kernels(family: Quantized, tmp_path: Path) -> None:
+def test_all_products_run_on_product_kernels(family: Quantized, tmp_path: Path) -> None:
     made = family.deployed("fast")
     found = kernels(made.model, tmp_path)
     assert sum(found[kernel] for kernel in INTEGER_KERNELS) == len(of_type(family.model, *PRODUCTS))
@@ -43,7 +43,7 @@ def test_a_convolution_of_patches_is_a_product(family: Quantized, tmp_path: Path
     assert found["QLinearConv"] == (convolutions if convolutions > 1 else 0)
 
 
-def test_a_fixed_batch_runs_on_integer_kernels_too(tmp_path: Path) -> None:
+def test_a_fixed_batch_runs_on_product_kernels_too(tmp_path: Path) -> None:
     fixed = Quantized.make(tmp_path, "vit", dynamic_batch=False)
     found = kernels(fixed.deployed("fast").model, tmp_path)
     assert not [kernel for kernel in FLOAT_KERNELS if found[kernel]]

@@ -13,7 +13,7 @@ from tiny_quantized import Tiny, images, write_recipe
 
 from ptq2themoon.deploy import kinds
 from ptq2themoon.deploy.compare import compare
-from ptq2themoon.deploy.sessions import FLOAT_KERNELS, INTEGER_KERNELS
+from ptq2themoon.graph.editing.onnx_run import FLOAT_KERNELS, INTEGER_KERNELS
 from ptq2themoon.quantize.quantizers import LogSqrt2
 from ptq2themoon.vocabulary.recipes import load_recipe
 
@@ -152,7 +152,7 @@ def once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Quantized.make(tmp_path_factory.mktemp(request.param), request.param, recipe)
 
 
-def test_asymmetric_activations_run_on_integer_kernels(once: Quantized, tmp_path: Path) -> None:
+def test_asymmetric_activations_run_on_product_kernels(once: Quantized, tmp_path: Path) -> None:
     deployed = once.deployed("fast")
     found = kernels(deployed.model, tmp_path)
     planned = {item.operator.name for item in once.quantized}

@@ -18,9 +18,10 @@ from tiny_deployed import Quantized, sqnr
 from tiny_quantized import Tiny, images
 from tiny_stages import STAGES, run_stage
 
+from ptq2themoon.benchmark.runtimes import OpenVino, openvino_runner
 from ptq2themoon.deploy.compare import Difference, compare
 from ptq2themoon.deploy.runtime_check import Comparison, compare_runs, departure, least_agreement
-from ptq2themoon.deploy.sessions import openvino_runner, runner, session
+from ptq2themoon.graph.editing.onnx_run import runner, session
 from ptq2themoon.stage import sha256
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -105,7 +106,7 @@ def test_metrics_by_hand() -> None:
 def test_outputs_that_are_not_finite_are_refused(tiny: Tiny) -> None:
     made = Quantized.of(tiny, "vanilla", (8, 8), images(12))
     batch = [(made.images, torch.zeros(3, dtype=torch.int64))]
-    run = runner(session(made.deployed("fast").model))
+    run = runner(session(made.deployed("fast").model, quantized=True))
     outputs = made.simulated(made.images), torch.from_numpy(made.floating())
     found = compare_runs({"fast": run, "faithful": run}, batch, *outputs)
     assert found["fast"] == found["faithful"]
@@ -118,7 +119,7 @@ def test_a_graph_that_the_runtime_refuses(tmp_path: Path) -> None:
     path = tmp_path / "int8.onnx"
     path.write_bytes(b"no model")
     with pytest.raises(UserError, match=r"int8.onnx: ONNX Runtime cannot run it"):
-        session(path)
+        session(path, quantized=True)
 
 
 def test_openvino_gives_the_same_or_says_what_to_install(tiny: Tiny, tmp_path: Path) -> None:
@@ -127,10 +128,11 @@ def test_openvino_gives_the_same_or_says_what_to_install(tiny: Tiny, tmp_path: P
         deployed, path = made.deployed(mode), tmp_path / f"{mode}.onnx"  # type: ignore[arg-type]
         onnx.save(deployed.model, path)
         if importlib.util.find_spec("openvino") is None:
-            with pytest.raises(UserError, match="OpenVINO is not installed; `pip install openvino`"):
-                openvino_runner(path)
+            with pytest.raises(UserError, match="openvino is not installed here; `make peers`"):
+                OpenVino(1)
         else:
-            assert sqnr(openvino_runner(path)(made.images.numpy()), made.run(deployed)) > 20
+            compiled = OpenVino(1).compile(path, tuple(made.images.shape), "f32")
+            assert sqnr(openvino_runner(compiled)(made.images.numpy()), made.run(deployed)) > 20
 
 
 # The stages ------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from tiny_quantized import HEADER, RECIPES, Tiny
 from torch import Tensor
 
 from ptq2themoon.deploy.int8_model import deploy
-from ptq2themoon.deploy.sessions import session
+from ptq2themoon.graph.editing.onnx_run import session
 from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.methods import made, method_class, method_names
 from ptq2themoon.methods.base import Method
@@ -171,7 +171,7 @@ def test_it_is_deployed_or_says_why_not(tried: Tried, mode: Mode) -> None:
         deployed = deploy(tried.model.edited, tried.model.quantized, mode)
     except UserError as error:
         pytest.skip(one_line(error))
-    running = session(deployed.model)
+    running = session(deployed.model, quantized=True)
     found = running.run(None, {running.get_inputs()[0].name: tried.images.numpy()})[0]
     wanted = simulated(tried.model, "cpu")(tried.images).numpy()
     assert found.shape == wanted.shape

@@ -15,7 +15,7 @@ from tiny_methods import FLOATING_WEIGHTS, Case, recipe, repq, sqnr
 from torch import Tensor, nn
 
 from ptq2themoon.deploy.int8_model import deploy
-from ptq2themoon.deploy.sessions import FLOAT_KERNELS, INTEGER_KERNELS, integer_kernels
+from ptq2themoon.graph.editing.onnx_run import FLOAT_KERNELS, INTEGER_KERNELS, product_kernels
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.quantizers import LogSqrt2, Uniform
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
@@ -293,7 +293,7 @@ def test_shared_constants_and_two_dimensions() -> None:
 # Deployed -----------------------------------------------------------------------------------------
 
 
-def test_fast_runs_it_on_integer_kernels(case: Case, tmp_path: Path) -> None:
+def test_fast_runs_it_on_product_kernels(case: Case, tmp_path: Path) -> None:
     model = case.quantized(repq(log_sqrt2=False))
     deployed = deploy(model.edited, model.quantized, "fast")
     products = {i.operator.name for i in model.quantized if i.operator.type in PRODUCTS}
@@ -301,7 +301,7 @@ def test_fast_runs_it_on_integer_kernels(case: Case, tmp_path: Path) -> None:
     convolutions = {i.operator.name for i in model.quantized if i.operator.type == "Conv"}
     assert {runs[name] for name in products - convolutions} == {"integer"}
     assert not deployed.folds  # what scales per channel would have cost is in the parameters already
-    counts = integer_kernels(deployed.model, tmp_path)
+    counts = product_kernels(deployed.model, tmp_path, quantized=True)
     integer = sum(counts.get(kernel, 0) for kernel in INTEGER_KERNELS)
     assert integer == sum(runs[name] == "integer" for name in products)
     in_graph = sum(node.op_type in PRODUCTS for node in case.reference.graph.node)

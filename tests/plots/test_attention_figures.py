@@ -313,9 +313,7 @@ def test_script_refuses_maps_of_other_images(tmp_path: Path, script) -> None:
     other["images"] = other["images"].copy()
     other["images"][1] ^= 255
     fp32, vanilla = write(tmp_path / "a.safetensors"), write(tmp_path / "b.safetensors", other)
-    done = script(
-        "plot_attention.py", "--maps", f"fp32={fp32}", f"vanilla={vanilla}", *arguments(tmp_path)
-    )
+    done = script("plot_attention.py", "--maps", f"fp32={fp32}", f"vanilla={vanilla}", *arguments(tmp_path))
     assert done.returncode == 2
     assert done.stderr == "error: --maps vanilla: image 1 is not fp32's; draw all maps from the same images\n"
     assert not list(tmp_path.glob("*.png"))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ptq2themoon.deploy.deploy_report import Deployed
 from ptq2themoon.deploy.int8_model import deploy
-from ptq2themoon.deploy.sessions import kernel_counts, session
+from ptq2themoon.graph.editing.onnx_run import kernel_counts, session
 from ptq2themoon.graph.forms.fuse import fuse
 from ptq2themoon.graph.forms.normalise import normalise
 from ptq2themoon.graph.meaning.nodes import read_nodes
@@ -71,7 +71,7 @@ class Quantized:
 
     def run(self, made: Deployed | onnx.ModelProto, *, optimise: bool = True) -> np.ndarray:
         model = made.model if isinstance(made, Deployed) else made
-        running = session(model, optimise=optimise)
+        running = session(model, quantized=True, optimise=optimise)
         return running.run(None, {running.get_inputs()[0].name: self.images.numpy()})[0]
 
     def floating(self) -> np.ndarray:
@@ -81,7 +81,7 @@ class Quantized:
 
 def kernels(model: onnx.ModelProto, folder: Path) -> Counter[str]:
     """Operators of the graph that ONNX Runtime makes of a model."""
-    session(model, optimised=folder / "optimised.onnx")
+    session(model, quantized=True, optimised=folder / "optimised.onnx")
     return kernel_counts(folder / "optimised.onnx")
 
 

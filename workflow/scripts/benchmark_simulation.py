@@ -8,10 +8,9 @@ import torch
 
 from ptq2themoon.benchmark.engines import COLUMNS, calibration, forward
 from ptq2themoon.benchmark.machine import machine
-from ptq2themoon.benchmark.runtimes import onnx_session
 from ptq2themoon.benchmark.timing import write_csv
 from ptq2themoon.data import Preprocessing, calibration_batches
-from ptq2themoon.deploy.sessions import runner
+from ptq2themoon.graph.editing.onnx_run import runner, session
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.tensors import QuantizedOperator
@@ -40,7 +39,7 @@ def main(job: BenchmarkSimulation) -> None:
         images = torch.cat(list(itertools.islice(itertools.cycle(found), job.count)))
         others = {}
         if job.int8:
-            run_int8 = runner(onnx_session(job.int8, job.threads, quantized=True))
+            run_int8 = runner(session(job.int8, threads=job.threads, quantized=True))
             array = images.numpy()
             others[FAITHFUL] = lambda: run_int8(array)
         rows = forward(fused, job.qparams, images, job.rounds, others)

@@ -15,10 +15,10 @@ from ptq2themoon.deploy.compare import compare
 from ptq2themoon.deploy.deploy_records import DeployReport, RuntimeMetrics, RuntimeReport
 from ptq2themoon.deploy.deploy_report import Place
 from ptq2themoon.deploy.runtime_check import compare_runs, operator_table, verdict
-from ptq2themoon.deploy.sessions import integer_kernels, runner, session
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.images import evaluated_images
 from ptq2themoon.evaluate.outputs import Reference, load_simulated, reference_of, simulation_of
+from ptq2themoon.graph.editing.onnx_run import product_kernels, runner, session
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.quantize.simulation import simulated
@@ -40,7 +40,7 @@ def main(job: VerifyRuntime) -> None:
         reports = read_reports(job.deployed, job.int8, fused, job.qparams[0])
         reference = Reference.load(job.reference, reference_of(fused.sha256, job.manifest)).output
         expected = load_simulated(job.simulated, simulation_of(job.qparams, job.manifest))
-        int8 = (runner(session(path, threads=job.threads)) for path in job.int8)
+        int8 = (runner(session(path, quantized=True, threads=job.threads)) for path in job.int8)
         metrics = compare_runs(dict(zip(reports, int8, strict=True)), data, expected, reference, *kind)
         few = batches(data.rows[: job.operator_images], source, data.preprocessing, job.operator_images)
         images = torch.cat([images for images, _ in few])
@@ -49,7 +49,7 @@ def main(job: VerifyRuntime) -> None:
         for (mode, report), path in zip(reports.items(), job.int8, strict=True):
             differences = compare(model.edited, quantized, simulation, images, mode)
             with tempfile.TemporaryDirectory() as folder:
-                kernels = integer_kernels(path, Path(folder))
+                kernels = product_kernels(path, Path(folder), quantized=True)
             judged = verdict(metrics[mode], differences, mode)
             found[mode] = RuntimeMetrics(**metrics[mode], **judged, kernels=kernels)
             places = {entry.name: Place(entry.runs, entry.why) for entry in report.operators}

@@ -13,8 +13,8 @@ import numpy as np
 from ptq2themoon.benchmark import runtimes
 from ptq2themoon.benchmark.peers import size
 from ptq2themoon.benchmark.timing import interleaved, ratios, spread
-from ptq2themoon.deploy.sessions import runner
 from ptq2themoon.evaluate import metrics
+from ptq2themoon.graph.editing.onnx_run import Runner, product_kernels, runner, session
 
 BASE = "FP32, ONNX Runtime"
 LATENCY = (
@@ -68,7 +68,7 @@ class Arena:
     folder: Path
     problems: dict[str, str] = field(default_factory=dict)
 
-    def open(self, shape: tuple[int, ...]) -> Iterator[tuple[Entry, runtimes.Runner, Mapping[str, int]]]:
+    def open(self, shape: tuple[int, ...]) -> Iterator[tuple[Entry, Runner, Mapping[str, int]]]:
         """Every entry that runs images of a shape [B, C, H, W], and the kernels that it runs on."""
         for entry in self.entries:
             try:
@@ -78,16 +78,15 @@ class Arena:
                     raise
                 self.problems[entry.name] = " ".join(str(error).split())[:200]
 
-    def _open(self, entry: Entry, shape: tuple[int, ...]) -> tuple[runtimes.Runner, Mapping[str, int]]:
+    def _open(self, entry: Entry, shape: tuple[int, ...]) -> tuple[Runner, Mapping[str, int]]:
         if entry.runtime == "OpenVINO":
             openvino = runtimes.OpenVino(self.threads)
             compiled = openvino.compile(entry.path, shape, entry.precision)
             run = runtimes.openvino_runner(compiled)
             kernels = runtimes.openvino_kernels(compiled, openvino.products(entry.path))
         else:
-            session = runtimes.onnx_session(entry.path, self.threads, quantized=entry.quantized)
-            run = runner(session)
-            kernels = runtimes.kernels(entry.path, self.folder, quantized=entry.quantized)
+            run = runner(session(entry.path, threads=self.threads, quantized=entry.quantized))
+            kernels = product_kernels(entry.path, self.folder, quantized=entry.quantized)
         run(np.zeros(shape, np.float32))
         return run, kernels
 
@@ -148,7 +147,7 @@ class Arena:
         return rows
 
 
-def _in_batches(run: runtimes.Runner, images: np.ndarray, batch: int) -> np.ndarray:
+def _in_batches(run: Runner, images: np.ndarray, batch: int) -> np.ndarray:
     """Logits [N, classes] of images [N, C, H, W]."""
     found = []
     for start in range(0, len(images), batch):

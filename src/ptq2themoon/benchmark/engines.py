@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from ptq2themoon.ppq_compat import ppq
 from ptq2themoon.quantize.calibration import calibrate
 from ptq2themoon.quantize.simulation import SimulatedModel, load_model
 from ptq2themoon.quantize.tensors import QuantizedOperator
+from ptq2themoon.quiet import quiet
 
 COLUMNS = (
     *("model", "measure", "contestant", "images", "batch", "threads", "rounds"),
@@ -86,7 +84,7 @@ def _ours(
 ) -> tuple[float, list[Tensor]]:
     model = SimulatedModel(fused.graph, "cpu", planned)
     start = time.perf_counter()
-    with redirect_stderr(io.StringIO()):
+    with quiet(stderr=True):
         calibrate(model, planned, batches)
     found = time.perf_counter() - start
     return found, [tensor.scale for item in planned for tensor in item.tensors if tensor.scale is not None]
@@ -102,8 +100,7 @@ def _ppq_pass(
     given = {"graph": engine.graph, "dataloader": list(batches), "executor": engine.executor}
     optim = ppq.quantization.optim
     start = time.perf_counter()
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet(stdout=True, stderr=True):
         optim.ParameterQuantizePass().optimize(**given)
         optim.RuntimeCalibrationPass().optimize(**given, calib_steps=len(batches), collate_fn=None)
     found = time.perf_counter() - start

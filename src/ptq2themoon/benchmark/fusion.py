@@ -14,13 +14,11 @@ import onnx
 import pandas as pd
 import torch
 
-from ptq2themoon.benchmark.runtimes import Runner, onnx_session
 from ptq2themoon.benchmark.timing import Spread, interleaved, ratios, repeats, spread
 from ptq2themoon.deploy.int8_model import deploy
-from ptq2themoon.deploy.sessions import kernel_counts, runner
 from ptq2themoon.evaluate.metrics import output_sqnr_db
 from ptq2themoon.graph.editing.onnx_graph import Graph
-from ptq2themoon.graph.editing.onnx_run import TOLERANCE, run_onnx
+from ptq2themoon.graph.editing.onnx_run import TOLERANCE, Runner, kernel_counts, run_onnx, runner, session
 from ptq2themoon.graph.forms.fuse import name_operators
 from ptq2themoon.graph.forms.normalise import normalise
 from ptq2themoon.graph.meaning.fusion_record import count_types
@@ -168,12 +166,15 @@ class Contestant:
 
     def _runtime(self, path: Path, threads: int, optimised: Path) -> Runner:
         self.operators = len(read_graph(path).graph.node)
-        optimise = self.executor == RUNTIME
-        session = onnx_session(
-            path, threads, quantized=self.is_quantized, optimise=optimise, optimised=optimised
+        running = session(
+            path,
+            quantized=self.is_quantized,
+            threads=threads,
+            optimise=self.executor == RUNTIME,
+            optimised=optimised,
         )
         self.executed = kernel_counts(optimised).total()
-        return runner(session)
+        return runner(running)
 
     def judge(self, images: np.ndarray, logits: np.ndarray) -> float | None:
         """Output SQNR in dB against `logits`, those in floating point; runs the images together."""

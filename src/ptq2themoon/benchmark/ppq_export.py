@@ -6,9 +6,6 @@ Split. So nothing that imports those may run in the same process.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -17,6 +14,7 @@ import onnx
 from torch import Tensor
 
 from ptq2themoon.ppq_compat import core, ppq
+from ptq2themoon.quiet import quiet
 from ptq2themoon.vocabulary.errors import UserError
 
 LEAST_STEPS = 8  # PPQ refuses fewer; then it sees images again
@@ -33,8 +31,7 @@ def export(model: Path, batches: Sequence[Tensor], out: Path) -> None:
     """
     steps = max(LEAST_STEPS, len(batches))
     platform = core.TargetPlatform.ONNXRUNTIME
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with quiet(stdout=True):
         try:
             graph = ppq.api.load_onnx_graph(str(model))
             quantized = ppq.api.quantize_native_model(

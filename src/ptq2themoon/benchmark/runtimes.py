@@ -1,83 +1,31 @@
-"""Models opened in ONNX Runtime and in OpenVINO, and what really runs there."""
+"""What takes time in ONNX Runtime; models opened in OpenVINO, and what really runs there."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime
 
-from ptq2themoon.deploy.sessions import FLOAT_KERNELS, INTEGER_KERNELS, has_vnni, kernel_counts, runner
+from ptq2themoon.graph.editing.onnx_run import Runner, runner, session
 from ptq2themoon.vocabulary.errors import UserError
 
 Precision = Literal["f32", "bf16"]
-Runner = Callable[[np.ndarray], np.ndarray]  # images [B, C, H, W] to logits [B, classes]
-KERNELS = (*INTEGER_KERNELS, "DynamicQuantizeMatMul", *FLOAT_KERNELS)
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution")  # OpenVINO's; it fuses an attention into a subgraph
-ALWAYS = {"session.force_spinning_stop": "1"}  # no thread may still turn when the next contestant runs
-# As `deploy.runtime.session` has them, and why.
-QUANTIZED = {"optimization.disable_specified_optimizers": "MatMulAddFusion"}
-WITHOUT_VNNI = {"session.x64quantprecision": "1"}
-
-
-def onnx_session(
-    path: Path,
-    threads: int,
-    *,
-    quantized: bool,
-    optimise: bool = True,
-    optimised: Path | None = None,
-    profile: Path | None = None,
-) -> onnxruntime.InferenceSession:
-    """On the CPU.
-
-    Args:
-        quantized: whether the model is an integer one.
-        optimise: let ONNX Runtime rewrite the graph.
-        optimised: where to write the graph that really runs.
-        profile: how the file of the profile begins.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors only
-    if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    entries = ALWAYS | (QUANTIZED if quantized else {})
-    if quantized and not has_vnni():
-        entries |= WITHOUT_VNNI
-    for key, value in entries.items():
-        options.add_session_config_entry(key, value)
-    if optimised:
-        options.optimized_model_filepath = str(optimised)
-    if profile:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def kernels(path: Path, folder: Path, *, quantized: bool) -> dict[str, int]:
-    """How many matrix products and convolutions ONNX Runtime computes by which kernel.
-
-    Args:
-        folder: for the optimised graph, from which they are counted.
-    """
-    onnx_session(path, 1, quantized=quantized, optimised=folder / "optimised.onnx")
-    found = kernel_counts(folder / "optimised.onnx")
-    return {name: found[name] for name in KERNELS if found[name]}
 
 
 def operator_shares(
     path: Path, threads: int, images: np.ndarray, runs: int, folder: Path, *, quantized: bool
 ) -> list[dict[str, Any]]:
     """Operators of ONNX Runtime's profile: how many, milliseconds a run, share of the time; longest first."""
-    session = onnx_session(path, threads, quantized=quantized, profile=folder / "profile")
-    run = runner(session)
+    running = session(path, threads=threads, quantized=quantized, profile=folder / "profile")
+    run = runner(running)
     for _ in range(runs + 1):
         run(images)
-    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    events = json.loads(Path(running.end_profiling()).read_text(encoding="utf-8"))
     times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -145,7 +93,7 @@ def openvino_runner(compiled: Any) -> Runner:
 
 
 def openvino_kernels(compiled: Any, products: set[str]) -> dict[str, int]:
-    """The same as `kernels`, from the graph that OpenVINO runs: type and precision.
+    """How many matrix products OpenVINO computes by which kernel: type and precision, from its own graph.
 
     Args:
         products: names of the model's matrix products, to know a subgraph that is an attention.

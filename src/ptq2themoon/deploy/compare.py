@@ -22,12 +22,13 @@ from torch import Tensor
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.int8_model import deploy
 from ptq2themoon.deploy.kinds import Form, Unwritten, form_of
-from ptq2themoon.deploy.sessions import session
 from ptq2themoon.graph.editing.onnx_graph import Graph
+from ptq2themoon.graph.editing.onnx_run import session
 from ptq2themoon.quantize.quantizers.base import SMALLEST_SCALE
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.vocabulary.modes import Mode
+from ptq2themoon.vocabulary.tensor_spec import code_range
 
 TIE = 0.01  # steps: how far from midway sums in another order may put a value
 FAR = 1.0  # steps, rms: rounding alone makes 1 / sqrt(12) = 0.29
@@ -133,9 +134,9 @@ def _form_of_output(item: QuantizedOperator, value: np.ndarray) -> Form:
             form = form_of(tensor)
             if not isinstance(form, Unwritten):
                 return form
-    high = (1 << (item.tensors[0].ready().bits - 1)) - 1
+    low, high = code_range(item.tensors[0].ready().bits, "signed")
     largest = max(float(np.abs(value).max()), SMALLEST_SCALE)
-    return Grid(np.array(largest / high, np.float32), None, -high - 1, high)
+    return Grid(np.array(largest / high, np.float32), None, low, high)
 
 
 def _alone(
@@ -148,9 +149,10 @@ def _alone(
 ) -> _Alone:
     model = _model_of(graph, node, values, output)
     without = QuantizedOperator(item.operator, [t for t in item.tensors if t.operand != "output"])
-    deployed = session(deploy(model, [item], mode).model)
+    deployed = session(deploy(model, [item], mode).model, quantized=True)
     unrounded = deploy(model, [without] if without.tensors else [], "faithful").model
-    return _Alone(_form_of_output(item, output), list(values), deployed, session(unrounded, optimise=False))
+    plain = session(unrounded, quantized=True, optimise=False)
+    return _Alone(_form_of_output(item, output), list(values), deployed, plain)
 
 
 def _model_of(

@@ -139,7 +139,7 @@ class Faithful:
             return self.writer.constant(stem, grid.values(value))
         channels = _output_axis(node, linear)
         if not grid.per_channel and channels is not None and self.profile == "tensorrt":
-            grid = grid.spread_over(value.shape[channels], channels)
+            grid = grid.repeated(value.shape[channels], channels)
         if (grid.per_channel and grid.axis != channels) or not self._reads_integers(grids):
             return self.writer.scaled_weight(stem, value, grid)
         return self.writer.weight(stem, value, grid)

@@ -17,7 +17,7 @@ from ptq2themoon.deploy.patches import Patches, as_patches
 from ptq2themoon.deploy.scale_migration import layernorm_folds, scaled_parameters, scaled_weight
 from ptq2themoon.deploy.writer import S8, U8, Writer
 from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
-from ptq2themoon.graph.forms.layernorms import MOVES
+from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.vocabulary.modes import Profile
 
@@ -135,8 +135,9 @@ class Fast:
             return Grid.of_weight(values, axis, grid.bits), AGAIN
         if grid.per_channel:
             return grid, Place("integer", "weights with a scale for each output channel")
-        spread = grid.spread_over(values.shape[axis], axis) if self.profile == "tensorrt" else grid
-        return spread, Place("integer", "weights with one scale")
+        if self.profile == "tensorrt":
+            grid = grid.repeated(values.shape[axis], axis)
+        return grid, Place("integer", "weights with one scale")
 
     def _input(self, node: NodeProto, linear: Linear, x: str, grid: Grid) -> tuple[str, np.float32]:
         """The layer's input, quantized, and its one scale."""
@@ -152,7 +153,7 @@ class Fast:
     def _norm_of(self, tensor: str) -> str | None:
         """The LayerNorm before, if it was divided by the scales: everything between only moves data."""
         node = self.writer.graph.producer(tensor)
-        while node is not None and node.op_type in MOVES:
+        while node is not None and node.op_type in KEEPING_LAST_AXIS:
             node = self.writer.graph.producer(node.input[0])
         return node.name if node is not None and node.name in self.norms else None
 
@@ -231,11 +232,10 @@ class Fast:
         """The output stays in floating point, as that of every product."""
         writer, stem, constants = self.writer, node.name, self.writer.graph.constants
         weight, place = self._weight_grid(constants[node.input[1]], grid_at(forms, "weight", 1), 0)
-        weight = weight if weight.axis is None else Grid(weight.scale, 1, weight.low, weight.high)
         rows = patches.cut(writer, stem, writer.read(node.input[0]))
         grid = grid_at(forms, "input", 0)
         x = writer.quantized(rows, grid, self._type(grid), 3)
-        inputs = [x, writer.weight(f"{stem}/weight", patches.weight, weight)]
+        inputs = [x, writer.weight(f"{stem}/weight", patches.weight, weight.transposed())]
         bias = constants[node.input[2]] if len(node.input) > 2 else None
         shape = [self.shapes[node.input[0]][0], patches.count, len(patches.weight)]
         product = writer.name(f"{stem}/product")

@@ -1,17 +1,23 @@
-"""The values that a uniformly quantized tensor can take, and the integers that stand for them."""
+"""The integers of a file that stand for the codes of a uniform quantizer of one zero point."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import torch
+
+from ptq2themoon.quantize.quantizers import Uniform
+from ptq2themoon.quantize.quantizers.base import along
+from ptq2themoon.vocabulary.tensor_spec import code_range
 
 STORED_BITS = 8  # of the integers in the file; fewer bits use a part of their range
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Multiples of a scale, low..high.
+    """Multiples of a scale, low..high: what a uniform quantizer makes of values.
 
     Attributes:
         scale: float32, 0-d, or [channels] along `axis`.
@@ -26,11 +32,11 @@ class Grid:
     @classmethod
     def of_weight(cls, weight: np.ndarray, axis: int, bits: int) -> Grid:
         """Symmetric, one scale per channel along `axis`, so that its largest magnitude is the top code."""
-        high = (1 << (bits - 1)) - 1
+        low, high = code_range(bits, "signed")
         others = tuple(i for i in range(weight.ndim) if i != axis)
         largest = np.abs(weight).max(axis=others).astype(np.float32) / np.float32(high)
         scale = np.where(largest > 0, largest, np.float32(1)).astype(np.float32)
-        return cls(scale, axis, -high - 1, high)
+        return cls(scale, axis, low, high)
 
     @property
     def per_channel(self) -> bool:
@@ -53,8 +59,8 @@ class Grid:
     @property
     def zero_point(self) -> int:
         """The int8 that stands for 0; 128 more is the uint8."""
-        signed = -(1 << (STORED_BITS - 1))
-        return 0 if signed <= self.low and self.high < -signed else signed - self.low
+        low, high = code_range(STORED_BITS, "signed")
+        return 0 if low <= self.low and self.high <= high else low - self.low
 
     def same(self, other: object) -> bool:
         return (
@@ -63,25 +69,29 @@ class Grid:
             and np.array_equal(self.scale, other.scale)
         )
 
-    def spread(self, rank: int) -> np.ndarray:
+    @cached_property
+    def quantizer(self) -> Uniform:
+        """The quantizer of these codes, which alone knows the formula; its zero point is 0."""
+        scale = torch.tensor(self.scale)
+        return Uniform(scale, torch.zeros_like(scale), self.bits, self.low, self.high, self.axis)
+
+    def broadcast_scale(self, rank: int) -> np.ndarray:
         """The scale, shaped to be broadcast against a tensor of `rank` dimensions."""
-        if self.axis is None:
-            return self.scale
-        return self.scale.reshape([-1 if axis == self.axis else 1 for axis in range(rank)])
+        return along(self.quantizer.scale, self.axis, rank).numpy()
 
     def steps(self, value: np.ndarray) -> np.ndarray:
         """`value` in multiples of the scale, not yet rounded, clipped."""
-        return np.clip(value / self.spread(value.ndim), self.low, self.high)
+        return self.quantizer.steps(torch.tensor(value)).numpy()
 
     def codes(self, value: np.ndarray) -> np.ndarray:
-        """Round half to even, clipped; float32 of `value`'s shape."""
-        return np.clip(np.rint(value / self.spread(value.ndim)), self.low, self.high)
+        """The multiple of the scale that stands for each of `value`, float32."""
+        return self.quantizer.codes(torch.tensor(value)).numpy()
 
     def values(self, value: np.ndarray) -> np.ndarray:
         """`value` on the grid, float32: what the simulation computes with."""
-        return (self.codes(value) * self.spread(value.ndim)).astype(np.float32)
+        return self.quantizer(torch.tensor(value)).numpy()
 
-    def spread_over(self, channels: int, axis: int) -> Grid:
+    def repeated(self, channels: int, axis: int) -> Grid:
         """The same codes for a per-tensor grid, written as `channels` equal scales along `axis`."""
         return Grid(np.full(channels, self.scale, np.float32), axis, self.low, self.high)
 

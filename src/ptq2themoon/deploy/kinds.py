@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.quantize.quantizers import LogSqrt2, Quantizer, Uniform
+from ptq2themoon.quantize.quantizers.base import along
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 
 if TYPE_CHECKING:
@@ -53,23 +56,24 @@ class Formula(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Uneven(Formula):
-    """Channels with zero points of their own: multiples of `scale`, lows..highs, [channels] along `axis`."""
+    """A uniform quantizer of channels with zero points of their own."""
 
-    scale: np.ndarray
-    lows: np.ndarray
-    highs: np.ndarray
-    axis: int
+    quantizer: Uniform
     kind = Uniform.kind
     why = "channels with zero points of their own: no integer kernel can take them out of the sum"
 
-    def _spread(self, rank: int) -> list[np.ndarray]:
-        shape = [-1 if axis == self.axis else 1 for axis in range(rank)]
-        return [each.reshape(shape) for each in (self.scale, self.lows, self.highs)]
+    def _bounds(self) -> dict[str, Tensor]:
+        """Scale, and least and largest multiple of it; float32 [channels]."""
+        return {
+            "scale": self.quantizer.scale,
+            "low": self.quantizer.lowest,
+            "high": self.quantizer.highest,
+        }
 
     def written(self, writer: Writer, tensor: str, rank: int, output: str | None) -> str:
         scale, low, high = (
-            writer.constant(f"{tensor}/{name}", value)
-            for name, value in zip(("scale", "low", "high"), self._spread(rank), strict=True)
+            writer.constant(f"{tensor}/{name}", along(value, self.quantizer.axis, rank).numpy())
+            for name, value in self._bounds().items()
         )
         codes = writer.add("Div", [tensor, scale], f"{tensor}/divide")
         codes = writer.add("Round", [codes], f"{tensor}/round")
@@ -78,17 +82,16 @@ class Uneven(Formula):
         return writer.add("Mul", [codes, scale], f"{tensor}/multiply", output)
 
     def values(self, value: np.ndarray) -> np.ndarray:
-        return (np.rint(self.steps(value)) * self._spread(value.ndim)[0]).astype(np.float32)
+        return self.quantizer(torch.tensor(value)).numpy()
 
     def steps(self, value: np.ndarray) -> np.ndarray:
-        scale, low, high = self._spread(value.ndim)
-        return np.clip(value / scale, low, high)
+        return self.quantizer.steps(torch.tensor(value)).numpy()
 
     def same(self, other: object) -> bool:
         return (
             isinstance(other, Uneven)
-            and self.axis == other.axis
-            and all(np.array_equal(getattr(self, k), getattr(other, k)) for k in ("scale", "lows", "highs"))
+            and self.quantizer.axis == other.quantizer.axis
+            and all(torch.equal(mine, other._bounds()[name]) for name, mine in self._bounds().items())
         )
 
 
@@ -164,7 +167,7 @@ def _uniform(quantizer: Uniform) -> Form:
     if quantizer.axis is None or not scale.ndim:
         return Grid(scale, None, int(lows), int(highs))
     if len({*lows.tolist()}) > 1:
-        return Uneven(scale, lows, highs, quantizer.axis)
+        return Uneven(quantizer)
     return Grid(scale, quantizer.axis, int(lows[0]), int(highs[0]))
 
 

@@ -12,7 +12,13 @@ from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.kinds import Form
 from ptq2themoon.deploy.writer import Writer
 from ptq2themoon.graph.editing.onnx_graph import Graph, attribute
-from ptq2themoon.graph.forms.fuse import FUSED_MATMUL, LINEAR_TYPES
+from ptq2themoon.graph.editing.operator_types import (
+    BIAS,
+    FUSED_MATMUL,
+    LINEAR_TYPES,
+    has_bias,
+    holds_out_in,
+)
 
 
 @dataclass(frozen=True)
@@ -49,14 +55,13 @@ def as_linear(graph: Graph, node: NodeProto) -> Linear | None:
         return None
     if node.op_type == "MatMul":
         return Linear(node.input[0], weight, None, False)
-    has_bias = len(node.input) > 2 and bool(node.input[2])
-    bias = graph.constants.get(node.input[2]) if has_bias else None
+    bias = graph.constants.get(node.input[BIAS]) if has_bias(node) else None
     if node.op_type == FUSED_MATMUL:
         return Linear(node.input[0], weight, bias, False) if bias is not None else None
     plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
-    if not plain or attribute(node, "transA", 0) or (has_bias and (bias is None or bias.ndim != 1)):
+    if not plain or attribute(node, "transA", 0) or (has_bias(node) and (bias is None or bias.ndim != 1)):
         return None
-    transposed = bool(attribute(node, "transB", 0))
+    transposed = holds_out_in(node)
     return Linear(node.input[0], weight.T if transposed else weight, bias, transposed)
 
 

@@ -7,7 +7,7 @@ import math
 import onnx
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, tensor_shapes
-from ptq2themoon.graph.forms.fuse import LINEAR_TYPES
+from ptq2themoon.graph.editing.operator_types import WEIGHTED_TYPES
 
 
 def multiply_accumulates(model: onnx.ModelProto) -> dict[str, int]:
@@ -15,7 +15,7 @@ def multiply_accumulates(model: onnx.ModelProto) -> dict[str, int]:
     graph, shapes = Graph(model), tensor_shapes(model, batch=1)
     found = {}
     for node in graph.nodes:
-        if node.op_type not in (*LINEAR_TYPES, "Conv"):
+        if node.op_type not in WEIGHTED_TYPES:
             continue
         output, left = shapes.get(node.output[0], ()), shapes.get(node.input[0], ())
         summed = shapes.get(node.input[1], ())[1:] if node.op_type == "Conv" else left[-1:]

@@ -12,7 +12,7 @@ from onnx import NodeProto, helper
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.kinds import Form, Formula
 from ptq2themoon.graph.editing.onnx_graph import Graph, unique_name
-from ptq2themoon.graph.forms.fuse import DOMAIN
+from ptq2themoon.graph.editing.operator_types import DOMAIN
 
 U8 = np.dtype(np.uint8)
 S8 = np.dtype(np.int8)
@@ -126,7 +126,7 @@ class Writer:
         elif not self.has_integers(grid):
             result = self._rounded(tensor, grid, rank, output)
         elif grid.per_channel:
-            scale = self.constant(f"{stem}/scale", grid.spread(rank))
+            scale = self.constant(f"{stem}/scale", grid.broadcast_scale(rank))
             codes = self.codes(self.add("Div", [tensor, scale], f"{stem}/divide"), grid.unit(), dtype)
             result = self.add("Mul", [codes, scale], f"{stem}/multiply", output)
         else:
@@ -151,7 +151,7 @@ class Writer:
 
     def _rounded(self, tensor: str, grid: Grid, rank: int, output: str | None) -> str:
         """In floating point, with the same values: more than 8 bits, or a zero point that a runtime lacks."""
-        scale = self.constant(f"{tensor}/scale", grid.spread(rank))
+        scale = self.constant(f"{tensor}/scale", grid.broadcast_scale(rank))
         bounds = [
             self.constant(f"{tensor}/{s}", np.array(v, np.float32))
             for s, v in (("low", grid.low), ("high", grid.high))
@@ -189,7 +189,7 @@ class Writer:
         they are a multiplication of their own.
         """
         whole = self.weight(stem, grid.codes(value), grid.unit())
-        scale = self.constant(f"{stem}/scales", grid.spread(value.ndim))
+        scale = self.constant(f"{stem}/scales", grid.broadcast_scale(value.ndim))
         return self.add("Mul", [whole, scale], f"{stem}/multiply")
 
     def finish(self) -> onnx.ModelProto:

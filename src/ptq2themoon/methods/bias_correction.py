@@ -18,6 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, attribute
+from ptq2themoon.graph.editing.operator_types import (
+    BIAS,
+    WEIGHTED_TYPES,
+    channel_axis,
+    has_bias,
+    holds_out_in,
+    output_axis,
+)
 from ptq2themoon.methods.base import Method
 from ptq2themoon.progress import progress
 from ptq2themoon.vocabulary.errors import UserError
@@ -29,9 +37,6 @@ if TYPE_CHECKING:
     from ptq2themoon.quantize.model import QuantizedModel
     from ptq2themoon.quantize.program import Program, Step, Values
     from ptq2themoon.quantize.tools import Tools
-
-LINEAR_TYPES = ("PPQBiasFusedMatMul", "MatMul", "Gemm", "Conv")
-BIAS = 2  # its position among the inputs of all of these
 
 
 class BiasCorrection(Method):
@@ -47,7 +52,7 @@ class BiasCorrection(Method):
             {
                 (node.name, BIAS): np.zeros(_channels(graph, node), np.float32)
                 for node in correctable(graph)
-                if node.name in quantized and not (len(node.input) > BIAS and node.input[BIAS])
+                if node.name in quantized and not has_bias(node)
             },
             equal=True,
         )
@@ -56,7 +61,7 @@ class BiasCorrection(Method):
         """Walk through the graph with all images at once, each layer corrected before the next is run."""
         graph = model.graph()
         quantized = {item.operator.name for item in model.quantized}
-        axes = {n.name: 1 if n.op_type == "Conv" else -1 for n in correctable(graph) if n.name in quantized}
+        axes = {n.name: channel_axis(n.op_type) for n in correctable(graph) if n.name in quantized}
         wanted = tools.channel_means(tools.floating(model), axes)
         simulation = tools.simulation(model)
         program, states = simulation.program(), tools.states(simulation)
@@ -84,17 +89,16 @@ def correctable(graph: Graph) -> list[NodeProto]:
     return [
         node
         for node in graph.nodes
-        if node.op_type in LINEAR_TYPES
+        if node.op_type in WEIGHTED_TYPES
         and node.input[1] in graph.constants
-        and graph.constants[node.input[1]].ndim in (2, 4)
+        and graph.constants[node.input[1]].ndim == (4 if node.op_type == "Conv" else 2)
         and attribute(node, "beta", 1.0) == 1.0
-        and (len(node.input) <= BIAS or not node.input[BIAS] or node.input[BIAS] in graph.constants)
+        and (not has_bias(node) or node.input[BIAS] in graph.constants)
     ]
 
 
 def _channels(graph: Graph, node: NodeProto) -> int:
-    shape = graph.constants[node.input[1]].shape
-    return int(shape[0] if node.op_type == "Conv" or attribute(node, "transB", 0) else shape[-1])
+    return int(graph.constants[node.input[1]].shape[output_axis(node.op_type, holds_out_in(node))])
 
 
 def _mean(program: Program, step: Step, states: list[Values], axis: int) -> Tensor:

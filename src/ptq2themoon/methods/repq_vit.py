@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute, tensor_shapes
+from ptq2themoon.graph.editing.operator_types import BIAS, LINEAR_TYPES, has_bias, holds_out_in
 from ptq2themoon.graph.forms.layernorms import is_padded, readers_of, scalable_norms
 from ptq2themoon.methods.base import Method
 from ptq2themoon.vocabulary.errors import UserError
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from ptq2themoon.quantize.quantizers import Uniform
     from ptq2themoon.quantize.tensors import QuantizedTensor, Slot
     from ptq2themoon.quantize.tools import Tools
-
-BIAS = 2  # its position among the inputs of a linear layer
 
 
 class RepQViTSettings(Strict):
@@ -131,12 +130,7 @@ def _can_be_scaled(tensor: QuantizedTensor) -> bool:
 def _is_linear(graph: Graph, node: NodeProto) -> bool:
     weight = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
     plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
-    return (
-        node.op_type in ("PPQBiasFusedMatMul", "MatMul", "Gemm")
-        and plain
-        and weight is not None
-        and weight.ndim == 2
-    )
+    return node.op_type in LINEAR_TYPES and plain and weight is not None and weight.ndim == 2
 
 
 def _per_channel(
@@ -164,13 +158,12 @@ def reparameterize(model: QuantizedModel, group: NormGroup, per_channel: Uniform
     for name in group.readers:
         node = nodes[name]
         weight = graph.constants[node.input[1]].astype(np.float64)
-        turned = bool(attribute(node, "transB", 0))
+        turned = holds_out_in(node)
         rows = weight.T if turned else weight  # [in, out]
         scaled = rows * r1[:, None]
         values[name, 1] = scaled.T if turned else scaled
-        has_bias = len(node.input) > BIAS and bool(node.input[BIAS])
-        if has_bias or shift.any():
-            bias = graph.constants[node.input[BIAS]].astype(np.float64) if has_bias else 0.0
+        if has_bias(node) or shift.any():
+            bias = graph.constants[node.input[BIAS]].astype(np.float64) if has_bias(node) else 0.0
             values[name, BIAS] = bias - shift @ rows
     model.set_parameters(values, equal=True)
     return one

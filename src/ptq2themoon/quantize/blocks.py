@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ptq2themoon.ppq_compat import ir, quiet
+from ptq2themoon.ppq_compat import ir, quiet_ppq
 from ptq2themoon.quantize.program import Program
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.vocabulary.operators import Operator
@@ -29,7 +29,7 @@ class Segment:
     def __call__(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that it gives, by name, from those that it reads."""
         taken = {name: values[name] for name in self.program.read}
-        with quiet():
+        with quiet_ppq():
             return dict(zip(self.program.wanted, self.program.run(taken), strict=True))
 
 

@@ -9,7 +9,7 @@ import onnx
 from onnx import NodeProto, helper
 
 from ptq2themoon.graph.editing.onnx_graph import Graph
-from ptq2themoon.graph.forms.fuse import DOMAIN, FUSED_MATMUL
+from ptq2themoon.graph.editing.operator_types import BIAS, DOMAIN, FUSED_MATMUL
 from ptq2themoon.vocabulary.errors import UserError
 
 
@@ -56,7 +56,7 @@ def with_parameter(graph: Graph, node: NodeProto, position: int) -> tuple[NodePr
         return node, name
     new = NodeProto()
     new.CopyFrom(node)
-    if node.op_type == "MatMul" and position == 2:
+    if node.op_type == "MatMul" and position == BIAS:
         new = helper.make_node(FUSED_MATMUL, node.input, node.output, name=node.name, domain=DOMAIN)
     name = graph.free_tensor(f"{node.name}/parameter{position}")
     new.input[:] = [*node.input[:position], name, *node.input[position + 1 :]]

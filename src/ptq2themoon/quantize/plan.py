@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from ptq2themoon.graph.editing.operator_types import (
+    BIAS,
+    IMAGE_TYPES,
+    WEIGHTED_TYPES,
+    channel_axis,
+    output_axis,
+)
 from ptq2themoon.graph.meaning.nodes import Node
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 from ptq2themoon.vocabulary.errors import UserError
@@ -15,13 +22,8 @@ from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 # Operators that compute on floats. The others only move data (Reshape, Transpose, Split, Concat, ...),
 # choose (Where) or work on shapes: what passes through them was quantized where it was made.
 # fmt: off
-LINEAR_TYPES = ("Conv", "Gemm", "MatMul", "PPQBiasFusedMatMul")
-IMAGE_TYPES = frozenset((  # of images, whose channels follow the batch
-    "Conv", "BatchNormalization", "InstanceNormalization", "AveragePool", "MaxPool", "GlobalAveragePool",
-    "GlobalMaxPool", "Resize",
-))
 QUANTIZABLE_TYPES = IMAGE_TYPES | frozenset((
-    *LINEAR_TYPES, "Einsum", "LayerNormalization", "Softmax", "Add", "Sub", "Mul", "Div", "Pow", "Sqrt",
+    *WEIGHTED_TYPES, "Einsum", "LayerNormalization", "Softmax", "Add", "Sub", "Mul", "Div", "Pow", "Sqrt",
     "Reciprocal", "Exp", "Log", "Neg", "Abs", "Min", "Max", "Sum", "Gelu", "Relu", "LeakyRelu", "PRelu",
     "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Mish", "Softplus", "Tanh", "Erf", "Clip", "ReduceMean",
     "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2",
@@ -77,7 +79,7 @@ def _operands(node: Node) -> Iterable[tuple[Operand, int]]:
         if not is_parameter:
             yield "input", position
         else:
-            yield ("bias" if position == 2 else "weight"), position
+            yield ("bias" if position == BIAS else "weight"), position
     for position in range(len(node.output_ranks)):
         yield "output", position
 
@@ -103,10 +105,10 @@ def _head_axis(node: Node, rank: int) -> int:
 
 def _channel_axis(node: Node, operand: Operand, rank: int, spec: TensorSpec) -> int:
     """Non-negative axis of the channels; last for activations of tokens, first after the batch for images."""
-    if operand == "weight" and node.type in LINEAR_TYPES:
-        output_axis = 0 if node.type == "Conv" or node.transposed_weight else 1
-        return output_axis if spec.weight_axis == "output" else 1 - output_axis
-    return 1 if operand in ("input", "output") and node.type in IMAGE_TYPES else rank - 1
+    if operand == "weight" and node.type in WEIGHTED_TYPES:
+        axis = output_axis(node.type, node.transposed_weight)
+        return axis if spec.weight_axis == "output" else 1 - axis
+    return channel_axis(node.type) % rank if operand in ("input", "output") else rank - 1
 
 
 def protocol(quantized: Iterable[QuantizedOperator]) -> Protocol:
@@ -115,5 +117,5 @@ def protocol(quantized: Iterable[QuantizedOperator]) -> Protocol:
     `products`: inputs and weights of linear layers and both sides of the attention products alone, as most
     papers do; `all-operators`: LayerNorm, GELU, softmax or residual sums too.
     """
-    others = {item.operator.type for item in quantized} - set(LINEAR_TYPES)
+    others = {item.operator.type for item in quantized} - set(WEIGHTED_TYPES)
     return "all-operators" if others else "products"

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ptq2themoon.graph.editing.operator_types import KEEPING_GRID, MANY_DATA_INPUTS
 from ptq2themoon.ppq_compat import executor, ir
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.tensors import Slot
@@ -22,13 +23,6 @@ from ptq2themoon.vocabulary.errors import UserError
 Watcher = Callable[[str, list[Tensor], list[Tensor]], None]
 Values = dict[str, Tensor]
 Quantizers = Mapping[Slot, Quantizer]
-
-# Their output is values of their input, in other places: what lay on a grid lies on it still.
-MOVES = frozenset((
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "SpaceToDepth",
-    "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-))  # fmt: skip
-DATA_FIRST = MOVES - {"Concat"}  # their other inputs say where
 
 
 @dataclass
@@ -229,9 +223,9 @@ def _forward(
 
 def _passed_on(operation: ir.Operation, grids: Mapping[str, Quantizer]) -> Quantizer | None:
     """The one grid of all that an operator moves; a channel's own may end on another axis."""
-    if operation.type not in MOVES:
+    if operation.type not in KEEPING_GRID:
         return None
-    moved = operation.inputs[:1] if operation.type in DATA_FIRST else operation.inputs
+    moved = operation.inputs if operation.type in MANY_DATA_INPUTS else operation.inputs[:1]
     found = [grids.get(variable.name) for variable in moved]
     first = found[0] if found else None
     if first is None or not first.kept_by_moving or any(other != first for other in found):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
 from ptq2themoon.graph.fused_model import FusedModel
-from ptq2themoon.ppq_compat import build_graph, core, executor, ir, quiet
+from ptq2themoon.ppq_compat import build_graph, core, executor, ir, quiet_ppq
 from ptq2themoon.ppq_operators import missing
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.ppq_engine import PPQEngine
@@ -63,7 +63,7 @@ class SimulatedModel:
         self._items = {item.operator.name: item for item in quantized}
         for item in quantized:
             _check(self._graph, item, source)
-        with quiet():
+        with quiet_ppq():
             self._ppq = PPQEngine(self._graph, quantized, device) if engine == "ppq" else None
             if self._ppq is None:  # puts parameters on the device, and operators in order
                 self._order = executor.TorchExecutor(self._graph, device=device)._executing_order
@@ -127,9 +127,9 @@ class SimulatedModel:
     def _whole(self, images: Tensor, watch: Mapping[str, Watcher] | None) -> Tensor:
         if self._ppq is not None:
             self._ppq.put_in_force(self.quantizers())
-            with quiet():
+            with quiet_ppq():
                 return self._ppq.run(images, watch)
-        with quiet(), torch.inference_mode():
+        with quiet_ppq(), torch.inference_mode():
             (logits,) = self.program().run({self.input_name: images}, watch)
         return logits
 
@@ -188,7 +188,7 @@ class SimulatedModel:
         operation = self._graph.operations[operator]
         quantizers = self.quantizers({operator})
         produced = [variable.name for variable in operation.outputs]
-        with quiet(), torch.inference_mode():
+        with quiet_ppq(), torch.inference_mode():
             if self._ppq is not None:
                 self._ppq.put_in_force(quantizers)
                 return self._ppq.run_part([operation], values, produced)
@@ -200,7 +200,7 @@ class SimulatedModel:
 
     def _rest(self, index: int, values: dict[str, Tensor]) -> Tensor:
         """The output of a model that is not quantized, from what the operators from `index` on read."""
-        with quiet(), torch.inference_mode():
+        with quiet_ppq(), torch.inference_mode():
             if self._ppq is None:
                 return self.program().run_from(index, values)[0]
             self._ppq.put_in_force({})
@@ -247,7 +247,7 @@ def _check(graph: ir.BaseGraph, item: QuantizedOperator, source: Path | str) -> 
 
 def _load(model: onnx.ModelProto, source: Path | str) -> ir.BaseGraph:
     try:
-        with quiet():
+        with quiet_ppq():
             graph = build_graph(model)
             formatter = ir.GraphFormatter(graph)
             # One copy of a shared parameter for each use: each use has a scale of its own.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptq2themoon.ppq_compat import quiet
+from ptq2themoon.ppq_compat import quiet_ppq
 from ptq2themoon.quantize.calibration import calibrate, fit, observe
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.plan import plan
@@ -81,7 +81,7 @@ class Tools:
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:
         """Within the block the steps of a program run without gradients, and without PPQ's warnings."""
-        with torch.inference_mode(), quiet():
+        with torch.inference_mode(), quiet_ppq():
             yield
 
     def channel_means(self, model: SimulatedModel, operators: Mapping[str, int]) -> dict[str, Tensor]:

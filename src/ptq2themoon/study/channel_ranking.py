@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ptq2themoon.evaluate.operator_errors import Meters, logits_errors
+from ptq2themoon.graph.editing.operator_types import channel_axis
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.study.quantizing import Subject
 
@@ -114,7 +115,7 @@ def channel_ranges(
     bounds: dict[str, Tensor] = {}
 
     def watch(name: str, inputs: list[Tensor], _outputs: list[Tensor]) -> None:
-        axis = 1 if operators[name].operator.type == "Conv" else -1  # channels follow the batch, or come last
+        axis = channel_axis(operators[name].operator.type)
         channels = inputs[0].movedim(axis, -1).flatten(0, -2)
         found = torch.stack([channels.amax(0), -channels.amin(0)]).cpu()
         bounds[name] = torch.maximum(bounds[name], found) if name in bounds else found

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ptq2themoon.evaluate.attention import AttentionSpec, attention_spec
 from ptq2themoon.evaluate.attention_query import CLASS_TOKEN
+from ptq2themoon.graph.editing.operator_types import IMAGE_TYPES
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.progress import progress
-from ptq2themoon.quantize.plan import IMAGE_TYPES
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.study.names import ALL, CLASS, PATCH
 from ptq2themoon.vocabulary.errors import UserError

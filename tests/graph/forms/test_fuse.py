@@ -15,7 +15,8 @@ from onnx import TensorProto
 from tiny_models import random_images, run_all, written
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, attribute
-from ptq2themoon.graph.forms.fuse import DOMAIN, FUSED_MATMUL, Fusion, count_fused, fuse, name_operators
+from ptq2themoon.graph.editing.operator_types import DOMAIN, FUSED_MATMUL
+from ptq2themoon.graph.forms.fuse import Fusion, count_fused, fuse, name_operators
 from ptq2themoon.graph.forms.normalise import normalise
 from ptq2themoon.vocabulary.operators import Operator
 

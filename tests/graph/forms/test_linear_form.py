@@ -8,7 +8,8 @@ import pytest
 from tiny_models import random_images, run_all, written
 
 from ptq2themoon.graph.editing.onnx_graph import attribute
-from ptq2themoon.graph.forms.fuse import FUSED_MATMUL, fuse
+from ptq2themoon.graph.editing.operator_types import FUSED_MATMUL
+from ptq2themoon.graph.forms.fuse import fuse
 from ptq2themoon.graph.forms.normalise import normalise
 
 TOLERANCE = 1e-5

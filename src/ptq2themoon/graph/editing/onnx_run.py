@@ -1,7 +1,11 @@
-"""ONNX Runtime as the reference for what a graph computes."""
+"""Graphs in ONNX Runtime: its sessions, what they compute, and by which kernels."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +15,72 @@ import onnxruntime
 from ptq2themoon.vocabulary.errors import UserError
 
 TOLERANCE = 1e-4  # largest difference of an output between two forms of one model
+INTEGER_KERNELS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "QLinearConv", "DynamicQuantizeMatMul")
+FLOAT_KERNELS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv")
+Runner = Callable[[np.ndarray], np.ndarray]  # images [B, C, H, W] to the first output [B, ...], float32
+
+
+def session(
+    model: Path | onnx.ModelProto,
+    *,
+    quantized: bool,
+    threads: int = 1,
+    optimise: bool = True,
+    optimised: Path | None = None,
+    profile: Path | None = None,
+) -> onnxruntime.InferenceSession:
+    """A session of ONNX Runtime on the CPU.
+
+    Args:
+        quantized: whether the model is an integer one, for which two settings differ.
+        threads: within an operator; 0: one on each core.
+        optimise: let ONNX Runtime rewrite the graph.
+        optimised: where to write the graph that really runs.
+        profile: how the name of the profile's file begins; None: no profile.
+
+    Raises:
+        UserError: a graph that ONNX Runtime refuses.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors only
+    # No thread may still turn when another session is timed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if quantized:
+        # With a fixed batch this fusion leaves a float Gemm behind dequantized weights: slower than FP32.
+        options.add_session_config_entry("optimization.disable_specified_optimizers", "MatMulAddFusion")
+    if quantized and not has_vnni():
+        # Else the kernels add two products in 16 bits, which can overflow; with VNNI this only costs time.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimised:
+        options.optimized_model_filepath = str(optimised)
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own have no common ancestor
+        name = model if isinstance(model, Path) else "the graph"
+        raise UserError(f"{name}: ONNX Runtime cannot run it ({_reason(error)})") from error
+
+
+@cache
+def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor adds products of 8 bits in 32; False where it does not tell."""
+    flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    return re.search(r"\bavx(512)?_vnni\b", flags) is not None
+
+
+def runner(running: onnxruntime.InferenceSession) -> Runner:
+    """A session of one input as a function of images."""
+    (name,) = (item.name for item in running.get_inputs())
+    return lambda images: running.run(None, {name: images})[0]
 
 
 def run_onnx(model: Path | onnx.ModelProto, images: np.ndarray, at_once: int | None = None) -> np.ndarray:
-    """First output for images [B, C, H, W], float32, on the CPU.
+    """First output of a model in floating point for images [B, C, H, W], float32: the reference.
 
     Args:
         at_once: images in a run, all by default; a graph of a fixed batch takes as many as that is.
@@ -22,25 +88,44 @@ def run_onnx(model: Path | onnx.ModelProto, images: np.ndarray, at_once: int | N
     Raises:
         UserError: a graph that ONNX Runtime refuses, or images that do not fit it.
     """
-    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
+    running = session(model, quantized=False, threads=0)
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        (image,) = session.get_inputs()
+        (image,) = running.get_inputs()
         fixed = next((size for size in image.shape[:1] if isinstance(size, int)), None)
         size = fixed or at_once or len(images)
-        parts = [images[start : start + size] for start in range(0, len(images), size)]
-        if fixed is None:
-            outputs = [session.run(None, {image.name: part})[0] for part in parts]
-        else:
-            outputs = [session.run(None, {image.name: _filled(part, size)})[0][: len(part)] for part in parts]
+        run, outputs = runner(running), []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            outputs.append(run(part if fixed is None else _filled(part, size))[: len(part)])
         return np.concatenate(outputs)
     except Exception as error:  # ONNX Runtime's own have no common ancestor
-        reason = " ".join(str(error).split())
-        raise UserError(f"ONNX Runtime cannot run the graph on {list(images.shape)} ({reason})") from error
+        raise UserError(
+            f"ONNX Runtime cannot run the graph on {list(images.shape)} ({_reason(error)})"
+        ) from error
 
 
 def _filled(images: np.ndarray, size: int) -> np.ndarray:
     """So many images, the last one repeated."""
     return np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
+
+
+def _reason(error: Exception) -> str:
+    """The message in one line."""
+    return " ".join(str(error).split())
+
+
+def kernel_counts(optimised: Path) -> Counter[str]:
+    """How many operators of each type a graph has that `session` wrote as the one which really runs."""
+    return Counter(node.op_type for node in onnx.load(optimised).graph.node)
+
+
+def product_kernels(model: Path | onnx.ModelProto, folder: Path, *, quantized: bool) -> dict[str, int]:
+    """How many matrix products and convolutions run on which kernels, integer ones first.
+
+    Args:
+        folder: for the optimised graph, which is read and left there.
+        quantized: whether the model is an integer one.
+    """
+    session(model, quantized=quantized, optimised=folder / "optimised.onnx")
+    counts = kernel_counts(folder / "optimised.onnx")
+    return {kernel: counts[kernel] for kernel in (*INTEGER_KERNELS, *FLOAT_KERNELS) if counts[kernel]}

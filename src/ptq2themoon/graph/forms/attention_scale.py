@@ -11,9 +11,7 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from ptq2themoon.graph.editing.onnx_graph import Graph
-
-# Operators past which a scalar factor may be moved, as long as nothing else reads their output.
-PASSED = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze"})
+from ptq2themoon.graph.editing.operator_types import RESHAPING
 
 
 def rewrite_scale(graph: Graph) -> None:
@@ -50,7 +48,7 @@ def _scale_query(graph: Graph, scores: NodeProto, factor: float) -> None:
 def _scores(graph: Graph, softmax: NodeProto) -> NodeProto | None:
     """The product of two activations that the softmax weighs, past masks and biases."""
     node = graph.producer(softmax.input[0])
-    while node is not None and node.op_type in PASSED | {"Mul", "Div", "Add", "Where"}:
+    while node is not None and node.op_type in RESHAPING | {"Mul", "Div", "Add", "Where"}:
         data = [name for name in node.input if name not in graph.constants]
         node = graph.producer(data[0]) if data else None
     is_product = node is not None and node.op_type == "MatMul"
@@ -81,7 +79,7 @@ def _upstream(graph: Graph, tensor: str) -> Iterator[Factor]:
         factor = _factor(graph, node)
         if factor is not None:
             yield factor
-        elif node.op_type not in PASSED:
+        elif node.op_type not in RESHAPING:
             return
         node = graph.producer(factor[1] if factor is not None else node.input[0])
 
@@ -92,5 +90,5 @@ def _downstream(graph: Graph, node: NodeProto) -> Iterator[Factor]:
         factor = _factor(graph, node)
         if factor is not None:
             yield factor
-        elif node.op_type not in PASSED:
+        elif node.op_type not in RESHAPING:
             return

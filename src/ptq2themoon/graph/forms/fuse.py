@@ -14,12 +14,10 @@ import onnx
 from onnx import NodeProto, helper
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, attribute, unique_name
+from ptq2themoon.graph.editing.operator_types import DOMAIN, FUSED_MATMUL
 from ptq2themoon.graph.forms.gelu import is_value, match_erf, match_tanh, scalar_operand
 from ptq2themoon.graph.forms.normalise import FUSED_OPSET
 
-DOMAIN = "ptq2themoon"
-FUSED_MATMUL = "PPQBiasFusedMatMul"
-LINEAR_TYPES = (FUSED_MATMUL, "Gemm", "MatMul")
 KINDS = {"LayerNormalization": "LayerNorm", FUSED_MATMUL: "MatMul+Add", "Gelu": "GELU"}
 
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 from onnx import NodeProto
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute
-
-# Those that can leave the last axis as it is; each is looked at.
-MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "Concat", "Pad"})
+from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS, data_inputs
 
 
 def scalable_norms(graph: Graph) -> list[NodeProto]:
@@ -47,11 +45,10 @@ def readers_of(graph: Graph, shapes: Shapes, norm: NodeProto) -> list[NodeProto]
 
 def _keeps_channels(graph: Graph, shapes: Shapes, node: NodeProto, carried: set[str]) -> bool:
     """Whether the node only moves data of the LayerNorm, and the channels stay on the last axis."""
-    if node.op_type not in MOVES:
+    if node.op_type not in KEEPING_LAST_AXIS:
         return False
-    data = node.input if node.op_type == "Concat" else node.input[:1]
     before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
-    if not all(name in carried for name in data) or not before or not after or before[-1] != after[-1]:
+    if not carried.issuperset(data_inputs(node)) or not before or not after or before[-1] != after[-1]:
         return False
     last = len(before) - 1
     if node.op_type == "Transpose":
@@ -76,7 +73,7 @@ def is_padded(graph: Graph, norm: NodeProto, readers: list[NodeProto]) -> bool:
             continue
         if node.op_type == "Pad" and _adds_something(graph, node):
             return True
-        waiting += node.input if node.op_type == "Concat" else node.input[:1]
+        waiting += data_inputs(node)
     return False
 
 

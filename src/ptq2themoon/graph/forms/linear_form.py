@@ -10,6 +10,7 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute
+from ptq2themoon.graph.editing.operator_types import BIAS, has_bias, holds_out_in
 
 
 def rewrite_linear(graph: Graph, shapes: Shapes, batch: int) -> None:
@@ -40,7 +41,7 @@ def _rows(shapes: Shapes, node: NodeProto) -> int | None:
 
 def _is_plain(gemm: NodeProto) -> bool:
     factors = (attribute(gemm, "alpha", 1.0), attribute(gemm, "beta", 1.0))
-    return factors == (1.0, 1.0) and attribute(gemm, "transB", 0) == 1
+    return factors == (1.0, 1.0) and holds_out_in(gemm)
 
 
 def _gemm_parts(graph: Graph, gemm: NodeProto) -> tuple[np.ndarray, np.ndarray | None] | None:
@@ -48,11 +49,11 @@ def _gemm_parts(graph: Graph, gemm: NodeProto) -> tuple[np.ndarray, np.ndarray |
     weight = graph.constants.get(gemm.input[1])
     if weight is None or gemm.input[0] in graph.constants or attribute(gemm, "transA", 0):
         return None
-    weight = weight.T if attribute(gemm, "transB", 0) else weight
+    weight = weight.T if holds_out_in(gemm) else weight
     weight = _times(weight, attribute(gemm, "alpha", 1.0))
-    if len(gemm.input) < 3 or not gemm.input[2]:
+    if not has_bias(gemm):
         return weight, None
-    bias = graph.constants.get(gemm.input[2])
+    bias = graph.constants.get(gemm.input[BIAS])
     if bias is None or bias.size not in (1, weight.shape[1]) or (bias.ndim == 2 and bias.shape[0] != 1):
         return None
     bias = np.broadcast_to(bias.reshape(-1), weight.shape[1])

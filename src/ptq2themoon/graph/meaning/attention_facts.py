@@ -113,7 +113,7 @@ class _Facts:
 
         def through(node: NodeProto) -> bool:
             passed.append(node)
-            return self.walk.moves(node)
+            return self.walk.is_movement(node)
 
         source = self.walk.back(norm.input[0], through) if norm is not None else None
         image = self._shape(source)

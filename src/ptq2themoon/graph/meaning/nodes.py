@@ -8,7 +8,7 @@ import onnx
 from onnx import NodeProto
 
 from ptq2themoon.graph.editing.onnx_graph import Shapes, tensor_shapes
-from ptq2themoon.graph.meaning.walk import MOVING_TYPES
+from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT, data_inputs, holds_out_in
 from ptq2themoon.vocabulary.errors import UserError
 
 
@@ -46,7 +46,7 @@ def read_nodes(model: onnx.ModelProto) -> dict[str, Node]:
             parameter_inputs=[name in constants for name in node.input],
             input_ranks=[_rank(shapes, node, name) for name in node.input],
             output_ranks=[_rank(shapes, node, name) for name in node.output],
-            transposed_weight=any(a.name == "transB" and a.i for a in node.attribute),
+            transposed_weight=holds_out_in(node),
             is_last=node.name in last,
         )
         for node in model.graph.node
@@ -62,8 +62,8 @@ def _makers_of_outputs(model: onnx.ModelProto) -> set[str]:
         if node is None or node.name in found:
             continue
         found.add(node.name)
-        if node.op_type in MOVING_TYPES:
-            waiting += node.input
+        if node.op_type in DATA_MOVEMENT:
+            waiting += data_inputs(node)
     return found
 
 

@@ -13,7 +13,8 @@ import onnx
 from onnx import NodeProto
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, unique_name
-from ptq2themoon.graph.meaning.walk import MOVING_TYPES, POOLING_TYPES, Walk
+from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT
+from ptq2themoon.graph.meaning.walk import POOLING_TYPES, Walk
 from ptq2themoon.vocabulary.operators import Operator, Role
 
 
@@ -46,7 +47,7 @@ class _Finder:
     def _label_others(self, blocks: int) -> None:
         """Operators that only move data: role `other`, and the block in whose midst they stand."""
         names = [node.name for node in self.graph.nodes]
-        loose = {n.name for n in self.graph.nodes if n.op_type in MOVING_TYPES | {"Shape"}}
+        loose = {n.name for n in self.graph.nodes if n.op_type in DATA_MOVEMENT | {"Shape"}}
         self.places |= dict.fromkeys(loose, ("other", None))
         for block in range(blocks):
             members = [i for i, name in enumerate(names) if self._block(name) == block]
@@ -65,14 +66,16 @@ class _Finder:
         return next((n for n in self.graph.nodes if self.places.get(n.name) == (role, block)), None)
 
     def _scores_of(self, softmax: NodeProto) -> NodeProto | None:
-        def through(node: NodeProto) -> bool:  # scale, mask, relative position bias
-            return self.walk.moves(node) or self.walk.is_scaling(node) or node.op_type in ("Add", "Where")
+        walk = self.walk
 
-        scores = self.walk.back(softmax.input[0], through)
-        return scores if scores is not None and self.walk.is_product(scores) else None
+        def through(node: NodeProto) -> bool:  # scale, mask, relative position bias
+            return walk.is_movement(node) or walk.is_scaling(node) or node.op_type in ("Add", "Where")
+
+        scores = walk.back(softmax.input[0], through)
+        return scores if scores is not None and walk.is_product(scores) else None
 
     def _context_of(self, softmax: NodeProto) -> NodeProto | None:
-        context = self.walk.forward(softmax, self.walk.moves)
+        context = self.walk.forward(softmax, self.walk.is_movement)
         return context if context is not None and self.walk.is_product(context) else None
 
     def _attention_at(self, softmax: NodeProto) -> tuple[NodeProto, NodeProto, NodeProto] | None:
@@ -86,10 +89,10 @@ class _Finder:
         self._set(context, "attn_context", block)
         for node in self._between(scores, softmax):
             self._set(node, "attn_scale", block)
-        moves = self.walk.moves
-        value = next(name for name in context.input if self.walk.back(name, moves) is not softmax)
+        is_movement = self.walk.is_movement
+        value = next(name for name in context.input if self.walk.back(name, is_movement) is not softmax)
         self._label_projections((*scores.input, value), block)
-        proj = self.walk.forward(context, moves)
+        proj = self.walk.forward(context, is_movement)
         if proj is not None and self.walk.is_linear(proj):
             self._set(proj, "proj", block)
             self._label_residual(proj, "residual1", block)
@@ -103,7 +106,7 @@ class _Finder:
         roles: tuple[Role, ...] = ("qkv",) if len(linear) == 1 else ("q", "k", "v")
         for node, role in zip(linear, roles, strict=True):
             self._set(node, role, block)
-        norm = self.walk.back(linear[0].input[0], self.walk.moves)
+        norm = self.walk.back(linear[0].input[0], self.walk.is_movement)
         if norm is not None and norm.op_type == "LayerNormalization":
             self._set(norm, "norm1", block)
 
@@ -121,17 +124,17 @@ class _Finder:
         Some models normalise queries and keys after the layer.
         """
         walk = self.walk
-        node = walk.back(tensor, walk.moves)
+        node = walk.back(tensor, walk.is_movement)
         while node is not None and (walk.is_scaling(node) or node.op_type == "LayerNormalization"):
             if walk.is_scaling(node):
                 self._set(node, "attn_scale", block)
-            node = walk.back(walk.data(node), walk.moves)
+            node = walk.back(walk.data(node), walk.is_movement)
         return node if node is not None and walk.is_linear(node) else None
 
     def _label_residual(self, linear: NodeProto, role: Role, block: int) -> None:
         """The Add that joins a branch to the residual stream, past LayerScale or a bias on the way."""
         walk = self.walk
-        add = walk.forward(linear, lambda n: walk.moves(n) or walk.is_scaling(n) or walk.is_bias(n))
+        add = walk.forward(linear, lambda n: walk.is_movement(n) or walk.is_scaling(n) or walk.is_bias(n))
         if add is not None and add.op_type == "Add":
             self._set(add, role, block)
 
@@ -140,9 +143,9 @@ class _Finder:
         residual, walk = self._with_role("residual1", block), self.walk
         if residual is None:
             return
-        stream = walk.ahead(residual.output[0], walk.moves)
+        stream = walk.ahead(residual.output[0], walk.is_movement)
         norms = [node for node in stream if node.op_type == "LayerNormalization"]
-        first = walk.ahead(norms[0].output[0], walk.moves) if len(norms) == 1 else []
+        first = walk.ahead(norms[0].output[0], walk.is_movement) if len(norms) == 1 else []
         second = {node.name: node for fc1 in first for node in walk.ahead(fc1.output[0], walk.activates)}
         fc2 = next(iter(second.values())) if len(second) == 1 else None
         fc2 = fc2 if fc2 is not None and walk.is_linear(fc2) else None
@@ -151,7 +154,7 @@ class _Finder:
         self._set(norms[0], "norm2", block)
         for fc1 in first:
             self._set(fc1, "fc1", block)
-            for node in walk.ahead(fc1.output[0], walk.moves):
+            for node in walk.ahead(fc1.output[0], walk.is_movement):
                 if node.op_type == "Gelu":
                     self._set(node, "gelu", block)
         if fc2 is not None:
@@ -162,21 +165,21 @@ class _Finder:
         """The layer that reads the image and makes tokens; position embedding and LayerNorm after it."""
         readers, walk = self.walk.readers(self.graph.inputs[0]), self.walk
         node = readers[0] if len(readers) == 1 else None
-        if node is not None and walk.moves(node):
-            node = walk.forward(node, walk.moves)
+        if node is not None and walk.is_movement(node):
+            node = walk.forward(node, walk.is_movement)
         if node is None or not (self._makes_tokens(node) or walk.is_linear(node)):
             return
         self._set(node, "patch_embed")
-        embed = walk.forward(node, walk.moves)
+        embed = walk.forward(node, walk.is_movement)
         if embed is not None and walk.is_bias(embed):
             self._set(embed, "pos_add")
-            embed = walk.forward(embed, walk.moves)
+            embed = walk.forward(embed, walk.is_movement)
         if embed is not None and embed.op_type == "LayerNormalization":
             self._set(embed, "norm")
 
     def _makes_tokens(self, node: NodeProto) -> bool:
         """A convolution whose output becomes tokens at once, unlike the first of a convolutional stem."""
-        return node.op_type == "Conv" and all(map(self.walk.moves, self.walk.readers(node.output[0])))
+        return node.op_type == "Conv" and all(map(self.walk.is_movement, self.walk.readers(node.output[0])))
 
     def _label_head(self) -> None:
         """The classifier, or several that are averaged, and the LayerNorm before, across a pool."""
@@ -200,7 +203,7 @@ class _Finder:
         """It moves data, or is a part of a mean of several tensors outside the blocks."""
         if node.name in self.places:
             return False
-        return self.walk.moves(node) or self.walk.is_scaling(node) or node.op_type == "Add"
+        return self.walk.is_movement(node) or self.walk.is_scaling(node) or node.op_type == "Add"
 
     def _pools(self, node: NodeProto) -> bool:
         return self._averages(node) or node.op_type in POOLING_TYPES
@@ -211,7 +214,7 @@ class _Finder:
         In Swin it reads the tokens that are to be merged.
         """
         residual = self._with_role("residual2", block)
-        reader = self.walk.forward(residual, self.walk.moves) if residual is not None else None
+        reader = self.walk.forward(residual, self.walk.is_movement) if residual is not None else None
         if reader is not None and reader.op_type == "LayerNormalization":
             self._set(reader, "norm")
 

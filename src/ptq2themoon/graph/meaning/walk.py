@@ -7,13 +7,9 @@ from collections.abc import Callable
 from onnx import NodeProto
 
 from ptq2themoon.graph.editing.onnx_graph import Graph
-from ptq2themoon.graph.forms.fuse import LINEAR_TYPES
+from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT, LINEAR_TYPES
 
 # fmt: off
-MOVING_TYPES = frozenset({  # no arithmetic: values pass unchanged
-    "Reshape", "Transpose", "Split", "Squeeze", "Unsqueeze", "Slice", "Gather", "Flatten", "Expand", "Concat",
-    "Identity", "Pad",
-})
 ACTIVATION_TYPES = frozenset({  # between two layers of an MLP
     "Gelu", "Relu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Clip", "Erf", "Elu", "LeakyRelu",
     "Softplus", "Mish", "Pow", "Mul", "Div", "LayerNormalization",
@@ -84,9 +80,9 @@ class Walk:
         found = self.ahead(node.output[0], through)
         return found[0] if len(found) == 1 else None
 
-    def moves(self, node: NodeProto) -> bool:
-        """It only moves data."""
-        return node.op_type in MOVING_TYPES
+    def is_movement(self, node: NodeProto) -> bool:
+        """It is data movement: no arithmetic."""
+        return node.op_type in DATA_MOVEMENT
 
     def is_linear(self, node: NodeProto) -> bool:
         """A linear layer: its second operand is a constant."""
@@ -105,5 +101,5 @@ class Walk:
         return node.op_type == "Add" and self.graph.split_operands(node) is not None
 
     def activates(self, node: NodeProto) -> bool:
-        """It may stand between two layers of an MLP: an activation, a gate, a norm, a constant, a move."""
-        return self.moves(node) or node.op_type in ACTIVATION_TYPES or self.is_bias(node)
+        """It may stand between two layers of an MLP: an activation, a gate, a norm, data movement."""
+        return self.is_movement(node) or node.op_type in ACTIVATION_TYPES or self.is_bias(node)

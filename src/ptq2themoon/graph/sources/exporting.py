@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from ptq2themoon.graph.sources.checkpoints import first_line
 from ptq2themoon.graph.sources.hub import fetched_weights
 from ptq2themoon.graph.sources.onnx_model import onnx_facts, read_foreign
 from ptq2themoon.graph.sources.timm_model import load_model, preprocessing_of
+from ptq2themoon.quiet import quiet
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.model_info import ModelInfo
 from ptq2themoon.vocabulary.model_source import LOCAL, Exporter, Source, opset_problem
@@ -26,6 +23,7 @@ from ptq2themoon.vocabulary.validation import validate
 
 CHECK_IMAGES = 4
 SEED = 0
+EXPORTERS = ("torch.onnx", "torch.export", "onnxscript")  # loggers that speak of tracing and of their age
 
 
 def export(spec: Source, exporter: Exporter, opset: int, path: Path) -> ModelInfo:
@@ -49,7 +47,7 @@ def _export_timm(model: nn.Module, spec: Source, exporter: Exporter, opset: int,
     expected = _outputs(model, images, spec)
     kind = output_kind(expected, spec.classifier and getattr(model, "num_classes", 1) != 0)
     try:
-        with _quiet():
+        with quiet(*EXPORTERS, stdout=True):
             (_torchscript if exporter == "torchscript" else _dynamo)(model, images[:2], kind, opset, path)
     except Exception as error:
         reason = first_line(error)
@@ -84,22 +82,6 @@ def _outputs(model: nn.Module, images: Tensor, spec: Source) -> np.ndarray:
     if not isinstance(outputs, Tensor):
         raise UserError(f"model {spec.source!r}: gives a {type(outputs).__name__}; one tensor is needed")
     return outputs.numpy()
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Without warnings of tracing and of the exporter's age, and without its reports on stdout."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _torchscript(model: nn.Module, images: Tensor, output: str, opset: int, path: Path) -> None:

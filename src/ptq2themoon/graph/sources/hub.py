@@ -12,9 +12,9 @@ from urllib.request import getproxies, proxy_bypass
 
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from huggingface_hub.utils import logging as hub_logging
 from torch import nn
 
+from ptq2themoon.quiet import quiet
 from ptq2themoon.stage import sha256
 from ptq2themoon.vocabulary.model_source import HUB, LOCAL
 
@@ -28,20 +28,15 @@ def hub_access(needed: bool) -> Iterator[bool]:
 
     Where it cannot, only files that were fetched before are used, and nothing is tried again and again.
     """
-    verbosity, bars, offline = (
-        hub_logging.get_verbosity(),
-        not are_progress_bars_disabled(),
-        constants.HF_HUB_OFFLINE,
-    )
+    bars, offline = not are_progress_bars_disabled(), constants.HF_HUB_OFFLINE
     reachable = not needed or (not offline and _reachable(constants.ENDPOINT))
-    hub_logging.set_verbosity_error()
     disable_progress_bars()
     constants.HF_HUB_OFFLINE = not reachable
     try:
-        yield reachable
+        with quiet("huggingface_hub"):
+            yield reachable
     finally:
         constants.HF_HUB_OFFLINE = offline
-        hub_logging.set_verbosity(verbosity)
         if bars:
             enable_progress_bars()
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -16,6 +12,7 @@ from torch import nn
 
 from ptq2themoon.graph.sources.checkpoints import first_line, load_weights
 from ptq2themoon.graph.sources.hub import how_to_provide, hub_access
+from ptq2themoon.quiet import quiet
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.model_source import HUB, LOCAL, Source, check_channels
 
@@ -49,7 +46,7 @@ def _created(spec: Source) -> nn.Module:
     if headless:
         del arguments["num_classes"]
     remote = spec.source.startswith(HUB) or (own_weights and not spec.source.startswith(LOCAL))
-    with hub_access(remote) as reachable, _quiet():
+    with hub_access(remote) as reachable, quiet("timm"):
         try:
             model = timm.create_model(spec.source, pretrained=own_weights, **arguments)
             if headless:
@@ -66,20 +63,6 @@ def _why_not(spec: Source, error: Exception, reachable: bool) -> str:
         return "timm knows no weights for it; name a tag that has some, or give `checkpoint: FILE`"
     hint = f"; {how_to_provide(spec.source)}" if isinstance(error, ConnectionError) else ""
     return f"timm cannot make it ({first_line(error)}){hint}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without timm's remarks on what it downloads and adapts; errors are raised."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _check_classes(model: nn.Module, spec: Source) -> None:
@@ -100,7 +83,7 @@ def preprocessing_of(model: nn.Module, spec: Source) -> dict[str, Any]:
         UserError: a size of image that the model is not made for, or values for other channels.
     """
     where, changes = f"model {spec.source!r}: preprocessing", dict(spec.preprocessing)
-    with _quiet():
+    with quiet("timm"):
         own = resolve_input_data_config(model)
         channels, *size = own["input_size"]
         asked = tuple(changes.get("input_size", own["input_size"]))

@@ -108,9 +108,18 @@ class Uniform(Quantizer):
         """Largest code less the zero point."""
         return self.quant_max - self.zero_point
 
-    def __call__(self, value: Tensor) -> Tensor:
+    def steps(self, value: Tensor) -> Tensor:
+        """`value` in multiples of the scale, not yet rounded, clipped to the codes less the zero point."""
         scale, low, high = self._at(value)
-        return (value / scale).round_().clamp_(low, high).mul_(scale)
+        return (value / scale).clamp_(low, high)
+
+    def codes(self, value: Tensor) -> Tensor:
+        """The code of each value less the zero point: whole numbers as float32."""
+        scale, low, high = self._at(value)
+        return (value / scale).round_().clamp_(low, high)
+
+    def __call__(self, value: Tensor) -> Tensor:
+        return self.codes(value).mul_(self._at(value)[0])
 
     def in_place(self, value: Tensor) -> Tensor:
         scale, low, high = self._at(value)

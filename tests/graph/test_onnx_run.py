@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ptq2themoon.deploy.sessions import has_vnni
+from ptq2themoon.graph.editing.onnx_run import has_vnni
 
 
 @pytest.mark.parametrize(

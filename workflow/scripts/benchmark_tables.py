@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from ptq2themoon.benchmark.speed_tables import document
-from ptq2themoon.benchmark.timing import read_csv, write_csv
 from ptq2themoon.stage import Stage, run
+from ptq2themoon.tables.csv_rows import read_csv, write_csv
 
 
 def parse_args() -> argparse.Namespace:

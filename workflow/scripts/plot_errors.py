@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from ptq2themoon.plots.arguments import add_figure
 from ptq2themoon.plots.errors_along_network import errors_along_network
-from ptq2themoon.plots.inputs import named_paths, read_table
 from ptq2themoon.plots.network import COLUMNS, MODES
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run
+from ptq2themoon.tables.csv_frames import named_paths, read_table
 from ptq2themoon.vocabulary.errors import UserError, nearest
 
 

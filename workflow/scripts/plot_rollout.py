@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ptq2themoon.evaluate.attention_maps import read_label_names, read_rollout
 from ptq2themoon.plots.arguments import add_maps, check_maps
-from ptq2themoon.plots.inputs import named_paths, read_label_names, read_rollout
-from ptq2themoon.plots.rollout import attention_rollout, rollout_table
+from ptq2themoon.plots.rollout import attention_rollout
 from ptq2themoon.plots.style import save
 from ptq2themoon.stage import Stage, run
+from ptq2themoon.tables.attention_weights import rollout_table
+from ptq2themoon.tables.csv_frames import named_paths
 
 
 def arguments() -> argparse.Namespace:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ptq2themoon.plots.ablation import ABLATION_COLUMNS, ablation
 from ptq2themoon.plots.arguments import add_figure
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.names import READ_AS, VARIANTS
+from ptq2themoon.tables.csv_frames import read_table
 
 
 def arguments() -> argparse.Namespace:

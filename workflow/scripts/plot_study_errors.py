@@ -13,10 +13,10 @@ from ptq2themoon.plots.input_errors import (
     errors_average,
     errors_by_block,
 )
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.names import QUANTIZERS
+from ptq2themoon.tables.csv_frames import read_table
 
 
 def arguments() -> argparse.Namespace:

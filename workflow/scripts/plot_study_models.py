@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from ptq2themoon.plots.arguments import add_figure
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.models import MODELS_COLUMNS, models
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run
+from ptq2themoon.tables.csv_frames import read_table
 
 
 def arguments() -> argparse.Namespace:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ptq2themoon.plots.fusion import SECONDS, fusion_published
 from ptq2themoon.plots.input_errors import PUBLISHED_COLUMNS, as_printed, errors_by_block
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run
+from ptq2themoon.tables.csv_frames import read_table
 
 ORIGIN = "As the study printed it: ViT-Base, W8A8, ImageNet; not measured here."
 

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from ptq2themoon.plots.arguments import add_figure
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.ranking import RANKING_COLUMNS, SEARCH_COLUMNS, ranking
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.bits_record import NarrowBits
+from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.records import read
 
 

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from ptq2themoon.plots.arguments import add_figure
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.output_error import output_error
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.plots.summary_rows import COLUMNS
 from ptq2themoon.plots.top1 import has_accuracy, top1
 from ptq2themoon.stage import Stage, run
+from ptq2themoon.tables.csv_frames import read_table
 
 
 def arguments() -> argparse.Namespace:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ptq2themoon.evaluate.attention import attention_spec
 from ptq2themoon.graph.meaning.fusion_record import FusionReport
-from ptq2themoon.plots.inputs import named_paths, read_table
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.attention_fidelity import NEEDED, fidelity_markdown, fidelity_table
+from ptq2themoon.tables.csv_frames import named_paths, read_table
 from ptq2themoon.vocabulary.records import read
 
 

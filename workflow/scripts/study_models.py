@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.ablation import KEYS, METRICS
 from ptq2themoon.study.model_table import model_rows, models_markdown
+from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.errors import UserError
 
 

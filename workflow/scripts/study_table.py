@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from ptq2themoon.evaluate.metrics_record import Metrics
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.study.ablation import RUN, in_order, means, with_references
 from ptq2themoon.study.ablation_tables import ablation_markdown
 from ptq2themoon.study.names import VARIANTS
+from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.records import read
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ptq2themoon.stage import Stage, run
-from ptq2themoon.summary import parse_entry, parse_runtime, summarize, to_markdown, to_nested
+from ptq2themoon.tables.summary import parse_entry, parse_runtime, summarize, to_markdown, to_nested
 from ptq2themoon.vocabulary.records import write_json
 
 

@@ -29,7 +29,12 @@ VIOLATIONS = [
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     """What `lint-imports` says of the package in `folder`."""
     environment = os.environ | {"PYTHONPATH": str(folder / "src"), "COLUMNS": "200"}
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--config", str(folder / "pyproject.toml")]
+    command = [
+        Path(sys.executable).with_name("lint-imports"),
+        "--no-cache",
+        "--config",
+        str(folder / "pyproject.toml"),
+    ]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 

@@ -18,10 +18,10 @@ from tiny_models import tiny_module, to_onnx
 from tiny_quantized import Tiny, images
 
 from ptq2themoon.benchmark.arena import BASE, LATENCY, OPERATORS, PEERS, Arena, Entry
-from ptq2themoon.benchmark.timing import read_csv
 from ptq2themoon.deploy.int8_model import deploy
 from ptq2themoon.graph.editing.onnx_run import product_kernels
 from ptq2themoon.graph.sources.onnx_files import read_graph
+from ptq2themoon.tables.csv_rows import read_csv
 
 ROOT = Path(__file__).parents[2]
 PEERS_PYTHON = ROOT / ".venv-peers/bin/python"

@@ -13,11 +13,10 @@ from ptq2themoon.benchmark.timing import (
     Spread,
     interleaved,
     ratios,
-    read_csv,
     repeats,
     spread,
-    write_csv,
 )
+from ptq2themoon.tables.csv_rows import read_csv, write_csv
 
 
 def test_spread_is_median_and_quartiles() -> None:

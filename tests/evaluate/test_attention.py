@@ -17,8 +17,8 @@ from tiny_info import fusion_report
 from tiny_quantized import Tiny
 
 from ptq2themoon.evaluate.attention import AttentionSpec, attention_spec, fidelity, save_maps
+from ptq2themoon.evaluate.attention_maps import read_maps
 from ptq2themoon.graph.meaning.fusion_record import Attention, FusionReport
-from ptq2themoon.plots.inputs import read_maps
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.records import read
 from ptq2themoon.vocabulary.validation import validate

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ptq2themoon.evaluate.accuracy import evaluate_quantized
 from ptq2themoon.evaluate.attention import attention_spec, run_with_attention, save_maps
+from ptq2themoon.evaluate.attention_maps import read_maps
 from ptq2themoon.evaluate.error_meter import FIGURES
 from ptq2themoon.evaluate.operator_errors import error_table, logits_errors, output_errors
 from ptq2themoon.graph.meaning.fusion_record import Attention
 from ptq2themoon.plots.attention_figures import attention_heads, attention_overview
 from ptq2themoon.plots.errors_along_network import errors_along_network
-from ptq2themoon.plots.inputs import read_maps
 from ptq2themoon.quantize.simulation import SimulatedModel
 
 WITH_CLASS_TOKEN = {"vit", "vit_features", "deit_distilled", "dinov2", "dinov2_swiglu"}

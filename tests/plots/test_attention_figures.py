@@ -14,10 +14,9 @@ from safetensors.numpy import save_file
 from tiny_info import model_info
 
 from ptq2themoon.evaluate.attention import fidelity
+from ptq2themoon.evaluate.attention_maps import AttentionMaps, map_similarity, read_label_names, read_maps
 from ptq2themoon.plots.attention_figures import HEADS_A_ROW, attention_heads, attention_overview
-from ptq2themoon.plots.attention_text import cosine_similarity
 from ptq2themoon.plots.heatmap import check_colormap, common_scale
-from ptq2themoon.plots.inputs import AttentionMaps, read_label_names, read_maps
 from ptq2themoon.plots.style import save
 from ptq2themoon.stage import Stage
 from ptq2themoon.vocabulary.errors import UserError
@@ -99,7 +98,7 @@ def test_overview_names_classes_and_similarity() -> None:
     found = texts(attention_overview(graphs, ["tench", "Egyptian cat, tabby"]))
     assert {"FP32", "vanilla", "Egyptian cat", "image 1"} <= set(found)
     means = [each.attention[0].mean(axis=0) for each in graphs.values()]
-    assert f"cos {cosine_similarity(*means):.3f}" in found
+    assert f"cos {map_similarity(*means):.3f}" in found
     assert "class 1" in texts(attention_overview(graphs))
 
 
@@ -171,8 +170,7 @@ def test_windows_make_no_map_and_every_head_is_a_point() -> None:
     assert len(cosine.lines) == 2
     f, q = (graphs[name].attention[1] for name in ("fp32", "customized"))
     wanted = [
-        np.mean([cosine_similarity(q[head, group], f[head, group]) for group in range(4)])
-        for head in range(3)
+        np.mean([map_similarity(q[head, group], f[head, group]) for group in range(4)]) for head in range(3)
     ]
     np.testing.assert_allclose(cosine.lines[1].get_ydata(), wanted, rtol=1e-5)
     assert [line.get_marker() for line in cosine.lines] == ["o", "s"]
@@ -195,10 +193,10 @@ def test_image_index_beyond_the_maps_is_refused() -> None:
         attention_heads({"fp32": maps()}, index=2)
 
 
-def test_cosine_similarity() -> None:
-    assert cosine_similarity(np.array([1, 0]), np.array([0, 1])) == 0
-    assert cosine_similarity(np.array([1, 2]), np.array([2, 4])) == pytest.approx(1)
-    assert cosine_similarity(np.zeros(2), np.ones(2)) == 0
+def test_map_similarity() -> None:
+    assert map_similarity(np.array([1, 0]), np.array([0, 1])) == 0
+    assert map_similarity(np.array([1, 2]), np.array([2, 4])) == pytest.approx(1)
+    assert map_similarity(np.zeros(2), np.ones(2)) == 0
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from ptq2themoon.evaluate.attention import AttentionSpec
+from ptq2themoon.evaluate.attention_maps import AttentionMaps
 from ptq2themoon.evaluate.attention_query import ROLLOUT
 from ptq2themoon.plots.attention_figures import attention_heads, attention_overview
-from ptq2themoon.plots.attention_tables import heads_table, overview_table
-from ptq2themoon.plots.inputs import AttentionMaps
-from ptq2themoon.plots.rollout import attention_rollout, rollout_table
+from ptq2themoon.plots.rollout import attention_rollout
 from ptq2themoon.study.attention_fidelity import COLUMNS, fidelity_markdown, fidelity_table
+from ptq2themoon.tables.attention_weights import heads_table, overview_table, rollout_table
 from ptq2themoon.vocabulary.errors import UserError
 
 NOTE = "the class token is the one token before the patches"

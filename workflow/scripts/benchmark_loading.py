@@ -18,10 +18,11 @@ import timm
 import torch
 from PIL import Image
 
-from ptq2themoon.benchmark.timing import interleaved, write_csv
+from ptq2themoon.benchmark.timing import interleaved
 from ptq2themoon.data import Batches, FolderSource, Preprocessing, Row, batches
 from ptq2themoon.data.loading import thread_count
 from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.tables.csv_rows import write_csv
 from ptq2themoon.vocabulary.errors import at_least
 from ptq2themoon.vocabulary.stages.benchmark import BenchmarkLoading
 

@@ -15,8 +15,8 @@ from ptq2themoon.benchmark.arena import BASE, LATENCY, OPERATORS, PEERS, Arena, 
 from ptq2themoon.benchmark.channelwise import per_axis
 from ptq2themoon.benchmark.machine import machine
 from ptq2themoon.benchmark.runtimes import OpenVino, Precision
-from ptq2themoon.benchmark.timing import write_csv
 from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.tables.csv_rows import write_csv
 from ptq2themoon.vocabulary.errors import at_least
 from ptq2themoon.vocabulary.job import named_paths
 from ptq2themoon.vocabulary.records import write_json

@@ -8,13 +8,13 @@ import torch
 
 from ptq2themoon.benchmark.engines import COLUMNS, calibration, forward
 from ptq2themoon.benchmark.machine import machine
-from ptq2themoon.benchmark.timing import write_csv
 from ptq2themoon.data import Preprocessing, calibration_batches
 from ptq2themoon.graph.editing.onnx_run import runner, session
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.tables.csv_rows import write_csv
 from ptq2themoon.vocabulary.errors import at_least
 from ptq2themoon.vocabulary.parameters import parse_bits
 from ptq2themoon.vocabulary.recipes import load_recipe

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from ptq2themoon.benchmark.speed_tables import document
-from ptq2themoon.benchmark.timing import read_csv, write_csv
 from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.tables.csv_rows import read_csv, write_csv
 from ptq2themoon.vocabulary.stages.benchmark import BenchmarkTables
 
 

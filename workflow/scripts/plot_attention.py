@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ptq2themoon.evaluate.attention_maps import read_label_names, read_maps
 from ptq2themoon.plots.attention_figures import attention_heads, attention_overview
-from ptq2themoon.plots.attention_tables import heads_table, overview_table
 from ptq2themoon.plots.heatmap import check_maps
-from ptq2themoon.plots.inputs import read_label_names, read_maps
 from ptq2themoon.plots.style import save
 from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.tables.attention_weights import heads_table, overview_table
 from ptq2themoon.vocabulary.job import named_paths
 from ptq2themoon.vocabulary.stages.figures import PlotAttention
 

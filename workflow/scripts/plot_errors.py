@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptq2themoon.plots.errors_along_network import errors_along_network
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.network import COLUMNS, MODES
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.errors import UserError, nearest
 from ptq2themoon.vocabulary.job import named_paths
 from ptq2themoon.vocabulary.stages.figures import PlotErrors

@@ -9,9 +9,9 @@ from ptq2themoon.plots.activations import (
     activations_block,
     of_block,
 )
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.stages.study_tables import PlotStudyActivations
 
 

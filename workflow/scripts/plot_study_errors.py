@@ -10,10 +10,10 @@ from ptq2themoon.plots.input_errors import (
     errors_average,
     errors_by_block,
 )
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.study.names import QUANTIZERS
+from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.stages.study_tables import PlotStudyErrors
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ptq2themoon.plots.fusion import SECONDS, fusion_published
 from ptq2themoon.plots.input_errors import PUBLISHED_COLUMNS, as_printed, errors_by_block
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.stages.study_tables import PlotStudyPublished
 
 ORIGIN = "As the study printed it: ViT-Base, W8A8, ImageNet; not measured here."

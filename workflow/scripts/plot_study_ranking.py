@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.ranking import RANKING_COLUMNS, SEARCH_COLUMNS, ranking
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.study.bits_record import NarrowBits
+from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.records import read
 from ptq2themoon.vocabulary.stages.study_tables import PlotStudyRanking
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.output_error import output_error
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.plots.summary_rows import COLUMNS
 from ptq2themoon.plots.top1 import has_accuracy, top1
 from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.stages.figures import PlotTop1
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ptq2themoon.evaluate.attention import attention_spec
 from ptq2themoon.graph.meaning.fusion_record import FusionReport
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.study.attention_fidelity import NEEDED, fidelity_markdown, fidelity_table
+from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.job import named_paths
 from ptq2themoon.vocabulary.records import read
 from ptq2themoon.vocabulary.stages.study_tables import StudyFidelity

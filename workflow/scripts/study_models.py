@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.study.ablation import KEYS, METRICS
 from ptq2themoon.study.model_table import model_rows, models_markdown
+from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.stages.study_tables import StudyModels
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from ptq2themoon.evaluate.metrics_record import Metrics
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.study.ablation import RUN, in_order, means, with_references
 from ptq2themoon.study.ablation_tables import ablation_markdown
+from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.records import read
 from ptq2themoon.vocabulary.stages.study_tables import StudyTable

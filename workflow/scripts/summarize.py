@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ptq2themoon.stage import Stage, run_job
-from ptq2themoon.summary import parse_entry, parse_runtime, summarize, to_markdown, to_nested
+from ptq2themoon.tables.summary import parse_entry, parse_runtime, summarize, to_markdown, to_nested
 from ptq2themoon.vocabulary.records import write_json
 from ptq2themoon.vocabulary.stages.evaluate import Summarize
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ptq2themoon.markdown import table
+from ptq2themoon.tables.markdown import table
 
 Row = Mapping[str, str]
 SHOWN_SHARES = 6  # operators a model; the CSV has all

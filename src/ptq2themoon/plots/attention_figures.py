@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from ptq2themoon.evaluate.attention_maps import (
+    AttentionMaps,
+    check_image_index,
+    check_same_images,
+    map_similarity,
+)
 from ptq2themoon.evaluate.attention_query import ROLLOUT
 from ptq2themoon.plots.attention_numbers import head_numbers, overview_numbers
 from ptq2themoon.plots.attention_text import (
     LINE,
     aspect,
-    check_image_index,
-    cosine_similarity,
     key,
     remarks,
     short,
@@ -32,7 +36,6 @@ from ptq2themoon.plots.heatmap import (
     show_map,
     show_overlay,
 )
-from ptq2themoon.plots.inputs import AttentionMaps, check_same_images
 from ptq2themoon.plots.style import GREY, display_name, styled
 
 # Inches.
@@ -192,5 +195,5 @@ def _head_column(
 def _similarity_note(
     canvas: Canvas, x: float, y: float, reference: Array, attention: Array, digits: int = 3
 ) -> None:
-    text = f"cos {cosine_similarity(reference, attention):.{digits}f}"
+    text = f"cos {map_similarity(reference, attention):.{digits}f}"
     canvas.text(x, y + 0.1, text, ha="center", va="center", fontsize=7, color=GREY)

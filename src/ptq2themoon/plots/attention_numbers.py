@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ptq2themoon.evaluate import metrics
+from ptq2themoon.evaluate.attention_maps import AttentionMaps, similarity_of_heads
 from ptq2themoon.evaluate.attention_query import ROLLOUT
 from ptq2themoon.plots.attention_text import (
     LINE,
@@ -23,8 +23,6 @@ from ptq2themoon.plots.attention_text import (
     write_lines,
 )
 from ptq2themoon.plots.canvas import Canvas
-from ptq2themoon.plots.heatmap import Array
-from ptq2themoon.plots.inputs import AttentionMaps
 from ptq2themoon.plots.style import GREY, display_name, series
 
 # Inches.
@@ -59,7 +57,7 @@ def overview_numbers(
         y = top + row * (height + NOTE)
         show_row_image(canvas, reference, row, label_names, (MARGIN + 0.14, left, y, IMAGE))
         for x, other in zip(columns, others, strict=True):
-            cosine, kl = (values.mean() for values in numbers_of_heads(reference, other, row))
+            cosine, kl = (values.mean() for values in similarity_of_heads(reference, other, row))
             canvas.text(x, y + height / 2, f"cos {cosine:.4f}\nKL {kl:.4f} nats", ha="center", va="center")
         if not others:
             canvas.text(numbers, y + height / 2, NOTHING, va="center", color=GREY)
@@ -86,7 +84,7 @@ def head_numbers(maps: Mapping[str, AttentionMaps], index: int, label_names: Seq
         handles.append(
             Line2D([], [], color=look.colour, marker=look.marker, markersize=5, label=display_name(name))
         )
-        for axes, values in zip(panels, numbers_of_heads(reference, other, index), strict=True):
+        for axes, values in zip(panels, similarity_of_heads(reference, other, index), strict=True):
             axes.plot(values, color=look.colour, marker=look.marker, markersize=5, linewidth=0.8)
     _label_heads(panels, reference.heads, bool(others))
     if handles:
@@ -115,12 +113,6 @@ def _why_no_map(maps: Mapping[str, AttentionMaps], width: float) -> list[str]:
     measures = f"cosine similarity (1 is equal) and KL(recipe || {name}) in nats (0 is equal)"
     text = f"{why} Numbers: {compared}, {measures}, means over {over}."
     return [*wrapped(text, width - 2 * MARGIN), *remarks(reference, width - 2 * MARGIN)]
-
-
-def numbers_of_heads(reference: AttentionMaps, other: AttentionMaps, index: int) -> tuple[Array, Array]:
-    """Cosine similarity and KL(other || reference) in nats of each head, means over groups."""
-    q, p = other.attention[index], reference.attention[index]
-    return metrics.cosine(q, p).mean(axis=1), metrics.kl(q, p).mean(axis=1)
 
 
 def _label_heads(panels: Sequence[Axes], heads: int, known: bool) -> None:

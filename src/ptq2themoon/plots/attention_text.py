@@ -5,13 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
+from ptq2themoon.evaluate.attention_maps import AttentionMaps
 from ptq2themoon.evaluate.attention_query import CLASS_TOKEN, ROLLOUT
-from ptq2themoon.evaluate.metrics import cosine
 from ptq2themoon.plots.canvas import Canvas
-from ptq2themoon.plots.heatmap import Array, show_image
-from ptq2themoon.plots.inputs import AttentionMaps
+from ptq2themoon.plots.heatmap import show_image
 from ptq2themoon.plots.style import GREY, display_name
-from ptq2themoon.vocabulary.errors import UserError
 
 # Inches.
 LINE = 0.135
@@ -103,14 +101,3 @@ def short(name: str, width: int) -> str:
 def aspect(maps: AttentionMaps) -> float:
     height, width = maps.images.shape[2:]
     return float(height / width)
-
-
-def check_image_index(index: int, maps: AttentionMaps) -> None:
-    count = len(maps.images)
-    if not 0 <= index < count:
-        raise UserError(f"--image-index {index}: the maps hold {count} images; valid: 0 to {count - 1}")
-
-
-def cosine_similarity(a: Array, b: Array) -> float:
-    """Of two maps taken as vectors; 0 when one of them is all zero."""
-    return float(cosine(a.ravel(), b.ravel()))

@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ptq2themoon.markdown import signed
 from ptq2themoon.plots.style import FULL_PRECISION, LIGHT_GREY, Series, display_name, series, styled
 from ptq2themoon.study.names import MEASURES
+from ptq2themoon.tables.markdown import signed
 
 MODELS_COLUMNS = ("model", "bits", "reading", "recipe", "measure", "value", "std", "change", "images")
 

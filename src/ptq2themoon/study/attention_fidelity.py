@@ -8,7 +8,7 @@ import pandas as pd
 
 from ptq2themoon.evaluate.attention import AttentionSpec
 from ptq2themoon.evaluate.attention_query import CLASS_TOKEN
-from ptq2themoon.markdown import table
+from ptq2themoon.tables.markdown import table
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.study import NORMS
 

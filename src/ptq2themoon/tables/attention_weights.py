@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ptq2themoon.plots.attention_numbers import numbers_of_heads
-from ptq2themoon.plots.attention_text import check_image_index, cosine_similarity
-from ptq2themoon.plots.heatmap import Array
-from ptq2themoon.plots.inputs import AttentionMaps, check_same_images
+from ptq2themoon.evaluate.attention_maps import (
+    AttentionMaps,
+    check_image_index,
+    check_same_images,
+    map_similarity,
+    similarity_of_heads,
+    told_apart,
+)
+from ptq2themoon.evaluate.metrics import Array
 
 MAP = ["row", "column", "weight", "cosine"]
 NUMBERS = ["cosine", "kl"]
@@ -58,11 +63,17 @@ def heads_table(maps: Maps, index: int) -> pd.DataFrame:
     return _table(found, ["image", "head", "recipe"], reference)
 
 
+def rollout_table(rollouts: Mapping[str, AttentionMaps | str], rows: int) -> pd.DataFrame:
+    """Of `attention_rollout`: every weight of the first `rows` images, or the reason why there is none."""
+    maps, reason = told_apart(rollouts)
+    return pd.DataFrame({"reason": [reason]}) if reason else overview_table(maps, rows)
+
+
 def _weights(maps: Mapping[str, Array]) -> Iterator[dict[str, Any]]:
     """A row a patch of each map, with the map's cosine similarity with the first."""
     first = next(iter(maps.values()))
     for name, weights in maps.items():
-        cosine = cosine_similarity(first, weights)
+        cosine = map_similarity(first, weights)
         for (row, column), weight in np.ndenumerate(weights):
             yield {"recipe": name, "row": row, "column": column, "weight": weight, "cosine": cosine}
 
@@ -71,7 +82,7 @@ def _against_the_first(maps: Maps, index: int) -> Iterator[tuple[str, tuple[Arra
     """(recipe, (cosine, KL) of every head)."""
     (_, reference), *others = maps.items()
     for name, other in others:
-        yield name, numbers_of_heads(reference, other, index)
+        yield name, similarity_of_heads(reference, other, index)
 
 
 def _table(rows: list[dict[str, Any]], keys: list[str], reference: AttentionMaps) -> pd.DataFrame:

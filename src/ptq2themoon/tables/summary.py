@@ -10,6 +10,7 @@ import pandas as pd
 
 from ptq2themoon.deploy.deploy_records import RuntimeReport
 from ptq2themoon.evaluate.metrics_record import Metrics
+from ptq2themoon.tables.markdown import aligned_table
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.records import read
 
@@ -109,21 +110,9 @@ def to_markdown(table: pd.DataFrame) -> str:
     """A table rounded for reading, figures to the right; without columns of modes that are not deployed."""
     heads = {**KEYS, **{name: head for name, (head, _) in METRICS.items()}}
     names = [name for name in heads if name not in RUNTIME or table[name].notna().any()]
-    columns = [[heads[name], *(_shown(name, value) for value in table[name])] for name in names]
-    widths = [max(map(len, column)) for column in columns]
-    lines = [
-        "| " + " | ".join(_aligned(*cell) for cell in zip(names, line, widths, strict=True)) + " |"
-        for line in zip(*columns, strict=True)
-    ]
-    rule = [
-        "-" * width if name in TEXT else "-" * (width - 1) + ":"
-        for name, width in zip(names, widths, strict=True)
-    ]
-    return "\n".join([lines[0], "| " + " | ".join(rule) + " |", *lines[1:]]) + "\n"
-
-
-def _aligned(name: str, text: str, width: int) -> str:
-    return text.ljust(width) if name in TEXT else text.rjust(width)
+    shown = zip(*([_shown(name, value) for value in table[name]] for name in names), strict=True)
+    lines = aligned_table([heads[name] for name in names], shown, [name in TEXT for name in names])
+    return "\n".join(lines) + "\n"
 
 
 def _shown(name: str, value: Any) -> str:

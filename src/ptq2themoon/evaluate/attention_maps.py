@@ -1,4 +1,4 @@
-"""Reading what the figures show: tables, attention maps, class names."""
+"""Attention maps of a few images, as the stages before wrote them: read, checked and compared."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from safetensors import SafetensorError, safe_open
 
+from ptq2themoon.evaluate import metrics
 from ptq2themoon.evaluate.attention_query import ATTENTION, CLASS_TOKEN, MEASURES, NO_GRID, QUERIES
 from ptq2themoon.vocabulary import records
 from ptq2themoon.vocabulary.errors import UserError, nearest
@@ -53,20 +53,6 @@ class AttentionMaps:
         return int(self.attention.shape[1])
 
 
-def read_table(path: Path, columns: Collection[str]) -> pd.DataFrame:
-    """A CSV that has rows and at least `columns`."""
-    try:
-        table = pd.read_csv(path)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable CSV table ({str(error).strip()})") from error
-    for column in columns:
-        if column not in table.columns:
-            raise UserError(f"{path}: no column {column!r}; {nearest(column, table.columns)}")
-    if table.empty:
-        raise UserError(f"{path}: the table has no rows; run the stage that writes it again")
-    return table
-
-
 def read_label_names(path: Path) -> list[str] | None:
     """Class names from a JSON list, or from `label_names` of a model.json (null: none)."""
     try:
@@ -90,7 +76,7 @@ def read_maps(path: Path) -> AttentionMaps:
 
 
 def read_rollout(path: Path) -> AttentionMaps | str:
-    """The same of a rollout; of a model that has none, the reason."""
+    """Rollout maps from a safetensors file; of a model that has no rollout, the reason."""
     return _read(path)[1].get("undefined") or read_maps(path)
 
 
@@ -182,6 +168,12 @@ def _names(path: Path, metadata: Mapping[str, str], images: int) -> tuple[str, .
     return tuple(map(str, names))
 
 
+def told_apart(rollouts: Mapping[str, AttentionMaps | str]) -> tuple[dict[str, AttentionMaps], str]:
+    """The maps that `read_rollout` gave, and the reason why a graph has none; empty where all have one."""
+    maps = {name: each for name, each in rollouts.items() if not isinstance(each, str)}
+    return maps, next((each for each in rollouts.values() if isinstance(each, str)), "")
+
+
 def check_same_images(maps: Mapping[str, AttentionMaps]) -> None:
     """`UserError` unless all maps are of the same images, block, heads and grid."""
     (first, reference), *others = maps.items()
@@ -204,3 +196,23 @@ def _place(maps: AttentionMaps) -> str:
     size = "x".join(map(str, maps.attention.shape[2:]))
     what = "grid" if maps.is_map else "groups and tokens"
     return f"block {maps.block}, {maps.heads} heads, {what} {size}, {maps.measure} of {maps.query}"
+
+
+def check_image_index(index: int, maps: AttentionMaps) -> None:
+    """Refuse an image that the maps do not hold."""
+    count = len(maps.images)
+    if not 0 <= index < count:
+        raise UserError(f"--image-index {index}: the maps hold {count} images; valid: 0 to {count - 1}")
+
+
+def map_similarity(a: metrics.Array, b: metrics.Array) -> float:
+    """Cosine similarity of two maps taken as vectors; 0 when one of them is all zero."""
+    return float(metrics.cosine(a.ravel(), b.ravel()))
+
+
+def similarity_of_heads(
+    reference: AttentionMaps, other: AttentionMaps, index: int
+) -> tuple[metrics.Array, metrics.Array]:
+    """Cosine similarity and KL(other || reference) in nats of each head, means over groups."""
+    q, p = other.attention[index], reference.attention[index]
+    return metrics.cosine(q, p).mean(axis=1), metrics.kl(q, p).mean(axis=1)

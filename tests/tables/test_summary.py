@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from ptq2themoon.deploy.deploy_records import RuntimeMetrics
-from ptq2themoon.plots.inputs import read_table
 from ptq2themoon.plots.summary_rows import COLUMNS as PLOTTED
-from ptq2themoon.summary import (
+from ptq2themoon.tables.csv_frames import read_table
+from ptq2themoon.tables.summary import (
     COLUMNS,
     NOTHING,
     RUNTIME,
@@ -27,7 +27,7 @@ from ptq2themoon.summary import (
 )
 from ptq2themoon.vocabulary.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FLOAT = {
     "version": 1,
     "images": 3000,

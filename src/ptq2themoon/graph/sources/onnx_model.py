@@ -21,11 +21,11 @@ from ptq2themoon.graph.editing.onnx_graph import (
 )
 from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.model_source import Source, check_channels
+from ptq2themoon.vocabulary.model_info import READABLE_CHANNELS
+from ptq2themoon.vocabulary.model_source import Source, check_channels, of_each_channel
 
 INTEGER = ("ConvInteger", "MatMulInteger", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
 NARROW = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
-READABLE = (1, 3)  # channels: grey, RGB
 DEFAULTS = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
 
 
@@ -73,8 +73,6 @@ def onnx_facts(foreign: Foreign, path: Path, spec: Source) -> dict[str, Any]:
     model = foreign.original
     size = list(foreign.input_size)
     values = {**DEFAULTS, **spec.preprocessing, "input_size": size}
-    for key in ("mean", "std"):  # one value may stand for all channels
-        values[key] = list(values[key]) * (size[0] if len(values[key]) == 1 else 1)
     return {
         "architecture": None,
         "weights": {"file": path.as_posix()},
@@ -85,7 +83,7 @@ def onnx_facts(foreign: Foreign, path: Path, spec: Source) -> dict[str, Any]:
         "parameters": _parameters(foreign.model),
         "output_name": foreign.output,
         "other_outputs": foreign.left_out,
-        "preprocessing": values,
+        "preprocessing": of_each_channel(values, size[0]),
         "label_names": None,
     }
 
@@ -164,8 +162,8 @@ def _image_size(image: ValueInfoProto, path: Path, spec: Source) -> tuple[int, i
             "leave it out"
         )
     channels, height, width = given
-    if channels not in READABLE:
-        last = width in READABLE
+    if channels not in READABLE_CHANNELS:
+        last = width in READABLE_CHANNELS
         hint = "export the model with channels before height and width" if last else "1 or 3 can be read"
         raise UserError(
             f"{path}: input {image.name!r} has shape {_shown(image)}: images of {channels} channels; {hint}"

@@ -35,16 +35,10 @@ class Preprocessing(PreprocessingInfo):
         # timm takes seconds to import, and arrays of the model's own size never come here.
         from timm.data.transforms_factory import create_transform
 
-        channels, height, width = self.input_size
+        # The mean is the colour of the padding when crop_mode is "border".
+        settings = {key: getattr(self, key) for key in PreprocessingInfo.model_fields}
         transform: Callable[[Image.Image], Tensor] = create_transform(
-            input_size=(channels, height, width),
-            is_training=False,
-            interpolation=self.interpolation,
-            mean=tuple(self.mean),  # the colour of the padding when crop_mode is "border"
-            std=tuple(self.std),
-            crop_pct=self.crop_pct,
-            crop_mode=self.crop_mode,
-            normalize=False,
+            **settings, is_training=False, normalize=False
         )
         return transform
 

@@ -11,7 +11,7 @@ from onnx import NodeProto, helper
 
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.kinds import Form, Formula
-from ptq2themoon.graph.editing.onnx_graph import Graph, unique_name
+from ptq2themoon.graph.editing.onnx_graph import Graph, copied, unique_name
 from ptq2themoon.graph.editing.operator_types import DOMAIN
 
 U8 = np.dtype(np.uint8)
@@ -79,17 +79,11 @@ class Writer:
 
     def keep(self, node: NodeProto, inputs: Iterable[str], outputs: Iterable[str] | None = None) -> None:
         """Append a node of the old graph, reading `inputs`."""
-        node = self._copy(node)
+        node = copied(node)
         node.input[:] = inputs
         if outputs is not None:
             node.output[:] = outputs
         self.nodes.append(node)
-
-    @staticmethod
-    def _copy(node: NodeProto) -> NodeProto:
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        return copy
 
     def read(self, tensor: str) -> str:
         """The new graph's name for a tensor of the old one."""

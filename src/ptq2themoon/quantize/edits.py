@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
-from ptq2themoon.graph.editing.onnx_graph import Graph
+from ptq2themoon.graph.editing.onnx_graph import Graph, copied
 from ptq2themoon.graph.editing.operator_types import BIAS, DOMAIN, FUSED_MATMUL
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -54,8 +54,7 @@ def with_parameter(graph: Graph, node: NodeProto, position: int) -> tuple[NodePr
     name = node.input[position] if position < len(node.input) else ""
     if name and len(graph.consumers(name)) == 1:
         return node, name
-    new = NodeProto()
-    new.CopyFrom(node)
+    new = copied(node)
     if node.op_type == "MatMul" and position == BIAS:
         new = helper.make_node(FUSED_MATMUL, node.input, node.output, name=node.name, domain=DOMAIN)
     name = graph.free_tensor(f"{node.name}/parameter{position}")

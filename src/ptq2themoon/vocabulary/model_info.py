@@ -11,25 +11,28 @@ from ptq2themoon.vocabulary.validation import Positive, Strict
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
+ImageSize = Annotated[list[Positive], Field(min_length=3, max_length=3)]  # [channels, height, width]
+Above0 = Annotated[float, Field(gt=0)]
+READABLE_CHANNELS = (1, 3)  # grey, RGB
 
 
 class PreprocessingInfo(Strict):
     """timm's data config, as far as evaluation needs it."""
 
-    input_size: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    input_size: ImageSize
     """[channels, height, width]."""
     interpolation: Interpolation
     mean: list[float]
     """Of each channel, for pixels in 0..1."""
-    std: list[Annotated[float, Field(gt=0)]]
+    std: list[Above0]
     """Of each channel, for pixels in 0..1."""
-    crop_pct: Annotated[float, Field(gt=0)]
+    crop_pct: Above0
     crop_mode: CropMode
 
     @field_validator("input_size")
     @classmethod
     def _readable(cls, size: list[int]) -> list[int]:
-        if size[0] not in (1, 3):
+        if size[0] not in READABLE_CHANNELS:
             raise ValueError(f"{size[0]} channels; 1 (grey) or 3 (RGB) can be read")
         return size
 

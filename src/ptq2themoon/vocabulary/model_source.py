@@ -11,14 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ptq2themoon.vocabulary.errors import UserError, nearest
-from ptq2themoon.vocabulary.model_info import CropMode, Interpolation
-from ptq2themoon.vocabulary.validation import Positive, Strict
+from ptq2themoon.vocabulary.model_info import Above0, CropMode, ImageSize, Interpolation
+from ptq2themoon.vocabulary.validation import Strict
 
 LOCAL, HUB, ONNX = "local-dir:", "hf-hub:", "onnx:"
 Exporter = Literal["torchscript", "dynamo"]
 OPSETS: Mapping[str, tuple[int, int]] = {"torchscript": (11, 17), "dynamo": (18, 20)}
-
-Deviation = Annotated[float, Field(gt=0)]
 
 
 class PreprocessingChanges(Strict):
@@ -26,15 +24,15 @@ class PreprocessingChanges(Strict):
 
     mean: Annotated[list[float], Field(min_length=1)] | None = None
     """Of each channel, for pixels in 0..1."""
-    std: Annotated[list[Deviation], Field(min_length=1)] | None = None
+    std: Annotated[list[Above0], Field(min_length=1)] | None = None
     """Of each channel, for pixels in 0..1."""
     interpolation: Interpolation | None = None
     """How images are resized."""
-    crop_pct: Annotated[float, Field(gt=0)] | None = None
+    crop_pct: Above0 | None = None
     """Side of the crop over the side of the resized image."""
     crop_mode: CropMode | None = None
     """What becomes of images that are not square."""
-    input_size: Annotated[list[Positive], Field(min_length=3, max_length=3)] | None = None
+    input_size: ImageSize | None = None
     """[channels, height, width]."""
 
     def given(self) -> dict[str, Any]:
@@ -124,3 +122,9 @@ def check_channels(changes: Mapping[str, Any], channels: int, where: str) -> Non
             raise UserError(
                 f"{where}.{key}: {found} values for images of {channels} channels; give {channels}"
             )
+
+
+def of_each_channel(values: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """Preprocessing in which mean and deviation have a value for each channel; one may stand for all."""
+    each = {key: list(values[key]) * (channels if len(values[key]) == 1 else 1) for key in ("mean", "std")}
+    return {**values, **each}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, inliner, numpy_helper
 
 from ptq2themoon.vocabulary.errors import UserError
 
+Proto = TypeVar("Proto", onnx.ModelProto, onnx.NodeProto)
 Shapes = dict[str, tuple[int | str, ...]]  # a dimension is a number, or a name
+STANDARD_DOMAINS = ("", "ai.onnx")
 LIGHT = 1024  # elements; no constant that decides a shape has more
 
 
@@ -28,7 +30,7 @@ class Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
-        self.nodes = [_copied(node) for node in model.graph.node]
+        self.nodes = [copied(node) for node in model.graph.node]
         for tensor in model.graph.initializer:
             if tensor.data_location == TensorProto.EXTERNAL:
                 raise UserError(
@@ -94,7 +96,7 @@ class Graph:
 
     def rename_uses(self, old: str, new: str) -> None:
         """Let every reader of `old` read `new`."""
-        for node in [inner for outer in self.nodes for inner in (outer, *subgraph_nodes(outer))]:
+        for node in all_nodes(self.nodes):
             for i, name in enumerate(node.input):
                 if name == old:
                     node.input[i] = new
@@ -105,22 +107,14 @@ class Graph:
 
     def drop_dead(self) -> None:
         """Remove nodes and constants that no output needs."""
-        needed, kept = set(self.outputs), []
-        for node in reversed(self.nodes):
-            if needed.intersection(node.output):
-                kept.append(node)
-                needed.update(node.input)
-                needed.update(name for inner in subgraph_nodes(node) for name in inner.input)
-                needed.update(output.name for graph in subgraphs(node) for output in graph.output)
-        self.nodes = kept[::-1]
+        self.nodes, needed = live_nodes(self.nodes, self.outputs)
         self.constants = {name: value for name, value in self.constants.items() if name in needed}
         self._index()
 
     def finish(self) -> onnx.ModelProto:
         """A model with this graph: the original's header, inputs and outputs, and no stale shapes."""
         self.drop_dead()
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
+        model = copied(self.model)
         graph = model.graph
         for field in ("node", "initializer", "value_info"):
             graph.ClearField(field)
@@ -141,10 +135,27 @@ def unique_name(stem: str, taken: Container[str]) -> str:
     return name
 
 
-def _copied(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
+def copied(proto: Proto) -> Proto:
+    """A model or node that can be changed alone."""
+    copy = type(proto)()
+    copy.CopyFrom(proto)
     return copy
+
+
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the functions that it defines itself written out."""
+    return inliner.inline_local_functions(model) if model.functions else model
+
+
+def live_nodes(nodes: Iterable[NodeProto], outputs: Iterable[str]) -> tuple[list[NodeProto], set[str]]:
+    """The nodes that the tensors `outputs` need, in their order, and the names of all tensors needed."""
+    needed, kept = set(outputs), []
+    for node in reversed(list(nodes)):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(name for inner in all_nodes([node]) for name in inner.input)
+            needed.update(output.name for graph in subgraphs(node) for output in graph.output)
+    return kept[::-1], needed
 
 
 def subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
@@ -156,10 +167,12 @@ def subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
                 yield from subgraphs(inner)
 
 
-def subgraph_nodes(node: NodeProto) -> Iterator[NodeProto]:
-    """The nodes in the branches and bodies of a node."""
-    for graph in subgraphs(node):
-        yield from graph.node
+def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """The nodes, each followed by those in its branches and bodies."""
+    for node in nodes:
+        yield node
+        for graph in subgraphs(node):
+            yield from graph.node
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:

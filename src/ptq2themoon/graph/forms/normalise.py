@@ -16,14 +16,20 @@ import onnx
 from onnx import NodeProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute, tensor_shapes
+from ptq2themoon.graph.editing.onnx_graph import (
+    Graph,
+    Shapes,
+    attribute,
+    copied,
+    inline_functions,
+    tensor_shapes,
+)
 from ptq2themoon.graph.forms.attention_scale import rewrite_scale
 from ptq2themoon.graph.forms.linear_form import rewrite_linear
 from ptq2themoon.graph.forms.support import (
     branch_taken,
     check_domains,
     check_types,
-    inline_functions,
     to_opset,
 )
 from ptq2themoon.graph.forms.tied_batch import untie_constants
@@ -116,8 +122,7 @@ def _set_batch(model: onnx.ModelProto, value: int | str) -> None:
 
 
 def _fix_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
+    fixed = copied(model)
     fixed.ir_version = max(fixed.ir_version, MINIMUM_IR)
     fixed.graph.ClearField("value_info")
     _set_batch(fixed, batch)

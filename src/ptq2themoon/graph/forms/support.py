@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import onnx
-from onnx import NodeProto, helper, inliner, numpy_helper, version_converter
+from onnx import NodeProto, helper, numpy_helper, version_converter
 
-from ptq2themoon.graph.editing.onnx_graph import Graph
+from ptq2themoon.graph.editing.onnx_graph import STANDARD_DOMAINS, Graph
 from ptq2themoon.ppq_compat import core, executor
 from ptq2themoon.vocabulary.errors import UserError
 
-STANDARD_DOMAINS = ("", "ai.onnx")
 CONTROL_FLOW = ("If", "Loop", "Scan")
 MICROSOFT = "com.microsoft"
-
-
-def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the functions that it defines itself written out."""
-    return inliner.inline_local_functions(model) if model.functions else model
 
 
 def check_domains(model: onnx.ModelProto) -> None:

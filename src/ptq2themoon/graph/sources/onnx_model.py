@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, ValueInfoProto, inliner
+from onnx import NodeProto, TensorProto, ValueInfoProto
 
-from ptq2themoon.graph.editing.onnx_graph import attribute
+from ptq2themoon.graph.editing.onnx_graph import (
+    STANDARD_DOMAINS,
+    all_nodes,
+    attribute,
+    copied,
+    inline_functions,
+    live_nodes,
+)
 from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.model_source import Source, check_channels
+from ptq2themoon.vocabulary.model_info import READABLE_CHANNELS
+from ptq2themoon.vocabulary.model_source import Source, check_channels, of_each_channel
 
-STANDARD = ("", "ai.onnx")
 INTEGER = ("ConvInteger", "MatMulInteger", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
 NARROW = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
-READABLE = (1, 3)  # channels: grey, RGB
 DEFAULTS = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
 
 
@@ -49,15 +54,15 @@ def read_foreign(path: Path, spec: Source) -> Foreign:
             that are not ONNX's own, or not of one image input [B, C, H, W].
     """
     original = read_graph(path)
-    model = inliner.inline_local_functions(original) if original.functions else original
+    model = inline_functions(original)
     _check_numbers(model, path)
     _check_operators(model, path)
     image = _image_input(model, path)
     input_size = _image_size(image, path, spec)
     _check_preprocessing(spec, input_size)
-    original, (output, *left_out) = _copy(original), _outputs(model)
+    original, (output, *left_out) = copied(original), _outputs(model)
     _keep_output(original, output)
-    model = _copy(model)
+    model = copied(model)
     _keep_output(model, output)
     _state_input(model, image.name, input_size)
     return Foreign(original, model, input_size, output, left_out)
@@ -68,30 +73,19 @@ def onnx_facts(foreign: Foreign, path: Path, spec: Source) -> dict[str, Any]:
     model = foreign.original
     size = list(foreign.input_size)
     values = {**DEFAULTS, **spec.preprocessing, "input_size": size}
-    for key in ("mean", "std"):  # one value may stand for all channels
-        values[key] = list(values[key]) * (size[0] if len(values[key]) == 1 else 1)
     return {
         "architecture": None,
         "weights": {"file": path.as_posix()},
         "producer": f"{model.producer_name} {model.producer_version}".strip() or None,
         "exporter": "onnx file",
-        "opset": next(item.version for item in model.opset_import if item.domain in STANDARD),
+        "opset": next(item.version for item in model.opset_import if item.domain in STANDARD_DOMAINS),
         "input_size": size,
         "parameters": _parameters(foreign.model),
         "output_name": foreign.output,
         "other_outputs": foreign.left_out,
-        "preprocessing": values,
+        "preprocessing": of_each_channel(values, size[0]),
         "label_names": None,
     }
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[NodeProto]:
-    """All operators, those of subgraphs too."""
-    for node in graph.node:
-        yield node
-        for item in node.attribute:
-            for inner in (item.g, *item.graphs):
-                yield from _nodes(inner)
 
 
 def _called(node: NodeProto) -> str:
@@ -101,7 +95,7 @@ def _called(node: NodeProto) -> str:
 
 def _check_numbers(model: onnx.ModelProto, path: Path) -> None:
     """Refuse what is quantized already, and what is not float32."""
-    nodes = list(_nodes(model.graph))
+    nodes = list(all_nodes(model.graph.node))
     integer = [n for n in nodes if n.op_type in INTEGER or n.op_type.startswith(("QLinear", "QGemm"))]
     if integer:
         raise UserError(
@@ -120,7 +114,7 @@ def _check_numbers(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_operators(model: onnx.ModelProto, path: Path) -> None:
-    custom = [node for node in _nodes(model.graph) if node.domain not in STANDARD]
+    custom = [node for node in all_nodes(model.graph.node) if node.domain not in STANDARD_DOMAINS]
     if custom:
         kinds = Counter(f"{node.domain}.{node.op_type}" for node in custom)
         shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3))
@@ -168,8 +162,8 @@ def _image_size(image: ValueInfoProto, path: Path, spec: Source) -> tuple[int, i
             "leave it out"
         )
     channels, height, width = given
-    if channels not in READABLE:
-        last = width in READABLE
+    if channels not in READABLE_CHANNELS:
+        last = width in READABLE_CHANNELS
         hint = "export the model with channels before height and width" if last else "1 or 3 can be read"
         raise UserError(
             f"{path}: input {image.name!r} has shape {_shown(image)}: images of {channels} channels; {hint}"
@@ -194,30 +188,15 @@ def _outputs(model: onnx.ModelProto) -> list[str]:
     return sorted(names, key=lambda name: name != "logits")
 
 
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
 def _keep_output(model: onnx.ModelProto, name: str) -> None:
     """Drop the other outputs, and the operators and constants that only they need."""
     graph = model.graph
-    needed, nodes, kept = {name}, list(graph.node), []
-    for node in reversed(nodes):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(node.input)
-            needed.update(part for inner in _inner(node) for n in _nodes(inner) for part in n.input)
+    kept, needed = live_nodes(graph.node, [name])
     constants = [tensor for tensor in graph.initializer if tensor.name in needed]
     outputs = [item for item in graph.output if item.name == name]
-    for field, values in (("node", kept[::-1]), ("initializer", constants), ("output", outputs)):
+    for field, values in (("node", kept), ("initializer", constants), ("output", outputs)):
         graph.ClearField(field)
         getattr(graph, field).extend(values)
-
-
-def _inner(node: NodeProto) -> list[onnx.GraphProto]:
-    return [graph for item in node.attribute for graph in (item.g, *item.graphs)]
 
 
 def _state_input(model: onnx.ModelProto, name: str, input_size: tuple[int, int, int]) -> None:

@@ -14,9 +14,8 @@ from ptq2themoon.graph.sources.checkpoints import first_line, load_weights
 from ptq2themoon.graph.sources.hub import how_to_provide, hub_access
 from ptq2themoon.quiet import quiet
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.model_source import HUB, LOCAL, Source, check_channels
-
-PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+from ptq2themoon.vocabulary.model_info import PreprocessingInfo
+from ptq2themoon.vocabulary.model_source import HUB, LOCAL, Source, check_channels, of_each_channel
 
 
 def load_model(spec: Source) -> nn.Module:
@@ -92,9 +91,7 @@ def preprocessing_of(model: nn.Module, spec: Source) -> dict[str, Any]:
             config = resolve_input_data_config(model, args=changes)
         except ValueError:
             raise UserError(f"{where}.{_wrong_size(asked, (channels, *size))}") from None
-    values = {key: config[key] for key in PREPROCESSING}
-    for key in ("mean", "std"):  # one value may stand for all channels
-        values[key] = list(values[key]) * (channels if len(values[key]) == 1 else 1)
+    values = of_each_channel({key: config[key] for key in PreprocessingInfo.model_fields}, channels)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 

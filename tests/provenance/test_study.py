@@ -102,7 +102,7 @@ def test_a_result_of_another_input_is_named() -> None:
     [
         (changed("study", images=501), "parameters.images: recorded 500, expected 501", RUNS + 1),
         (changed("study", bits=["w7a7", "w4a4"]), 'parameters.bits: recorded "w8a8", expected "w7a7"', 9 + 2),
-        (changed("study", recipes=["vanilla", "layernorm_fc1"]), "parameters.recipes: recorded [", 15 + 3 + 1),
+        (changed("study", recipes=["vanilla", "layernorm_fc1"]), "parameters.recipes: recorded [", 19),
         (changed("study", calibration_images=65), "calibration-n65-s1.safetensors expected, not recorded", 7),
         (changed("study", share=0.5), "parameters.share: recorded 0.9, expected 0.5", 2),
         (changed("plots", dpi=99), "parameters.dpi: recorded 150, expected 99", 11),

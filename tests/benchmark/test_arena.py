@@ -26,7 +26,7 @@ from ptq2themoon.tables.csv_rows import read_csv
 ROOT = Path(__file__).parents[2]
 PEERS_PYTHON = ROOT / ".venv-peers/bin/python"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-SCRIPT = ROOT / "workflow/scripts/benchmark_runtimes.py"
+SCRIPT = ROOT / "workflow/scripts/benchmark/benchmark_runtimes.py"
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,12 @@ def test_other_tools_beside_ours(folder: Path, tmp_path: Path) -> None:
 def test_file_of_ppq_runs_at_any_batch(folder: Path, tmp_path: Path) -> None:
     """In a process of its own: PPQ as it is, without the operators that are replaced for the pipeline."""
     out = tmp_path / "ppq.onnx"
-    command = [sys.executable, ROOT / "workflow/scripts/benchmark_ppq.py", "--model", folder / "model.onnx"]
+    command = [
+        sys.executable,
+        ROOT / "workflow/scripts/benchmark/benchmark_ppq.py",
+        "--model",
+        folder / "model.onnx",
+    ]
     command += ["--info", folder / "model.json", "--images", folder / "calibration.safetensors", "--out", out]
     done = subprocess.run([*map(str, command)], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -42,7 +42,7 @@ from ptq2themoon.vocabulary import records
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.recipes import load_recipe
 
-SCRIPT = Path(__file__).parents[2] / "workflow/scripts/study_fusion.py"
+SCRIPT = Path(__file__).parents[2] / "workflow/scripts/study/study_fusion.py"
 NORMS = 5  # two a block, one at the end
 LINEAR = 8  # four a block; the head is a Gemm
 GELUS = 2

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_images import SCRIPTS, arguments, picture, preprocessing, run_script, write_info
+from scripts import script_path
+from tiny_images import arguments, picture, preprocessing, run_script, write_info
 
 from ptq2themoon.data import (
     ArraySource,
@@ -534,7 +535,7 @@ def test_refusal_in_a_process_of_its_own(
 ) -> None:
     info = write_info(tmp_path / "model.json", num_classes=10, channels=1)
     values = asked | {"kind": "arrays", "source": arrays, "info": info} | changes
-    command = [sys.executable, str(SCRIPTS / script), *arguments(**values)]
+    command = [sys.executable, str(script_path(script)), *arguments(**values)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from scripts import script_path
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ROOT / "workflow" / "scripts"
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def script() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, SCRIPTS / name, *map(str, arguments)],
+            [sys.executable, script_path(name), *map(str, arguments)],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
@@ -39,7 +39,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def run(name: str, *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         with pytest.raises(SystemExit, match="2"):
-            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+            runpy.run_path(str(script_path(name)), run_name="__main__")
         line, end, rest = capsys.readouterr().err.partition("\n")
         assert (end, rest) == ("\n", "")
         return line

@@ -203,7 +203,7 @@ def edit_sidecar(path: str, **changes: Any) -> None:
 
 
 def verify(*arguments: str) -> subprocess.CompletedProcess[str]:
-    script = [sys.executable, str(ROOT / "workflow/scripts/verify.py"), *arguments]
+    script = [sys.executable, str(ROOT / "workflow/scripts/tools/verify.py"), *arguments]
     return subprocess.run(script, capture_output=True, text=True)
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import script_path
 from tiny_info import model_info
 
 from ptq2themoon.data import Preprocessing
 from ptq2themoon.vocabulary.validation import validate
-
-SCRIPTS = Path(__file__).parents[2] / "workflow" / "scripts"
 
 
 def preprocessing(channels: int = 3, size: int = 16, **changes: object) -> Preprocessing:
@@ -46,7 +45,7 @@ def run_script(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch)
     """Exit status of a script's `main`, run in this process: importing torch anew takes seconds."""
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     try:
-        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+        runpy.run_path(str(script_path(name)), run_name="__main__")
     except SystemExit as end:
         return end.code
     return 0

@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from tiny_models import randomised, tiny_module
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ROOT / "workflow" / "scripts"
 Options = dict[str, Any]
 
 MODEL_ARGS = {
@@ -234,7 +233,7 @@ def command(stage: str, **changes: Any) -> list[str]:
             words += [f"--{name}", *(word for each in values for word in each.split())]
         elif value is not None:
             words += [f"--{name}", *map(str, values)]
-    return [str(SCRIPTS / f"{stage.partition(' ')[0]}.py"), *words]
+    return [str(script_path(f"{stage.partition(' ')[0]}.py")), *words]
 
 
 def run_stage(folder: Path, stage: str, **changes: Any) -> Ended:

@@ -204,7 +204,7 @@ def test_the_script_writes_three_forms_of_one_table(entries: list[Entry], tmp_pa
     for entry in entries:
         *values, _ = entry
         arguments += ["-" if value is None else str(value) for value in values]
-    script = [sys.executable, str(ROOT / "workflow/scripts/summarize.py")]
+    script = [sys.executable, str(ROOT / "workflow/scripts/pipeline/summarize.py")]
     subprocess.run([*script, *arguments], check=True)
     table = read_table(outputs["csv"], PLOTTED)
     assert tuple(table.columns) == COLUMNS

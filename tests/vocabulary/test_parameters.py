@@ -275,9 +275,9 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def test_schemas_are_in_step_with_the_models() -> None:
-    script = runpy.run_path(str(ROOT / "workflow/scripts/schemas.py"))
+    script = runpy.run_path(str(ROOT / "workflow/scripts/tools/schemas.py"))
     for name, model in script["SCHEMAS"].items():
-        assert schema(name) == script["schema"](model), "run python workflow/scripts/schemas.py"
+        assert schema(name) == script["schema"](model), "run python workflow/scripts/tools/schemas.py"
 
 
 @pytest.mark.parametrize("path", sorted(SCHEMAS.glob("*.json")), ids=lambda path: path.name)

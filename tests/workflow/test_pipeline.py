@@ -112,7 +112,7 @@ def test_figures_are_whole(tree: Path) -> None:
 def test_jobs_leave_logs_and_benchmarks(tree: Path) -> None:
     log = tree / "logs/flowers/vanilla/w6a6-n4-s0/calibrate.log"
     assert "calibrate: 2 in " in log.read_text()
-    run(tree, "python", "workflow/scripts/timings.py")
+    run(tree, "python", "workflow/scripts/tools/timings.py")
     table = pd.read_csv(tree / "results/timings.csv", index_col="rule")
     assert table.loc["calibrate", "jobs"] == 4
     assert 0 < table.loc["calibrate", "seconds"] < 4 * table.loc["from first to last", "seconds"]
@@ -152,7 +152,7 @@ def test_a_deleted_heavy_result_is_made_again(tree: Path) -> None:
 
 
 def test_the_verifier_passes_and_then_catches_a_changed_value(tree: Path) -> None:
-    verify = ("python", "workflow/scripts/verify.py", "--params", "flowers.yaml")
+    verify = ("python", "workflow/scripts/tools/verify.py", "--params", "flowers.yaml")
     assert run(tree, *verify).endswith(" results verified\n")
     before = edit(tree, "flowers.yaml", "logits_images: 1", "logits_images: 2")
     said = run(tree, *verify, status=2)

@@ -143,7 +143,9 @@ def command(stage, python="python"):
 
 
 def script(stage):
-    return f"workflow/scripts/{getattr(stage, 'script', stage.stage)}.py"
+    """The script of that name, in whichever theme's folder."""
+    (found,) = ROOT.glob(f"workflow/scripts/*/{stage.stage}.py")
+    return str(found.relative_to(ROOT))
 
 
 def log_of(stage):

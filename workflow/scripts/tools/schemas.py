@@ -27,7 +27,7 @@ class Plain(GenerateJsonSchema):
 def schema(model: type[BaseModel]) -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$comment": "Written by workflow/scripts/schemas.py; edit the model instead.",
+        "$comment": "Written by workflow/scripts/tools/schemas.py; edit the model instead.",
         **model.model_json_schema(schema_generator=Plain),
     }
 

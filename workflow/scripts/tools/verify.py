@@ -17,7 +17,7 @@ from ptq2themoon.stage import run
 from ptq2themoon.vocabulary.layout import RESULTS
 from ptq2themoon.vocabulary.parameters import load_params
 
-SCHEMA = Path(__file__).resolve().parents[1] / "schemas" / "sidecar.schema.json"
+SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "sidecar.schema.json"
 
 
 def verify(params: Path = Path("params.yaml"), study: bool = False) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
+from scripts import script_path
 from tiny_models import randomised, tiny_module
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,6 +17,7 @@ from ptq2themoon.vocabulary.validation import read_yaml
 
 ROOT = Path(workflow.basedir)
 ENVIRONMENT = "../../environment.yml"
+OBSERVERS = ROOT / "src/ptq2themoon/quantize/observers"
 
 
 def checked(make):
@@ -190,6 +191,8 @@ def code(stage, recipes=(), wildcards=None):
     found = [ROOT / script(stage), *methods]
     for path in found:
         found += [module for module in imported(path) if module not in found]
+        if path == OBSERVERS / "__init__.py":  # which imports them by their names
+            found += [module for module in sorted(OBSERVERS.glob("*.py")) if module not in found]
     return [str(path.relative_to(ROOT)) for path in found]
 
 

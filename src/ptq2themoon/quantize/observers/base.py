@@ -12,7 +12,7 @@ from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 
 
 class Observer(ABC):
-    """Finds the quantizer of one tensor.
+    """Finds the quantizer of one tensor; a module of this package defines a subclass and names it `OBSERVER`.
 
     All batches are shown `passes` times; `end_pass` stands between two passes. Memory does not grow with
     the number of batches by more than a few numbers per batch.
@@ -26,6 +26,11 @@ class Observer(ABC):
 
     def __init__(self, spec: TensorSpec, axis: int | None) -> None:
         self.spec, self.axis = spec, axis
+
+    @classmethod
+    def of(cls, spec: TensorSpec, axis: int | None) -> Observer:
+        """The observer for a tensor."""
+        return cls(spec, axis)
 
     @abstractmethod
     def observe(self, value: Tensor) -> None:

@@ -45,3 +45,6 @@ class PPQHistogram(Observer):
 
 class KL(PPQHistogram):
     """Clips where the quantized histogram diverges least (PPQ's, after TensorRT's); from 5 bits on."""
+
+
+OBSERVER = KL

@@ -35,3 +35,6 @@ class MinMax(Observer):
 
     def quantizer(self) -> Quantizer:
         return self._from_range(*self.range())
+
+
+OBSERVER = MinMax

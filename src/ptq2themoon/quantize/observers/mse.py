@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ptq2themoon.quantize.observers.base import Observer
 from ptq2themoon.quantize.observers.kl import PPQHistogram
 from ptq2themoon.quantize.observers.minmax import MinMax
 from ptq2themoon.quantize.quantizers import Quantizer
@@ -27,6 +28,12 @@ class MSE(MinMax):
     def __init__(self, spec: TensorSpec, axis: int | None) -> None:
         super().__init__(spec, axis)
         self._counts: Tensor | None = None
+
+    @classmethod
+    def of(cls, spec: TensorSpec, axis: int | None) -> Observer:
+        """PPQ's observer where it can serve: its scales are those of recipes of long ago."""
+        plain = (spec.kind, spec.symmetry, spec.codes) == ("uniform", "symmetric", "signed")
+        return SymmetricMSE(spec, axis) if plain else cls(spec, axis)
 
     def observe(self, value: Tensor) -> None:
         if self._counts is None:
@@ -58,3 +65,6 @@ class MSE(MinMax):
                 if (found := error(ends)) < least:
                     best, least = ends, found
         return self._from_range(*best)
+
+
+OBSERVER = MSE

@@ -60,3 +60,6 @@ def largest(value: Tensor, k: int) -> Tensor:
 
 def _kth(flat: Tensor, k: int) -> Tensor:
     return torch.kthvalue(flat, flat.numel() - k + 1).values
+
+
+OBSERVER = Percentile

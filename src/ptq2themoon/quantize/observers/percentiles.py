@@ -62,3 +62,6 @@ class Percentiles(Observer):
         )
         bounds = self.spec.quant_min, self.spec.quant_max
         return Uniform(scale, zero_point, self.spec.bits, *bounds, self.axis)
+
+
+OBSERVER = Percentiles

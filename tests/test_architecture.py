@@ -88,3 +88,5 @@ def test_the_picture_of_the_packages_is_the_code() -> None:
     written = re.search(tool["REGION"], tool["PAGE"].read_text(encoding="utf-8"), re.DOTALL)
     assert written
     assert written[2] == tool["picture"](), "run `make architecture`"
+    described = re.findall(r"^\| `(\w+)` \|", tool["PAGE"].read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(described) == sorted(tool["packages"]())

@@ -26,9 +26,9 @@ SMALL: dict[str, Any] = {
 RECIPES = Study().recipes
 FIGURES = (
     "ablation_input", "ablation_output", "ablation_once", "ranking", "fusion", "activations",
-    "activations_block", "errors", "errors_average", "errors_published", "fusion_published",
-    "error_histograms_per_tensor",
-    "error_histograms_per_channel", "attention_overview", "attention_heads", "attention_rollout",
+    "activations_block", "errors", "errors_average", "error_histograms_per_tensor",
+    "error_histograms_per_channel",
+    "attention_overview", "attention_heads", "attention_rollout",
 )  # fmt: skip
 
 
@@ -149,6 +149,13 @@ def test_all_models_are_in_one_table(studied: Studied) -> None:
     assert narrow["recipe"].tolist() == [*compared, *compared, "auto"]
     full = table.loc[0, "value"]
     assert (table["change"] - (table["value"] - full)).abs().max() < 1e-5
+
+
+def test_what_the_study_printed_is_drawn_once(studied: Studied) -> None:
+    found = sorted(path.name for path in studied.folder.glob("results/**/*_published.*"))
+    kinds = ("csv", "png", "png.sidecar.json", "svg")
+    assert [name for name in found if name.startswith("errors")] == [f"errors_published.{k}" for k in kinds]
+    assert all((studied.folder / "results/study" / name).is_file() for name in found)
 
 
 def test_the_report_leads_through_the_chapters(studied: Studied) -> None:

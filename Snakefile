@@ -31,7 +31,7 @@ wildcard_constraints:
     mode="|".join(MODES),
 
 
-include: "workflow/rules/sources.smk"
+include: "workflow/rules/origin.smk"
 include: "workflow/rules/fuse.smk"
 include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/evaluate.smk"

@@ -20,7 +20,7 @@ from ptq2themoon.data.image_files import read_manifest
 from ptq2themoon.evaluate.attention import AttentionSpec, attention_specs
 from ptq2themoon.evaluate.attention_maps import read_rollout
 from ptq2themoon.evaluate.rollout import rollout, run_with_rollout, save_rollout, why_undefined
-from ptq2themoon.plots.rollout import attention_rollout
+from ptq2themoon.plots.rollout_figure import attention_rollout
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.tables.attention_weights import rollout_table
 

@@ -14,9 +14,9 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ptq2themoon.plots.ablation import ablation
-from ptq2themoon.plots.fusion import SECONDS, fusion_published
-from ptq2themoon.plots.input_errors import as_printed, errors_by_block
+from ptq2themoon.plots.ablation_bars import ablation
+from ptq2themoon.plots.fusion_times import SECONDS, fusion_published
+from ptq2themoon.plots.input_error_figures import as_printed, errors_by_block
 from ptq2themoon.plots.models import models
 from ptq2themoon.plots.ranking import ranking
 from ptq2themoon.study.model_table import ONCE, PLAIN, model_rows

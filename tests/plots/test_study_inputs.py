@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from ptq2themoon.plots.activations import activations, activations_block, of_block
-from ptq2themoon.plots.input_errors import error_histograms, errors_average, errors_by_block
+from ptq2themoon.plots.input_error_figures import error_histograms, errors_average, errors_by_block
 
 NAMES = ("activations", "activations_largest", "errors", "errors_average", "error_histograms")
 

@@ -23,7 +23,7 @@ from ptq2themoon.study.ablation_tables import ablation_markdown
 from ptq2themoon.study.names import Variant
 from ptq2themoon.study.quantizing import Subject
 from ptq2themoon.vocabulary.recipes import Recipe, load_recipe
-from ptq2themoon.vocabulary.study import Study
+from ptq2themoon.vocabulary.study_parameters import Study
 
 PER_CHANNEL = {"granularity": "per-channel", "observer": "minmax"}
 

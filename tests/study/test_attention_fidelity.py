@@ -14,7 +14,7 @@ from ptq2themoon.evaluate.attention import AttentionSpec
 from ptq2themoon.evaluate.attention_maps import AttentionMaps
 from ptq2themoon.evaluate.attention_query import ROLLOUT
 from ptq2themoon.plots.attention_figures import attention_heads, attention_overview
-from ptq2themoon.plots.rollout import attention_rollout
+from ptq2themoon.plots.rollout_figure import attention_rollout
 from ptq2themoon.study.attention_fidelity import COLUMNS, fidelity_markdown, fidelity_table
 from ptq2themoon.tables.attention_weights import heads_table, overview_table, rollout_table
 from ptq2themoon.vocabulary.errors import UserError

@@ -19,7 +19,7 @@ from torch import Tensor
 from ptq2themoon.evaluate.attention import AttentionSpec
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.plots.activations import activations, activations_block, of_block
-from ptq2themoon.plots.input_errors import error_histograms, errors_average, errors_by_block
+from ptq2themoon.plots.input_error_figures import error_histograms, errors_average, errors_by_block
 from ptq2themoon.quantize.tensors import QuantizedTensor
 from ptq2themoon.study.input_errors import EDGES, InputErrors, averages, input_tensors
 from ptq2themoon.study.layer_inputs import (
@@ -33,7 +33,7 @@ from ptq2themoon.study.layer_inputs import (
 from ptq2themoon.study.names import PER_CHANNEL, PER_TENSOR, QUANTIZERS, block_index
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.recipes import TensorSpec
-from ptq2themoon.vocabulary.study import BASE, CHANNELWISE, LAYERS
+from ptq2themoon.vocabulary.study_parameters import BASE, CHANNELWISE, LAYERS
 
 WITH_CLASS_TOKEN = {"vit", "vit_features", "deit_distilled", "dinov2", "dinov2_swiglu"}
 PREFIX = {"vit": 1, "vit_features": 1, "deit_distilled": 2, "dinov2": 5, "dinov2_swiglu": 5}

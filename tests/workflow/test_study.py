@@ -14,7 +14,7 @@ from PIL import Image
 from your_model import prepare, sections
 
 from ptq2themoon.vocabulary.recipes import load_recipe
-from ptq2themoon.vocabulary.study import Study
+from ptq2themoon.vocabulary.study_parameters import Study
 
 pytestmark = pytest.mark.slow
 

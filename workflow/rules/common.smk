@@ -12,7 +12,7 @@ from ptq2themoon.vocabulary.job import Input, Machine, Output, Setting, words
 from ptq2themoon.vocabulary.modes import MODES
 from ptq2themoon.vocabulary.parameters import Params
 from ptq2themoon.vocabulary.recipes import load_recipe
-from ptq2themoon.vocabulary.study import AUTO, BASE, CHANNELWISE
+from ptq2themoon.vocabulary.study_parameters import AUTO, BASE, CHANNELWISE
 from ptq2themoon.vocabulary.validation import read_yaml
 
 ROOT = Path(workflow.basedir)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ptq2themoon.evaluate.accuracy import Floating, floating_metrics
 from ptq2themoon.evaluate.attention import AttentionSpec, run_with_attention, write_tensors
-from ptq2themoon.evaluate.images import Evaluated
+from ptq2themoon.evaluate.evaluation_images import Evaluated
 from ptq2themoon.evaluate.metrics_record import Metrics
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.simulation import SimulatedModel

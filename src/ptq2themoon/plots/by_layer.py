@@ -7,7 +7,7 @@ import textwrap
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ptq2themoon.vocabulary.study import LAYERS
+from ptq2themoon.vocabulary.study_parameters import LAYERS
 
 WIDTH = 10.0  # inches
 NOTE_CHARACTERS = 140  # in a line of that width

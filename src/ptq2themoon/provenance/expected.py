@@ -25,9 +25,9 @@ from ptq2themoon.vocabulary.stages.evaluate import (
     Summarize,
 )
 from ptq2themoon.vocabulary.stages.graph import Fuse
-from ptq2themoon.vocabulary.stages.sources import DrawCalibration, Export, ListEvaluation
-from ptq2themoon.vocabulary.study import BASE, CHANNELWISE
+from ptq2themoon.vocabulary.stages.origin import DrawCalibration, Export, ListEvaluation
 from ptq2themoon.vocabulary.study_layout import PARTS, TABLES_OF
+from ptq2themoon.vocabulary.study_parameters import BASE, CHANNELWISE
 
 Call = tuple[type[Job], Any]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ptq2themoon.data import CalibrationBatches, Source, calibration_batches
 from ptq2themoon.evaluate.accuracy import evaluate_quantized
 from ptq2themoon.evaluate.attention import AttentionSpec, attention_spec
-from ptq2themoon.evaluate.images import Evaluated, evaluated_images
+from ptq2themoon.evaluate.evaluation_images import Evaluated, evaluated_images
 from ptq2themoon.evaluate.metrics_record import Metrics
 from ptq2themoon.evaluate.outputs import Reference, reference_of
 from ptq2themoon.graph.fused_model import FusedModel

@@ -10,7 +10,7 @@ from ptq2themoon.evaluate.attention import AttentionSpec
 from ptq2themoon.evaluate.attention_query import CLASS_TOKEN
 from ptq2themoon.tables.markdown import table
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.study import NORMS
+from ptq2themoon.vocabulary.study_parameters import NORMS
 
 NEEDED = ("image", "query", "cosine", "kl")
 NEAR = 0.99  # cosine similarity from which on an image's attention counts as kept

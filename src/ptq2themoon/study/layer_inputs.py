@@ -20,7 +20,7 @@ from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.study.names import ALL, CLASS, PATCH
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.operators import Operator
-from ptq2themoon.vocabulary.study import LAYERS
+from ptq2themoon.vocabulary.study_parameters import LAYERS
 
 
 @dataclass(frozen=True)

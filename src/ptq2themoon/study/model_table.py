@@ -10,7 +10,7 @@ from ptq2themoon.study.ablation import FP32
 from ptq2themoon.study.ablation_tables import with_deviation
 from ptq2themoon.study.names import MEASURES, measure_of
 from ptq2themoon.tables.markdown import signed, table
-from ptq2themoon.vocabulary.study import AUTO, BASE, CUSTOMIZED, NORMS
+from ptq2themoon.vocabulary.study_parameters import AUTO, BASE, CUSTOMIZED, NORMS
 
 COMPARED = (BASE, NORMS, CUSTOMIZED, AUTO)
 PLAIN, ONCE = "as the recipe says", "quantized once"

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import pandas as pd
 
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.study import AUTO
+from ptq2themoon.vocabulary.study_parameters import AUTO
 
 ALL, PATCH, CLASS = "all", "patch", "class"
 KINDS = (CLASS, PATCH)

@@ -21,7 +21,7 @@ from ptq2themoon.vocabulary.model_source import (
 )
 from ptq2themoon.vocabulary.modes import MODES, Mode
 from ptq2themoon.vocabulary.recipes import load_recipe
-from ptq2themoon.vocabulary.study import Study
+from ptq2themoon.vocabulary.study_parameters import Study
 from ptq2themoon.vocabulary.torchvision_names import parse_torchvision
 from ptq2themoon.vocabulary.validation import (
     SOME,

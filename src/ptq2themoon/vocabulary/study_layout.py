@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ptq2themoon.vocabulary.layout import RESULTS, SMALL, Run, fill
-from ptq2themoon.vocabulary.study import AUTO, Study
+from ptq2themoon.vocabulary.study_parameters import AUTO, Study
 
 # How a recipe is read: its per-channel weights along the input channel, as the study has them; along the
 # output channel, as integer GEMMs need them; or along the input channel, and each activation quantized

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ptq2themoon.data import Preprocessing, draw_calibration, open_source
 from ptq2themoon.stage import Stage, run_job
-from ptq2themoon.vocabulary.stages.sources import DrawCalibration
+from ptq2themoon.vocabulary.stages.origin import DrawCalibration
 
 
 def main(job: DrawCalibration) -> None:

@@ -6,7 +6,7 @@ from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.accuracy import evaluate_quantized
 from ptq2themoon.evaluate.attention import attention_spec
-from ptq2themoon.evaluate.images import evaluated_images
+from ptq2themoon.evaluate.evaluation_images import evaluated_images
 from ptq2themoon.evaluate.outputs import Reference, reference_of, save_simulated, simulation_of
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.qparams import read_qparams

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ptq2themoon.graph.sources.exporting import export
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.vocabulary import records
-from ptq2themoon.vocabulary.stages.sources import Export
+from ptq2themoon.vocabulary.stages.origin import Export
 
 
 def main(job: Export) -> None:

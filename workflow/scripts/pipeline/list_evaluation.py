@@ -10,7 +10,7 @@ from ptq2themoon.data import (
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.vocabulary.model_info import ModelInfo
 from ptq2themoon.vocabulary.records import read
-from ptq2themoon.vocabulary.stages.sources import ListEvaluation
+from ptq2themoon.vocabulary.stages.origin import ListEvaluation
 
 
 def main(job: ListEvaluation) -> None:

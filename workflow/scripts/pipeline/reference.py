@@ -5,7 +5,7 @@ from __future__ import annotations
 from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.attention import attention_spec
-from ptq2themoon.evaluate.images import evaluated_images
+from ptq2themoon.evaluate.evaluation_images import evaluated_images
 from ptq2themoon.evaluate.outputs import Reference, reference_of
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.simulation import load_model

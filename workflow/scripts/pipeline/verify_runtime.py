@@ -16,7 +16,7 @@ from ptq2themoon.deploy.deploy_records import DeployReport, RuntimeMetrics, Runt
 from ptq2themoon.deploy.deploy_report import Place
 from ptq2themoon.deploy.runtime_check import compare_runs, operator_table, verdict
 from ptq2themoon.device import resolve_device
-from ptq2themoon.evaluate.images import evaluated_images
+from ptq2themoon.evaluate.evaluation_images import evaluated_images
 from ptq2themoon.evaluate.outputs import Reference, load_simulated, reference_of, simulation_of
 from ptq2themoon.graph.editing.onnx_run import product_kernels, runner, session
 from ptq2themoon.graph.fused_model import FusedModel

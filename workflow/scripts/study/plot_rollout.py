@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ptq2themoon.evaluate.attention_maps import read_label_names, read_rollout
 from ptq2themoon.plots.heatmap import check_maps
-from ptq2themoon.plots.rollout import attention_rollout
+from ptq2themoon.plots.rollout_figure import attention_rollout
 from ptq2themoon.plots.style import save
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.tables.attention_weights import rollout_table

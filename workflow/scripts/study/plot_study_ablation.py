@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ptq2themoon.plots.ablation import ABLATION_COLUMNS, ablation
+from ptq2themoon.plots.ablation_bars import ABLATION_COLUMNS, ablation
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.study.names import READ_AS

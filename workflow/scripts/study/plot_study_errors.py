@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ptq2themoon.plots.input_errors import (
+from ptq2themoon.plots.input_error_figures import (
     AVERAGE_COLUMNS,
     ERROR_COLUMNS,
     HISTOGRAM_COLUMNS,

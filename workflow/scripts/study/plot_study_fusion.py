@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ptq2themoon.plots.fusion import COLUMNS, OPERATOR_COLUMNS, fusion
+from ptq2themoon.plots.fusion_times import COLUMNS, OPERATOR_COLUMNS, fusion
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.tables.csv_frames import read_table

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ptq2themoon.plots.fusion import SECONDS, fusion_published
-from ptq2themoon.plots.input_errors import PUBLISHED_COLUMNS, as_printed, errors_by_block
+from ptq2themoon.plots.fusion_times import SECONDS, fusion_published
+from ptq2themoon.plots.input_error_figures import PUBLISHED_COLUMNS, as_printed, errors_by_block
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.tables.csv_frames import read_table

@@ -10,8 +10,8 @@ from ptq2themoon.vocabulary.job import Input, Job, Output, Setting
 from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.stages.common import OnDevice, OnImages, OnModel, recipe_files
 from ptq2themoon.vocabulary.stages.evaluate import BatchSize, Block, OfVariant, ReferenceFile
-from ptq2themoon.vocabulary.study import AUTO, BASE, CHANNELWISE
 from ptq2themoon.vocabulary.study_layout import Variant, studied
+from ptq2themoon.vocabulary.study_parameters import AUTO, BASE, CHANNELWISE
 
 InputImages = Annotated[int, Setting("study.input_images")]
 

@@ -10,7 +10,6 @@ from ptq2themoon.vocabulary.job import Input, Job, Output, Setting, named
 from ptq2themoon.vocabulary.stages.common import Figure, figure_files
 from ptq2themoon.vocabulary.stages.evaluate import Block
 from ptq2themoon.vocabulary.stages.figures import MapsFigure, PlotAttention, names_of
-from ptq2themoon.vocabulary.study import CUSTOMIZED, NORMS
 from ptq2themoon.vocabulary.study_layout import (
     NARROW_BITS,
     PUBLISHED,
@@ -21,6 +20,7 @@ from ptq2themoon.vocabulary.study_layout import (
     studied,
     table_rows,
 )
+from ptq2themoon.vocabulary.study_parameters import CUSTOMIZED, NORMS
 
 ModelName = Annotated[str, Setting("{model}", recorded=False)]
 VariantName = Annotated[Variant, Setting("{variant}")]

@@ -1,4 +1,4 @@
-from ptq2themoon.vocabulary.stages.sources import DrawCalibration, Export, ListEvaluation
+from ptq2themoon.vocabulary.stages.origin import DrawCalibration, Export, ListEvaluation
 
 
 rule export:

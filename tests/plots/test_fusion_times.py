@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from ptq2themoon.plots.fusion import COLUMNS, FUSIONS, OPERATOR_COLUMNS, fusion
+from ptq2themoon.plots.fusion_times import COLUMNS, FUSIONS, OPERATOR_COLUMNS, fusion
 from ptq2themoon.plots.style import save
 from ptq2themoon.stage import Stage
 from ptq2themoon.vocabulary.errors import UserError

@@ -90,3 +90,8 @@ def test_the_picture_of_the_packages_is_the_code() -> None:
     assert written[2] == tool["picture"](), "run `make architecture`"
     described = re.findall(r"^\| `(\w+)` \|", tool["PAGE"].read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(described) == sorted(tool["packages"]())
+
+
+def test_no_module_name_occurs_twice() -> None:
+    names = [path.stem for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "base")]
+    assert sorted(names) == sorted(set(names))

@@ -51,11 +51,11 @@ def seen(
     """Logits, and a copy of what each quantized operator reads and makes."""
     found: Values = {}
 
-    def watch(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    def capture(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         found[name] = [x.clone() for x in inputs if x is not None], [x.clone() for x in outputs]
 
     with model.only(model.quantized_operators if active is None else active):
-        return model(pixels, dict.fromkeys(model.quantized_operators, watch)), found
+        return model(pixels, dict.fromkeys(model.quantized_operators, capture)), found
 
 
 def assert_same(found: Values, wanted: Values) -> None:
@@ -98,7 +98,7 @@ def test_images_in_parts_are_the_images(both: Both, monkeypatch: pytest.MonkeyPa
     assert torch.equal(both.program(both.images), expected)
 
 
-def test_what_is_watched_is_not_changed_later(tiny: Tiny) -> None:
+def test_what_is_captured_is_not_changed_later(tiny: Tiny) -> None:
     model, _ = tiny.calibrated("vanilla")
     kept: Values = {}
 

@@ -38,7 +38,7 @@ def nsr(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.square(found - wanted).sum() / np.square(wanted).sum())
 
 
-def watched(model: SimulatedModel, name: str, pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def captured(model: SimulatedModel, name: str, pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs and outputs of an operator, as computed."""
     seen: list[tuple[list[Tensor], list[Tensor]]] = []
     model(pixels, {name: lambda _, inputs, outputs: seen.append((list(inputs), list(outputs)))})
@@ -96,7 +96,7 @@ def test_the_quantized_graph_is_its_definition_node_by_node(tiny: Tiny, calibrat
     model, planned = calibrated
     floating, wanted = Reference(tiny.path).run(images(6)), Reference(tiny.path, planned).run(images(6))
     for name in model.quantized_operators:
-        _, (found,) = watched(model, name, images(6))
+        _, (found,) = captured(model, name, images(6))
         assert nsr(found.numpy(), wanted[name]) < nsr(wanted[name], floating[name]) / 20, name
 
 
@@ -106,7 +106,7 @@ def test_outputs_lie_on_the_grid_of_their_scale(calibrated: Calibrated) -> None:
         tensor = item.tensors[-1]
         assert tensor.operand == "output"
         assert tensor.scale is not None
-        _, (output,) = watched(model, item.operator.name, images(2))
+        _, (output,) = captured(model, item.operator.name, images(2))
         steps = output / tensor.scale  # per channel is along the last axis here
         assert torch.allclose(steps, steps.round(), atol=1e-3)
         assert -128 <= steps.round().min() <= steps.round().max() <= 127
@@ -136,9 +136,9 @@ def test_one_operator_quantized_is_plain_arithmetic(
     model, planned = calibrated
     name = tiny.role(*place)
     with model.only(()):
-        inputs, (floating,) = watched(model, name, images(3))
+        inputs, (floating,) = captured(model, name, images(3))
         found = model.quantized_output(name, inputs)
-        _, (again,) = watched(model, name, images(3))
+        _, (again,) = captured(model, name, images(3))
     assert torch.equal(again, floating)  # it put nothing in force
     reference = Reference(tiny.path, planned)
     (node,) = (n for n in reference.model.graph.node if n.name == name)
@@ -181,17 +181,17 @@ def test_afterwards_all_are_in_force_again_even_after_a_failure(calibrated: Cali
     assert torch.equal(model(images(2)), before)
 
 
-def test_a_watcher_sees_inputs_and_outputs_and_changes_nothing(tiny: Tiny, calibrated: Calibrated) -> None:
+def test_a_hook_sees_inputs_and_outputs_and_changes_nothing(tiny: Tiny, calibrated: Calibrated) -> None:
     model, _ = calibrated
-    (inputs, (output,)), logits = watched(model, "head", images(3)), model(images(3))
+    (inputs, (output,)), logits = captured(model, "head", images(3)), model(images(3))
     assert [tuple(value.shape) for value in inputs] == [(3, 32), (10, 32), (10,)]
     assert torch.equal(output, logits)
     weight = model.parameter("head", 1)
     assert weight.shape == (10, 32)
-    assert not torch.equal(weight, inputs[1])  # the watcher sees it quantized, the model keeps it
+    assert not torch.equal(weight, inputs[1])  # the hook sees it quantized, the model keeps it
 
 
-def test_what_a_watcher_refuses_is_said_in_its_words(calibrated: Calibrated) -> None:
+def test_what_a_hook_refuses_is_said_in_its_words(calibrated: Calibrated) -> None:
     model, _ = calibrated
 
     def refuse(name: str, _inputs: list[Tensor], _outputs: list[Tensor]) -> None:

@@ -25,10 +25,10 @@ from ptq2themoon.study.input_errors import EDGES, InputErrors, averages, input_t
 from ptq2themoon.study.layer_inputs import (
     Layer,
     Ranges,
+    capture_inputs,
     channel_table,
     largest_table,
     read_layers,
-    watch_inputs,
 )
 from ptq2themoon.study.names import PER_CHANNEL, PER_TENSOR, QUANTIZERS, block_index
 from ptq2themoon.vocabulary.errors import UserError
@@ -73,7 +73,7 @@ class Studied:
             seen[key] = np.concatenate([seen.get(key, value[:0]), value])
 
         with model.only(()):
-            watch_inputs(model, images.split(2), found.layers, see)
+            capture_inputs(model, images.split(2), found.layers, see)
         table = errors.table(found.note)
         tables = {
             "channels": channel_table(ranges),
@@ -278,4 +278,4 @@ def test_an_input_that_is_not_finite_is_refused(vit: Studied) -> None:
         model.only(()),
         pytest.raises(UserError, match=r"operator 'blocks\.0\.qkv': its input is not finite"),
     ):
-        watch_inputs(model, [vit.images * float("nan")], layers, Ranges().see)
+        capture_inputs(model, [vit.images * float("nan")], layers, Ranges().see)

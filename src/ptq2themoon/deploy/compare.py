@@ -112,7 +112,7 @@ def compare(
     items = {item.operator.name: item for item in quantized}
     found = {name: Difference(name, mode) for name in items}
 
-    def watch(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    def compare_alone(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         # Parameters are known, and ONNX may have more of them than the simulation.
         pairs = zip(nodes[name].input, inputs, strict=False)
         values = {n: t.detach().cpu().numpy() for n, t in pairs if n and n not in graph.constants}
@@ -123,7 +123,7 @@ def compare(
         ours, unrounded = steps
         found[name].add(ours, theirs, unrounded)
 
-    simulated(images, dict.fromkeys(items, watch))
+    simulated(images, dict.fromkeys(items, compare_alone))
     return list(found.values())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.observers import Observer, make_observer
-from ptq2themoon.quantize.program import Watcher
+from ptq2themoon.quantize.program import Hook
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
@@ -69,9 +69,9 @@ def observe(
         if number:
             for slot, (_, observer) in again.items():
                 _end_pass(slot, observer)
-        watch = _watchers(again)
+        hooks = _hooks(again)
         for images in progress(batches, desc=f"calibrate, pass {number + 1}" if number else "calibrate"):
-            model(images, watch)
+            model(images, hooks)
     found = {slot: _quantizer(slot, observer) for slot, (_, observer) in shared.observed.items()}
     return found | {slot: found[first] for slot, first in shared.copies.items()}
 
@@ -98,20 +98,20 @@ class _Shared:
         return cls(observed, copies)
 
 
-def _watchers(observed: Observed) -> dict[str, Watcher]:
+def _hooks(observed: Observed) -> dict[str, Hook]:
     by_operator: dict[str, Observed] = {}
     for slot, pair in observed.items():
         by_operator.setdefault(slot.operator, {})[slot] = pair
-    return {name: _watcher(pairs) for name, pairs in by_operator.items()}
+    return {name: _hook(pairs) for name, pairs in by_operator.items()}
 
 
-def _watcher(pairs: Observed) -> Watcher:
-    def watch(_: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+def _hook(pairs: Observed) -> Hook:
+    def observe(_: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         for slot, (_tensor, observer) in pairs.items():
             value = (outputs if slot.operand == "output" else inputs)[slot.position]
             observer.observe(_finite(value, slot))
 
-    return watch
+    return observe
 
 
 def _end_pass(slot: Slot, observer: Observer) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 
 from ptq2themoon.ppq_compat import core, executor, ir, uniform_config
-from ptq2themoon.quantize.program import Watcher
+from ptq2themoon.quantize.program import Hook
 from ptq2themoon.quantize.quantizers import Uniform
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
 from ptq2themoon.vocabulary.errors import UserError
@@ -58,12 +58,12 @@ class PPQEngine:
                     _set_scale(config, tensor)
                     config.state = states.ACTIVATED if item.slot(tensor) in slots else states.FP32
 
-    def run(self, images: Tensor, watch: Mapping[str, Watcher] | None) -> Tensor:
+    def run(self, images: Tensor, hooks: Mapping[str, Hook] | None) -> Tensor:
         """Output of the graph for `images` [B, C, H, W]."""
-        hooks = {name: _Hook(self.graph.operations[name], w) for name, w in (watch or {}).items()}
+        around = {name: _PPQHook(self.graph.operations[name], hook) for name, hook in (hooks or {}).items()}
         try:
-            (output,) = self.executor.forward(images, hooks=hooks)
-        except RuntimeError as error:  # PPQ wraps what an operator, or its watcher, raises
+            (output,) = self.executor.forward(images, hooks=around)
+        except RuntimeError as error:  # PPQ wraps what an operator, or its hook, raises
             if isinstance(error.__cause__, UserError):
                 raise error.__cause__ from None
             raise
@@ -109,10 +109,10 @@ def _floating() -> core.TensorQuantizationConfig:
     return config
 
 
-class _Hook(executor.RuntimeHook):
-    def __init__(self, operation: ir.Operation, watcher: Watcher) -> None:
+class _PPQHook(executor.RuntimeHook):
+    def __init__(self, operation: ir.Operation, hook: Hook) -> None:
         super().__init__(operation)
-        self._watcher = watcher
+        self._hook = hook
         self._inputs: list[Tensor] = []
 
     def pre_forward_hook(self, inputs: list[Tensor], **kwargs: object) -> list[Tensor]:
@@ -120,6 +120,6 @@ class _Hook(executor.RuntimeHook):
         return inputs
 
     def post_forward_hook(self, outputs: list[Tensor], **kwargs: object) -> list[Tensor]:
-        self._watcher(self._hook_to.name, self._inputs, outputs)
+        self._hook(self._hook_to.name, self._inputs, outputs)
         self._inputs = []
         return outputs

@@ -19,8 +19,8 @@ from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.tensors import Slot
 from ptq2themoon.vocabulary.errors import UserError
 
-# Called with an operator's name, its inputs and its outputs, as computed.
-Watcher = Callable[[str, list[Tensor], list[Tensor]], None]
+# A hook is called with an operator's name, its inputs and its outputs, as computed.
+Hook = Callable[[str, list[Tensor], list[Tensor]], None]
 Values = dict[str, Tensor]
 Quantizers = Mapping[Slot, Quantizer]
 
@@ -138,29 +138,29 @@ class Program:
             made |= {name for name, _ in step.outputs}
         return list(found)
 
-    def run(self, values: Mapping[str, Tensor], watch: Mapping[str, Watcher] | None = None) -> list[Tensor]:
+    def run(self, values: Mapping[str, Tensor], hooks: Mapping[str, Hook] | None = None) -> list[Tensor]:
         """The wanted tensors; `values` holds every tensor that the operators read from outside.
 
         Raises:
-            UserError: as a watcher or an operator raises it.
+            UserError: as a hook or an operator raises it.
             RuntimeError: an operator that cannot compute, with its name.
         """
-        return self.run_from(0, values, watch)
+        return self.run_from(0, values, hooks)
 
     def run_from(
-        self, index: int, values: Mapping[str, Tensor], watch: Mapping[str, Watcher] | None = None
+        self, index: int, values: Mapping[str, Tensor], hooks: Mapping[str, Hook] | None = None
     ) -> list[Tensor]:
         """As `run`, from the operator at `index` on; `values` holds what it and later ones read."""
         known = dict(values)
         for step in self.steps[index:]:
-            self.advance(step, known, watch)
+            self.advance(step, known, hooks)
         return [known[name] for name in self.wanted]
 
-    def advance(self, step: Step, known: Values, watch: Mapping[str, Watcher] | None = None) -> None:
+    def advance(self, step: Step, known: Values, hooks: Mapping[str, Hook] | None = None) -> None:
         """Run one operator: take what it reads from `known`, add what it makes, drop what ends with it."""
         inputs, outputs = self.compute(step, known)
-        if watch and step.name in watch:
-            watch[step.name](step.name, inputs, outputs)
+        if hooks and step.name in hooks:
+            hooks[step.name](step.name, inputs, outputs)
         known.update(zip((name for name, _ in step.outputs), outputs, strict=True))
         for ending in step.ending:
             known.pop(ending, None)

@@ -22,7 +22,7 @@ from ptq2themoon.ppq_compat import build_graph, core, executor, ir, quiet_ppq
 from ptq2themoon.ppq_operators import missing
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.ppq_engine import PPQEngine
-from ptq2themoon.quantize.program import Program, Quantizers, Watcher, program_key
+from ptq2themoon.quantize.program import Hook, Program, Quantizers, program_key
 from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.tensors import QuantizedOperator, Slot
@@ -112,25 +112,25 @@ class SimulatedModel:
         finally:
             self.activate(self._items)
 
-    def __call__(self, images: Tensor, watch: Mapping[str, Watcher] | None = None) -> Tensor:
-        """Logits [B, classes] of images [B, C, H, W]; `watch` sees the operators that it names.
+    def __call__(self, images: Tensor, hooks: Mapping[str, Hook] | None = None) -> Tensor:
+        """Logits [B, classes] of images [B, C, H, W]; `hooks`, by operator, capture inputs and outputs.
 
-        What is watched runs with all images together: split them with `parts` where memory or time matter.
+        With hooks all images run together: split them with `parts` where memory or time matter.
         """
-        parts = [images] if watch else self.parts(images)
-        return torch.cat([self._whole(part.to(self.device), watch) for part in parts])
+        parts = [images] if hooks else self.parts(images)
+        return torch.cat([self._whole(part.to(self.device), hooks) for part in parts])
 
     def parts(self, images: Tensor) -> Sequence[Tensor]:
         """The images in parts that run fast."""
         return images.split(self._at_once) if self._at_once else [images]
 
-    def _whole(self, images: Tensor, watch: Mapping[str, Watcher] | None) -> Tensor:
+    def _whole(self, images: Tensor, hooks: Mapping[str, Hook] | None) -> Tensor:
         if self._ppq is not None:
             self._ppq.put_in_force(self.quantizers())
             with quiet_ppq():
-                return self._ppq.run(images, watch)
+                return self._ppq.run(images, hooks)
         with quiet_ppq(), torch.inference_mode():
-            (logits,) = self.program().run({self.input_name: images}, watch)
+            (logits,) = self.program().run({self.input_name: images}, hooks)
         return logits
 
     @property

@@ -93,14 +93,14 @@ class Tools:
         sums: dict[str, Tensor] = {}
         counts = dict.fromkeys(operators, 0)
 
-        def watch(name: str, _: list[Tensor], outputs: list[Tensor]) -> None:
+        def add(name: str, _: list[Tensor], outputs: list[Tensor]) -> None:
             rows = outputs[0].movedim(operators[name], -1).flatten(0, -2).double()
             sums[name] = sums.get(name, torch.zeros(())) + rows.sum(0).cpu()
             counts[name] += len(rows)
 
         for images in self.batches:
             for part in model.parts(images):
-                model(part, dict.fromkeys(operators, watch))
+                model(part, dict.fromkeys(operators, add))
         return {name: total / counts[name] for name, total in sums.items()}
 
     def states(self, model: SimulatedModel) -> list[Values]:

@@ -114,7 +114,7 @@ def channel_ranges(
     operators = {item.operator.name: item for item in quantized if place_of(item) in places}
     bounds: dict[str, Tensor] = {}
 
-    def watch(name: str, inputs: list[Tensor], _outputs: list[Tensor]) -> None:
+    def widen(name: str, inputs: list[Tensor], _outputs: list[Tensor]) -> None:
         axis = channel_axis(operators[name].operator.type)
         channels = inputs[0].movedim(axis, -1).flatten(0, -2)
         found = torch.stack([channels.amax(0), -channels.amin(0)]).cpu()
@@ -122,7 +122,7 @@ def channel_ranges(
 
     with model.only(()):
         for images in batches:
-            model(images, dict.fromkeys(operators, watch))
+            model(images, dict.fromkeys(operators, widen))
     return {
         place: torch.cat([bounds[name].sum(0) for name, item in operators.items() if place_of(item) == place])
         for place in places

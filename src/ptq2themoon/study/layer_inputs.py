@@ -99,7 +99,9 @@ def read_layers(fused: FusedModel) -> Layers:
 See = Callable[[Layer, Tensor, int], None]
 
 
-def watch_inputs(model: SimulatedModel, batches: Iterable[Tensor], layers: Sequence[Layer], see: See) -> None:
+def capture_inputs(
+    model: SimulatedModel, batches: Iterable[Tensor], layers: Sequence[Layer], see: See
+) -> None:
     """Call `see` with each layer, its input as the graph has it and the number of images it is of.
 
     Args:
@@ -107,14 +109,14 @@ def watch_inputs(model: SimulatedModel, batches: Iterable[Tensor], layers: Seque
     """
     of_operator = {layer.operator: layer for layer in layers}
 
-    def watch(images: int, name: str, inputs: list[Tensor], _: list[Tensor]) -> None:
+    def capture(images: int, name: str, inputs: list[Tensor], _: list[Tensor]) -> None:
         if not bool(torch.isfinite(inputs[0]).all()):
             raise UserError(f"operator {name!r}: its input is not finite")
         see(of_operator[name], inputs[0], images)
 
     for images in progress(batches, desc="inputs of the layers"):
         for part in model.parts(images):
-            model(part, dict.fromkeys(of_operator, partial(watch, len(part))))
+            model(part, dict.fromkeys(of_operator, partial(capture, len(part))))
 
 
 class Range:

@@ -8,7 +8,7 @@ from ptq2themoon.evaluate.evaluation_images import evaluated_images
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run_job
-from ptq2themoon.study.layer_inputs import Ranges, channel_table, largest_table, read_layers, watch_inputs
+from ptq2themoon.study.layer_inputs import Ranges, capture_inputs, channel_table, largest_table, read_layers
 from ptq2themoon.vocabulary.stages.study import StudyActivations
 
 
@@ -19,7 +19,7 @@ def main(job: StudyActivations) -> None:
         batches = evaluated_images(job.manifest, fused.info, source, job.batch_size, job.images).batches
         found, ranges = read_layers(fused), Ranges()
         images = (x for x, _ in batches)
-        watch_inputs(load_model(fused, device), images, found.layers, ranges.see)
+        capture_inputs(load_model(fused, device), images, found.layers, ranges.see)
         channels = channel_table(ranges)
         channels.to_csv(stage.temporary(job.out), index=False, float_format="%.5g")
         largest = largest_table(ranges, len(batches.rows), found.note)

@@ -8,7 +8,7 @@ from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.simulation import load_model
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.study.input_errors import InputErrors, averages, input_tensors
-from ptq2themoon.study.layer_inputs import read_layers, watch_inputs
+from ptq2themoon.study.layer_inputs import capture_inputs, read_layers
 from ptq2themoon.study.names import PER_CHANNEL, PER_TENSOR, block_index
 from ptq2themoon.vocabulary.stages.study import StudyErrors
 
@@ -27,7 +27,7 @@ def main(job: StudyErrors) -> None:
         tensors = {name: input_tensors(pair, found.layers, name) for name, pair in qparams.items()}
         errors = InputErrors(tensors, device)
         images = (x for x, _ in batches(rows, source, Preprocessing.of(fused.info), job.batch_size))
-        watch_inputs(load_model(fused, device), images, found.layers, errors.see)
+        capture_inputs(load_model(fused, device), images, found.layers, errors.see)
         table = errors.table(found.note)
         tables = {
             job.out: table,

@@ -1,4 +1,4 @@
-"""The fast INT8 model: integer kernels for every product, nothing else quantized, scales folded."""
+"""The fast INT8 model: integer kernels for every product, nothing else quantized, scales migrated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_deployed import Quantized, constants, kernels, of_type, sqnr
 from tiny_quantized import Tiny, images, symmetric, write_recipe
 
 from ptq2themoon.deploy.grid import Grid
-from ptq2themoon.deploy.scale_migration import layernorm_folds, scaled_parameters, scaled_weight
+from ptq2themoon.deploy.scale_migration import layernorm_migrations, scaled_parameters, scaled_weight
 from ptq2themoon.graph.editing.onnx_graph import Graph, tensor_shapes
 from ptq2themoon.graph.editing.onnx_run import FLOAT_KERNELS, INTEGER_KERNELS
 
@@ -91,13 +91,13 @@ def test_scales_per_channel_go_into_layernorms_and_multiplications(tiny: Tiny, t
     rule = {"select": {"role": ["qkv", "fc1", "fc2", "proj"], "operand": "input"}, **CHANNELS}
     made = Quantized.of(tiny, write_recipe(tmp_path, rule), (8, 8), images(12))
     deployed = made.deployed("fast")
-    folds = {fold.operator: (fold.kind, fold.into) for fold in deployed.folds}
+    migrations = {moved.operator: (moved.kind, moved.into) for moved in deployed.migrations}
     for block in (0, 1):
-        assert folds.pop(tiny.role("qkv", block)) == ("layernorm", tiny.role("norm1", block))
-        assert folds.pop(tiny.role("fc1", block)) == ("layernorm", tiny.role("norm2", block))
+        assert migrations.pop(tiny.role("qkv", block)) == ("layernorm", tiny.role("norm1", block))
+        assert migrations.pop(tiny.role("fc1", block)) == ("layernorm", tiny.role("norm2", block))
         for role in ("proj", "fc2"):
-            assert folds.pop(tiny.role(role, block)) == ("multiplication", None)
-    assert not folds
+            assert migrations.pop(tiny.role(role, block)) == ("multiplication", None)
+    assert not migrations
     assert "scales of the input's channels" in deployed.places[tiny.role("fc2", 0)].why
     assert len(of_type(deployed.model, "Mul")) == len(of_type(made.model, "Mul")) + 4
     assert sqnr(made.run(deployed), made.floating()) > 25
@@ -105,13 +105,13 @@ def test_scales_per_channel_go_into_layernorms_and_multiplications(tiny: Tiny, t
     assert sum(found[kernel] for kernel in INTEGER_KERNELS) == len(of_type(made.model, *PRODUCTS))
 
 
-def test_a_fold_through_windows(tmp_path: Path) -> None:
+def test_scales_migrate_through_windows(tmp_path: Path) -> None:
     """Swin moves tokens between its LayerNorm and the layer; the channels stay last."""
     recipe = write_recipe(tmp_path, {"select": {"role": ["qkv", "fc1"], "operand": "input"}, **CHANNELS})
     made = Quantized.make(tmp_path, "swin", recipe)
     deployed = made.deployed("fast")
-    assert {fold.kind for fold in deployed.folds} == {"layernorm"}
-    assert len(deployed.folds) == 8
+    assert {moved.kind for moved in deployed.migrations} == {"layernorm"}
+    assert len(deployed.migrations) == 8
     assert sqnr(made.run(deployed), made.floating()) > 25
 
 
@@ -129,7 +129,7 @@ def layer_after_norm(body: str, **constants: np.ndarray) -> onnx.ModelProto:
     return model
 
 
-def test_a_fold_is_exact() -> None:
+def test_scale_migration_is_exact() -> None:
     """LayerNorm divided, weights multiplied: the same product within float's rounding."""
     generator = np.random.default_rng(0)
     gamma, beta = generator.standard_normal((2, 8)).astype(np.float32)
@@ -137,10 +137,10 @@ def test_a_fold_is_exact() -> None:
     grid = Grid(np.geomspace(1e-4, 3, 8).astype(np.float32), 2, -128, 127)
     model = layer_after_norm("y = MatMul(n, w)", gamma=gamma, beta=beta, w=weight)
     graph = Graph(model)
-    assert set(layernorm_folds(graph, tensor_shapes(model), {"layer": grid})) == {"norm"}
+    assert set(layernorm_migrations(graph, tensor_shapes(model), {"layer": grid})) == {"norm"}
     gamma, beta = scaled_parameters(graph, graph.nodes[0], grid)
-    folded = layer_after_norm("y = MatMul(n, w)", gamma=gamma, beta=beta, w=scaled_weight(weight, grid))
-    wanted, found = (ReferenceEvaluator(m).run(None, {"x": x})[0] for m in (model, folded))
+    migrated = layer_after_norm("y = MatMul(n, w)", gamma=gamma, beta=beta, w=scaled_weight(weight, grid))
+    wanted, found = (ReferenceEvaluator(m).run(None, {"x": x})[0] for m in (model, migrated))
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -154,12 +154,12 @@ def test_a_fold_is_exact() -> None:
         ("r = Relu(n) y = MatMul(r, w)", "something computes in between"),
     ],
 )
-def test_no_fold_where(body: str, why: str) -> None:
+def test_no_scale_migration_where(body: str, why: str) -> None:
     shapes = {"gamma": 8, "beta": 8, "w": (8, 8), "u": (4, 8)}
     used = {name: np.ones(s, np.float32) for name, s in shapes.items() if s == 8 or f", {name})" in body}
     model = layer_after_norm(body, **used)
     grid = Grid(np.ones(8, np.float32), 2, -128, 127)
-    assert not layernorm_folds(Graph(model), tensor_shapes(model), {"layer": grid}), why
+    assert not layernorm_migrations(Graph(model), tensor_shapes(model), {"layer": grid}), why
 
 
 def test_weights_per_input_channel_are_quantized_again(tiny: Tiny, tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def test_fast_runs_it_on_product_kernels(case: Case, tmp_path: Path) -> None:
     runs = {name: place.runs for name, place in deployed.places.items()}
     convolutions = {i.operator.name for i in model.quantized if i.operator.type == "Conv"}
     assert {runs[name] for name in products - convolutions} == {"integer"}
-    assert not deployed.folds  # what scales per channel would have cost is in the parameters already
+    assert not deployed.migrations  # what scales per channel would have cost is in the parameters already
     counts = product_kernels(deployed.model, tmp_path, quantized=True)
     integer = sum(counts.get(kernel, 0) for kernel in INTEGER_KERNELS)
     assert integer == sum(runs[name] == "integer" for name in products)

@@ -25,7 +25,7 @@ class PlacedOperator(Strict):
     why: str
 
 
-class FoldRecord(Strict):
+class MigrationRecord(Strict):
     """How activations with a scale for each channel became integers with one scale."""
 
     kind: Literal["layernorm", "multiplication"]
@@ -71,7 +71,7 @@ class DeployReport(Record):
     opset: Positive
     products: Products
     operators: list[PlacedOperator]
-    folds: list[FoldRecord]
+    folds: list[MigrationRecord]
     graph_sha256: Sha256
     qparams_sha256: Sha256
     int8_sha256: Sha256

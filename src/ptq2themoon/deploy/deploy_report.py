@@ -19,7 +19,7 @@ class Place(NamedTuple):
     why: str
 
 
-class Fold(NamedTuple):
+class ScaleMigration(NamedTuple):
     """How activations with a scale for each channel became integers with one scale.
 
     Attributes:
@@ -51,7 +51,7 @@ class Deployed:
     mode: Mode
     profile: Profile
     places: dict[str, Place]
-    folds: list[Fold] = field(default_factory=list)
+    migrations: list[ScaleMigration] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     work: dict[str, int] = field(default_factory=dict)
 
@@ -68,7 +68,7 @@ class Deployed:
             "opset": opset,
             "products": self.products(),
             "operators": [{**o._asdict(), **self.places[o.name]._asdict()} for o in operators],
-            "folds": [{"kind": fold.kind, **fold._asdict()} for fold in self.folds],
+            "folds": [{"kind": moved.kind, **moved._asdict()} for moved in self.migrations],
         }
 
     def products(self) -> dict[str, Any]:

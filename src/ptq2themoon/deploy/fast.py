@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from ptq2themoon.deploy.deploy_report import Fold, Place
+from ptq2themoon.deploy.deploy_report import Place, ScaleMigration
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.integers import Operands, grid_at, integer_type, not_integer, problem, unit_of_scales
 from ptq2themoon.deploy.kinds import Forms, forms_of
 from ptq2themoon.deploy.linear_layers import Linear, as_linear, write_product
 from ptq2themoon.deploy.patches import Patches, as_patches
-from ptq2themoon.deploy.scale_migration import layernorm_folds, scaled_parameters, scaled_weight
+from ptq2themoon.deploy.scale_migration import layernorm_migrations, scaled_parameters, scaled_weight
 from ptq2themoon.deploy.writer import S8, U8, Writer
 from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
 from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
@@ -51,8 +51,8 @@ class Fast:
         self.shapes = tensor_shapes(model)
         self.places: dict[str, Place] = {}
         self.kept: dict[str, str] = {}  # products in floating point by the kind that is none of integers
-        self.folds: list[Fold] = []
-        self.norms = layernorm_folds(self.writer.graph, self.shapes, self._channelwise())
+        self.migrations: list[ScaleMigration] = []
+        self.norms = layernorm_migrations(self.writer.graph, self.shapes, self._channelwise())
         self._divided: dict[str, tuple[str, Grid]] = {}  # tensors in steps of one: who divided them
 
     def _channelwise(self) -> dict[str, Grid]:
@@ -145,7 +145,7 @@ class Fast:
             norm = self._norm_of(linear.x)
             if norm is None:
                 x = self._divide(x, grid)
-            self.folds.append(Fold(node.name, norm, len(grid.scale)))
+            self.migrations.append(ScaleMigration(node.name, norm, len(grid.scale)))
             grid = grid.unit()
         rank = len(self.shapes[linear.x])
         return self.writer.quantized(x, grid, self._type(grid), rank), np.float32(grid.scale)

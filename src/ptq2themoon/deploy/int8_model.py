@@ -54,4 +54,4 @@ def deploy(
         faithful = Faithful(model, by_name, profile)
         return Deployed(faithful.write(), mode, profile, faithful.places, [], faithful.kept, work)
     fast = Fast(model, by_name, profile)
-    return Deployed(fast.write(), mode, profile, fast.places, fast.folds, fast.kept, work)
+    return Deployed(fast.write(), mode, profile, fast.places, fast.migrations, fast.kept, work)

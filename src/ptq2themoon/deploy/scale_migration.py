@@ -18,7 +18,7 @@ from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes
 from ptq2themoon.graph.forms.layernorms import readers_of, scalable_norms
 
 
-def layernorm_folds(graph: Graph, shapes: Shapes, wanted: Mapping[str, Grid]) -> dict[str, Grid]:
+def layernorm_migrations(graph: Graph, shapes: Shapes, wanted: Mapping[str, Grid]) -> dict[str, Grid]:
     """LayerNorms, by name, that can be divided by the scales of all that reads them.
 
     Args:

@@ -13,7 +13,7 @@ from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute, tenso
 from ptq2themoon.graph.meaning.walk import POOLING_TYPES, Walk
 from ptq2themoon.vocabulary.operators import Operator
 
-Grid = tuple[int, int]
+PatchGrid = tuple[int, int]
 
 
 def attention_facts(fused: onnx.ModelProto, operators: list[Operator]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class _Facts:
 
     def _patches(
         self, block: int, entry: dict[str, Any], before: dict[str, Any] | None
-    ) -> tuple[int, Grid | None]:
+    ) -> tuple[int, PatchGrid | None]:
         """Tokens before the patches, and the patches' rows and columns."""
         tokens, groups = entry["tokens"], entry["groups"]
         norm = self.by_place.get(("norm1", block))
@@ -94,17 +94,17 @@ class _Facts:
             return 0, before["grid"]
         return 0, None
 
-    def _embedded_grid(self) -> Grid | None:
+    def _embedded_grid(self) -> PatchGrid | None:
         """Of the convolution that makes patches."""
         shape = self._shape(self.by_place.get(("patch_embed", None)))
         return _grid(shape[2:]) if len(shape) == 4 else None
 
-    def _own_grid(self, norm: NodeProto | None) -> Grid | None:
+    def _own_grid(self, norm: NodeProto | None) -> PatchGrid | None:
         """Of a block whose tokens keep their rows and columns: [B, rows, columns, channels]."""
         shape = self._shape(norm)
         return _grid(shape[1:3]) if len(shape) == 4 else None
 
-    def _unfolded_grid(self, norm: NodeProto | None, groups: int | None) -> Grid | None:
+    def _unfolded_grid(self, norm: NodeProto | None, groups: int | None) -> PatchGrid | None:
         """Of patches cut from a feature map (MobileViT): pixels of one place in their patch attend together.
 
         The map [B, C, H, W] is cut by a Reshape to [B * C * rows, h, columns, w] with h * w groups.
@@ -173,7 +173,7 @@ class _Facts:
         return None
 
 
-def _grid(sizes: tuple[int | str, ...]) -> Grid | None:
+def _grid(sizes: tuple[int | str, ...]) -> PatchGrid | None:
     rows, columns = sizes
     return (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else None
 

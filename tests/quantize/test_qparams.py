@@ -135,7 +135,7 @@ def test_everything_else_that_rebuilds_a_tensor_is_read_too(tmp_path: Path) -> N
     pairs = zip(read.quantized, example(), strict=True)
     for found, wanted in ((t, w) for a, b in pairs for t, w in zip(a.tensors, b.tensors, strict=True)):
         assert type(found.ready()) is type(wanted.ready())
-        assert found.ready().grid == wanted.ready().grid
+        assert found.ready().key == wanted.ready().key
         assert found.granularity == wanted.granularity
 
 

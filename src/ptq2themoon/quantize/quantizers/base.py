@@ -76,8 +76,8 @@ class Quantizer(ABC):
 
     @property
     @abstractmethod
-    def grid(self) -> Hashable:
-        """Equal for two quantizers that give equal values; quantizing twice by one grid changes nothing."""
+    def key(self) -> Hashable:
+        """Equal for two quantizers that give equal values; quantizing twice with one key changes nothing."""
 
     @property
     def kept_by_moving(self) -> bool:
@@ -85,10 +85,10 @@ class Quantizer(ABC):
         return self.axis is None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Quantizer) and self.grid == other.grid
+        return isinstance(other, Quantizer) and self.key == other.key
 
     def __hash__(self) -> int:
-        return hash(self.grid)
+        return hash(self.key)
 
 
 def along(values: Tensor, axis: int | None, rank: int) -> Tensor:

@@ -85,5 +85,5 @@ class LogSqrt2(Quantizer):
         return self(value).detach() + (smooth - smooth.detach())  # the gradient is that of `smooth` alone
 
     @property
-    def grid(self) -> Hashable:
+    def key(self) -> Hashable:
         return self.kind, self.scale.item(), self.bits

@@ -148,6 +148,6 @@ class Uniform(Quantizer):
         return self._placed[key]
 
     @property
-    def grid(self) -> Hashable:
+    def key(self) -> Hashable:
         values = tuple(self.scale.flatten().tolist()), tuple(self.zero_point.flatten().tolist())
         return self.kind, *values, self.axis if self.scale.ndim else None, self.quant_min, self.quant_max

@@ -1,4 +1,4 @@
-"""Times by turns, their spread, and tables of them."""
+"""Times by turns, their quartiles, and tables of them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import pytest
 from ptq2themoon.benchmark.timing import (
     SHORTEST,
     WARM_UP,
-    Spread,
+    Quartiles,
     interleaved,
+    quartiles,
     ratios,
     repeats,
-    spread,
 )
 from ptq2themoon.tables.csv_rows import read_csv, write_csv
 
 
-def test_spread_is_median_and_quartiles() -> None:
-    assert spread([5.0, 1.0, 2.0, 3.0, 4.0]) == Spread(3.0, 2.0, 4.0)
-    assert spread([7.0]) == Spread(7.0, 7.0, 7.0)
+def test_quartiles_stand_beside_the_median() -> None:
+    assert quartiles([5.0, 1.0, 2.0, 3.0, 4.0]) == Quartiles(3.0, 2.0, 4.0)
+    assert quartiles([7.0]) == Quartiles(7.0, 7.0, 7.0)
 
 
 def test_ratios_are_of_the_same_round() -> None:
     """A machine twice as slow in one round changes no ratio."""
     found = ratios({"base": [4.0, 8.0, 4.0], "fast": [2.0, 4.0, 2.0]}, "base")
-    assert found == {"base": Spread(1.0, 1.0, 1.0), "fast": Spread(2.0, 2.0, 2.0)}
+    assert found == {"base": Quartiles(1.0, 1.0, 1.0), "fast": Quartiles(2.0, 2.0, 2.0)}
 
 
 def test_all_run_once_in_each_round_by_turns() -> None:

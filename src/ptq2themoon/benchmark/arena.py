@@ -12,7 +12,7 @@ import numpy as np
 
 from ptq2themoon.benchmark import runtimes
 from ptq2themoon.benchmark.peers import size
-from ptq2themoon.benchmark.timing import interleaved, ratios, spread
+from ptq2themoon.benchmark.timing import interleaved, quartiles, ratios
 from ptq2themoon.evaluate import metrics
 from ptq2themoon.graph.editing.onnx_run import Runner, product_kernels, runner, session
 
@@ -102,7 +102,7 @@ class Arena:
         faster = ratios(times, BASE)
         rows = []
         for entry, _, kernels in opened:
-            found = [f"{1000 * value:.3f}" for value in spread(times[entry.name])]
+            found = [f"{1000 * value:.3f}" for value in quartiles(times[entry.name])]
             ratio = [f"{value:.3f}" for value in faster[entry.name]]
             row = {"model": self.model, "batch": len(images), "threads": self.threads, "rounds": rounds}
             row |= entry.facts() | dict(zip(("median_ms", "low_ms", "high_ms"), found, strict=True))

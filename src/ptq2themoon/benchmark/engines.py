@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptq2themoon.benchmark.timing import interleaved, ratios, spread
+from ptq2themoon.benchmark.timing import interleaved, quartiles, ratios
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.ppq_compat import ppq
 from ptq2themoon.quantize.calibration import calibrate
@@ -72,7 +72,7 @@ def rows(
     found = []
     for name, values in times.items():
         row: dict[str, Any] = {"measure": measure, "contestant": name, "equal": equal.get(name)}
-        shown = [f"{value:.4f}" for value in spread(values)]
+        shown = [f"{value:.4f}" for value in quartiles(values)]
         row |= dict(zip(("seconds", "low", "high"), shown, strict=True))
         shown = [f"{value:.3f}" for value in faster[name]]
         found.append(row | dict(zip(("ratio", "ratio_low", "ratio_high"), shown, strict=True)))

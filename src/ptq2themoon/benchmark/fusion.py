@@ -14,7 +14,7 @@ import onnx
 import pandas as pd
 import torch
 
-from ptq2themoon.benchmark.timing import Spread, interleaved, ratios, repeats, spread
+from ptq2themoon.benchmark.timing import Quartiles, interleaved, quartiles, ratios, repeats
 from ptq2themoon.deploy.int8_model import deploy
 from ptq2themoon.evaluate.metrics import output_sqnr_db
 from ptq2themoon.graph.editing.onnx_graph import Graph
@@ -216,14 +216,14 @@ def comparison(
         row: dict[str, Any] = {key: getattr(contestant, key) for key in ("executor", "precision", "fusion")}
         row |= {key: getattr(contestant, key) for key in COUNTS}
         if contestant.name in times:
-            row |= zip(TIMES, (1000 * value for value in spread(times[contestant.name])), strict=True)
+            row |= zip(TIMES, (1000 * value for value in quartiles(times[contestant.name])), strict=True)
         row |= zip(RATIOS, _ratio(contestant, times), strict=False)
         row |= {"batch": len(one), "sqnr_db": contestant.judge(images, logits), "images": len(images)}
         rows.append(row | {"note": contestant.note})
     return rows
 
 
-def _ratio(contestant: Contestant, times: Mapping[str, Sequence[float]]) -> Spread | tuple[()]:
+def _ratio(contestant: Contestant, times: Mapping[str, Sequence[float]]) -> Quartiles | tuple[()]:
     """How many times faster than without fusion, all else alike; nothing where one of the two did not run."""
     base = Contestant(contestant.executor, contestant.precision, WITHOUT).name
     if base not in times or contestant.name not in times:

@@ -17,7 +17,7 @@ WARM_UP = 2  # rounds that do not count
 SHORTEST = 0.05  # seconds that the baseline runs in a round: shorter work is repeated
 
 
-class Spread(NamedTuple):
+class Quartiles(NamedTuple):
     """The median and the quartiles beside it."""
 
     median: float
@@ -25,16 +25,16 @@ class Spread(NamedTuple):
     high: float
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value."""
+def quartiles(values: Sequence[float]) -> Quartiles:
+    """Median and quartiles of at least one value."""
     low, median, high = np.percentile(values, [25, 50, 75])
-    return Spread(float(median), float(low), float(high))
+    return Quartiles(float(median), float(low), float(high))
 
 
-def ratios(times: Mapping[str, Sequence[float]], base: str) -> dict[str, Spread]:
-    """How many times faster than `base` each is: round by round, then the spread over rounds."""
+def ratios(times: Mapping[str, Sequence[float]], base: str) -> dict[str, Quartiles]:
+    """How many times faster than `base` each is: round by round, then median and quartiles over rounds."""
     return {
-        name: spread([reference / found for reference, found in zip(times[base], values, strict=True)])
+        name: quartiles([reference / found for reference, found in zip(times[base], values, strict=True)])
         for name, values in times.items()
     }
 

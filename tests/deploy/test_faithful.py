@@ -64,8 +64,8 @@ def test_channel_wise_recipes(tmp_path: Path, recipe: str) -> None:
     made = Quantized.of(tiny, recipe, (8, 8), images(12))
     found = compare(made.model, made.quantized, made.simulated, made.images)
     assert not any(d.departs for d in found)
-    places = made.deployed("faithful").places
-    fc2 = places[tiny.role("fc2", 5)]
+    placements = made.deployed("faithful").placements
+    fc2 = placements[tiny.role("fc2", 5)]
     assert fc2.runs == ("float" if recipe == "customized" else "integer")
     assert ("channel" in fc2.why) == (recipe == "customized")
     simulated = made.simulated(made.images).numpy()
@@ -101,7 +101,7 @@ def test_more_than_eight_bits_stay_in_floating_point(tiny: Tiny, tmp_path: Path)
     recipe = write_recipe(tmp_path, {"select": {"role": ["softmax", "fc1"]}, "bits": 12})
     made = Quantized.of(tiny, recipe, (8, 8), images(12))
     deployed = made.deployed("faithful")
-    assert deployed.places[tiny.role("fc1", 0)] == ("float", "more than 8 bits")
+    assert deployed.placements[tiny.role("fc1", 0)] == ("float", "more than 8 bits")
     found = compare(made.model, made.quantized, made.simulated, made.images)
     assert not any(d.departs for d in found)
 
@@ -112,7 +112,7 @@ def test_weights_per_input_channel_of_a_square_layer(tiny: Tiny, tmp_path: Path)
     made = Quantized.of(tiny, write_recipe(tmp_path, rule), (8, 8), images(12))
     found = compare(made.model, made.quantized, made.simulated, made.images)
     assert not any(d.departs for d in found)
-    assert made.deployed("faithful").places[tiny.role("proj", 0)].runs == "float"
+    assert made.deployed("faithful").placements[tiny.role("proj", 0)].runs == "float"
 
 
 def test_two_scales_in_a_row_stay_two(tiny: Tiny, tmp_path: Path) -> None:

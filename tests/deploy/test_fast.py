@@ -33,7 +33,7 @@ def test_all_products_run_on_product_kernels(family: Quantized, tmp_path: Path) 
     assert sum(found[kernel] for kernel in INTEGER_KERNELS) == len(of_type(family.model, *PRODUCTS))
     assert not [kernel for kernel in FLOAT_KERNELS if found[kernel]]
     types = {item.operator.name: item.operator.type for item in family.quantized}
-    assert {made.places[name].runs for name, kind in types.items() if kind in PRODUCTS} == {"integer"}
+    assert {made.placements[name].runs for name, kind in types.items() if kind in PRODUCTS} == {"integer"}
 
 
 def test_a_convolution_of_patches_is_a_product(family: Quantized, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_what_is_no_product_stays_in_floating_point(family: Quantized, tmp_path:
     assert not [kind for kind in quantized_types if kind in found]
     items = [item.operator for item in family.quantized]
     floating = {operator.name for operator in items if operator.type not in PRODUCTS}
-    assert {made.places[name].runs for name in floating} == {"float"}
+    assert {made.placements[name].runs for name in floating} == {"float"}
 
 
 def test_no_further_from_floating_point_than_the_simulation(family: Quantized) -> None:
@@ -98,7 +98,7 @@ def test_scales_per_channel_go_into_layernorms_and_multiplications(tiny: Tiny, t
         for role in ("proj", "fc2"):
             assert migrations.pop(tiny.role(role, block)) == ("multiplication", None)
     assert not migrations
-    assert "scales of the input's channels" in deployed.places[tiny.role("fc2", 0)].why
+    assert "scales of the input's channels" in deployed.placements[tiny.role("fc2", 0)].why
     assert len(of_type(deployed.model, "Mul")) == len(of_type(made.model, "Mul")) + 4
     assert sqnr(made.run(deployed), made.floating()) > 25
     found = kernels(deployed.model, tmp_path)
@@ -168,7 +168,7 @@ def test_weights_per_input_channel_are_quantized_again(tiny: Tiny, tmp_path: Pat
     )
     made = Quantized.of(tiny, recipe, (8, 8), images(12))
     deployed = made.deployed("fast")
-    assert "quantized again per output channel" in deployed.places[tiny.role("proj", 0)].why
+    assert "quantized again per output channel" in deployed.placements[tiny.role("proj", 0)].why
     assert sqnr(made.run(deployed), made.floating()) > 25
 
 
@@ -188,10 +188,10 @@ def test_what_the_recipe_leaves_out_stays_in_floating_point(tiny: Tiny, tmp_path
         {"select": {"role": "proj"}, "bits": 10},
     ]
     made = Quantized.of(tiny, write_recipe(tmp_path, *rules), (8, 8), images(12))
-    places = made.deployed("fast").places
-    assert places[tiny.role("fc1", 0)] == ("float", "the recipe leaves an input in floating point")
-    assert places[tiny.role("proj", 1)] == ("float", "more than 8 bits")
-    assert "cannot take out" in places[tiny.role("attn_context", 0)].why
+    placements = made.deployed("fast").placements
+    assert placements[tiny.role("fc1", 0)] == ("float", "the recipe leaves an input in floating point")
+    assert placements[tiny.role("proj", 1)] == ("float", "more than 8 bits")
+    assert "cannot take out" in placements[tiny.role("attn_context", 0)].why
     assert sqnr(made.run(made.deployed("fast")), made.floating()) > 25
 
 
@@ -243,12 +243,12 @@ def test_tensorrt_s_rules(tmp_path: Path, mode: str, recipe: str) -> None:
 def test_convolutions_that_stay_in_floating_point(tmp_path: Path) -> None:
     rule = {"select": {"role": "patch_embed", "operand": "input"}, **CHANNELS}
     made = Quantized.make(tmp_path, "vit", write_recipe(tmp_path, rule))
-    assert "cannot take out" in made.deployed("fast").places["patch_embed"].why
+    assert "cannot take out" in made.deployed("fast").placements["patch_embed"].why
     rule = {"select": {"operand": "output"}, "quantize": False}
     made = Quantized.make(tmp_path, "mobilevit", write_recipe(tmp_path, rule))
     deployed = made.deployed("fast")
-    places = {deployed.places[i.operator.name] for i in made.quantized if i.operator.type == "Conv"}
-    assert places == {("float", "a convolution needs an output with one scale to run in integers")}
+    placements = {deployed.placements[i.operator.name] for i in made.quantized if i.operator.type == "Conv"}
+    assert placements == {("float", "a convolution needs an output with one scale to run in integers")}
     assert sqnr(made.run(deployed), made.floating()) > 30
 
 
@@ -259,6 +259,6 @@ def test_weights_of_a_convolution_per_channel(tmp_path: Path, axis: str, why: st
     rule = {"select": {"operand": "weight"}, **CHANNELS, "weight_axis": axis}
     made = Quantized.make(tmp_path, "mobilevit", write_recipe(tmp_path, rule))
     deployed = made.deployed("fast")
-    places = [deployed.places[i.operator.name] for i in made.quantized if i.operator.type == "Conv"]
-    assert all(why in place.why for place in places)
+    placements = [deployed.placements[i.operator.name] for i in made.quantized if i.operator.type == "Conv"]
+    assert all(why in place.why for place in placements)
     assert sqnr(made.run(deployed), made.floating()) > 30

@@ -93,8 +93,8 @@ def test_log_sqrt2_leaves_its_product_in_floating_point_and_says_what_that_costs
     assert products["integer_share"] == pytest.approx(1 - cost, abs=2e-4)
     assert 0 < cost < 0.2
     for name in context:
-        assert deployed.places[name].runs == "float"
-        assert "log_sqrt2: powers of the square root of two are no integers" in deployed.places[name].why
+        assert deployed.placements[name].runs == "float"
+        assert "log_sqrt2: powers of the square root of two are no integers" in deployed.placements[name].why
     assert kernels(deployed.model, tmp_path)["MatMul"] == len(context)
     assert sqnr(found.run(deployed), found.floating()) > 25
 
@@ -119,8 +119,8 @@ def test_a_kind_without_a_row_stays_in_floating_point(
     name = tiny.role("attn_context", 0)
     for mode in ("faithful", "fast"):
         deployed = found.deployed(mode)  # type: ignore[arg-type]
-        assert deployed.places[name].runs == "float"
-        assert "kind 'log_sqrt2' has no expression" in deployed.places[name].why
+        assert deployed.placements[name].runs == "float"
+        assert "kind 'log_sqrt2' has no expression" in deployed.placements[name].why
         assert sqnr(found.run(deployed), found.floating()) > 25
 
 
@@ -137,7 +137,7 @@ def test_a_kind_without_a_row_stays_in_floating_point(
 )
 def test_what_one_scale_cannot_express(tiny: Tiny, tmp_path: Path, rule: dict[str, Any], why: str) -> None:
     found = made(tiny, tmp_path, rule)
-    place = found.deployed("fast").places[tiny.role("attn_scores", 1)]
+    place = found.deployed("fast").placements[tiny.role("attn_scores", 1)]
     assert place.runs == "float"
     assert why in place.why
     assert sqnr(found.run(found.deployed("fast")), found.floating()) > 25
@@ -189,8 +189,8 @@ def test_softmax_has_unsigned_codes_without_a_zero_point(once: Quantized) -> Non
 
 
 def test_zero_points_of_queries_are_reported(once: Quantized) -> None:
-    places = once.deployed("fast").places
-    by_role = {i.operator.role: places[i.operator.name].why for i in once.quantized}
+    placements = once.deployed("fast").placements
+    by_role = {i.operator.role: placements[i.operator.name].why for i in once.quantized}
     assert "zero points of queries, keys or values cost time" in by_role["attn_scores"]
 
 
@@ -200,5 +200,5 @@ def test_tensorrt_has_no_zero_points(once: Quantized) -> None:
         values = constants(deployed.model)
         quantized = of_type(deployed.model, "QuantizeLinear", "DequantizeLinear")
         assert not any(values[node.input[2]].any() for node in quantized)
-        assert any("TensorRT has no zero points" in place.why for place in deployed.places.values())
+        assert any("TensorRT has no zero points" in place.why for place in deployed.placements.values())
         assert sqnr(once.run(deployed), once.floating()) > 25

@@ -297,7 +297,7 @@ def test_fast_runs_it_on_product_kernels(case: Case, tmp_path: Path) -> None:
     model = case.quantized(repq(log_sqrt2=False))
     deployed = deploy(model.edited, model.quantized, "fast")
     products = {i.operator.name for i in model.quantized if i.operator.type in PRODUCTS}
-    runs = {name: place.runs for name, place in deployed.places.items()}
+    runs = {name: place.runs for name, place in deployed.placements.items()}
     convolutions = {i.operator.name for i in model.quantized if i.operator.type == "Conv"}
     assert {runs[name] for name in products - convolutions} == {"integer"}
     assert not deployed.migrations  # what scales per channel would have cost is in the parameters already
@@ -310,8 +310,8 @@ def test_fast_runs_it_on_product_kernels(case: Case, tmp_path: Path) -> None:
 
 def test_fast_leaves_the_powers_in_floating_point(vit: Case) -> None:
     model = vit.quantized(repq(log_sqrt2=True))
-    places = deploy(model.edited, model.quantized, "fast").places
-    floating = sorted(name for name, place in places.items() if place.runs == "float")
+    placements = deploy(model.edited, model.quantized, "fast").placements
+    floating = sorted(name for name, place in placements.items() if place.runs == "float")
     assert floating == ["blocks.0.attn_context", "blocks.1.attn_context"]
 
 
@@ -321,6 +321,6 @@ def test_the_paper_s_asymmetric_weights_are_one_rule_away(vit: Case) -> None:
     model = vit.quantized(repq(rule, log_sqrt2=False))
     weights = [tensor.ready() for _, tensor in model.slots() if tensor.operand == "weight"]
     assert all(isinstance(weight, Uniform) and not weight.symmetric for weight in weights)
-    places = deploy(model.edited, model.quantized, "fast").places
-    integer = {name.rpartition(".")[2] for name, place in places.items() if place.runs == "integer"}
+    placements = deploy(model.edited, model.quantized, "fast").placements
+    integer = {name.rpartition(".")[2] for name, place in placements.items() if place.runs == "integer"}
     assert integer == {"attn_scores", "attn_context"}

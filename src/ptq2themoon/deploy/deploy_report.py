@@ -12,7 +12,7 @@ from ptq2themoon.vocabulary.modes import Mode, Profile
 from ptq2themoon.vocabulary.operators import Operator
 
 
-class Place(NamedTuple):
+class Placement(NamedTuple):
     """Where an operator is computed, and why there."""
 
     runs: Literal["integer", "float"]
@@ -42,7 +42,7 @@ class Deployed:
     """An INT8 model and what was done to make it.
 
     Attributes:
-        places: of the operators that the recipe quantizes.
+        placements: of the operators that the recipe quantizes.
         kept: products in floating point by the kind of quantizer that no integers express.
         work: multiply-accumulates of every product and convolution, for one image.
     """
@@ -50,7 +50,7 @@ class Deployed:
     model: onnx.ModelProto
     mode: Mode
     profile: Profile
-    places: dict[str, Place]
+    placements: dict[str, Placement]
     migrations: list[ScaleMigration] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     work: dict[str, int] = field(default_factory=dict)
@@ -67,13 +67,15 @@ class Deployed:
             "profile": self.profile,
             "opset": opset,
             "products": self.products(),
-            "operators": [{**o._asdict(), **self.places[o.name]._asdict()} for o in operators],
+            "operators": [{**o._asdict(), **self.placements[o.name]._asdict()} for o in operators],
             "folds": [{"kind": moved.kind, **moved._asdict()} for moved in self.migrations],
         }
 
     def products(self) -> dict[str, Any]:
         """How many run in integers, their share of the multiply-accumulates, and what each kind costs."""
-        integer = [name for name in self.work if name in self.places and self.places[name].runs == "integer"]
+        integer = [
+            name for name in self.work if name in self.placements and self.placements[name].runs == "integer"
+        ]
         total = sum(self.work.values())
 
         def share(names: list[str]) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from ptq2themoon.deploy.deploy_report import Place
+from ptq2themoon.deploy.deploy_report import Placement
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.integers import grid_at, not_integer, operands_of, problem, unit_of_scales
 from ptq2themoon.deploy.kinds import Forms, Formula, Unwritten, forms_of
@@ -37,7 +37,7 @@ class Faithful:
         self.quantized, self.profile = quantized, profile
         self.shapes = tensor_shapes(model)
         self.ranks = {name: len(shape) for name, shape in self.shapes.items()}
-        self.places: dict[str, Place] = {}
+        self.placements: dict[str, Placement] = {}
         self.kept: dict[str, str] = {}  # products in floating point by the kind that is none of integers
 
     def write(self) -> onnx.ModelProto:
@@ -65,7 +65,7 @@ class Faithful:
                 inputs = [self._apart(inputs[0], grids)]
             self.writer.keep(node, inputs, raw)
         if grids:
-            self.places[node.name] = self._place(node, linear, grids)
+            self.placements[node.name] = self._place(node, linear, grids)
         for i, name in enumerate(node.output):
             grid = grids.get(("output", i))
             if grid is not None:
@@ -158,15 +158,15 @@ class Faithful:
         again = self.writer.stored_type(tensor) == S8
         return U8 if again and not second and self.profile == "onnxruntime" else S8
 
-    def _place(self, node: NodeProto, linear: Linear | None, grids: Forms) -> Place:
+    def _place(self, node: NodeProto, linear: Linear | None, grids: Forms) -> Placement:
         for form in grids.values():
             if isinstance(form, Unwritten):
                 self.kept[node.name] = form.kind
-                return Place("float", form.why)
+                return Placement("float", form.why)
         if node.op_type == "Conv":
-            return Place("float", "with its bias in integers it would give other codes")
+            return Placement("float", "with its bias in integers it would give other codes")
         if node.op_type not in ("MatMul", "Gemm") and linear is None:
-            return Place("float", "the runtime computes it in floating point between quantized tensors")
+            return Placement("float", "the runtime computes it in floating point between quantized tensors")
         operands = operands_of(grids)
         if (formula := not_integer(grids, operands)) is not None:
             self.kept[node.name] = formula.kind
@@ -175,13 +175,13 @@ class Faithful:
         left, right = (grid_at(grids, operand, i) for i, operand in enumerate(operands))
         if operands[1] == "weight":
             if left.per_channel:
-                return Place("float", "activations with a scale for each channel of the reduction axis")
+                return Placement("float", "activations with a scale for each channel of the reduction axis")
             stored = linear.grid(right) if linear else right
             if stored.per_channel and stored.axis != _output_axis(node, linear):
-                return Place("float", "weights with a scale for each channel of the reduction axis")
+                return Placement("float", "weights with a scale for each channel of the reduction axis")
         elif left.per_channel or right.per_channel:
-            return Place("float", f"activations with a scale for each {unit_of_scales(left, right)}")
-        return Place("integer", "both inputs are integers with scales that the product can take out")
+            return Placement("float", f"activations with a scale for each {unit_of_scales(left, right)}")
+        return Placement("integer", "both inputs are integers with scales that the product can take out")
 
 
 def _output_axis(node: NodeProto, linear: Linear | None) -> int | None:

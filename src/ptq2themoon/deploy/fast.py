@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from ptq2themoon.deploy.deploy_report import Place, ScaleMigration
+from ptq2themoon.deploy.deploy_report import Placement, ScaleMigration
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.integers import Operands, grid_at, integer_type, not_integer, problem, unit_of_scales
 from ptq2themoon.deploy.kinds import Forms, forms_of
@@ -21,17 +21,17 @@ from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.vocabulary.modes import Profile
 
-FLOAT = Place("float", "runtimes compute it in floating point: quantizing it costs time and accuracy")
-CARRYING = Place(
+FLOAT = Placement("float", "runtimes compute it in floating point: quantizing it costs time and accuracy")
+CARRYING = Placement(
     "integer", "weights carry the scales of the input's channels, quantized again per output channel"
 )
-AGAIN = Place("integer", "weights had a scale for each input channel, quantized again per output channel")
-ONE_SCALE = Place("integer", "both inputs with one scale")
-SHIFTED = Place(
+AGAIN = Placement("integer", "weights had a scale for each input channel, quantized again per output channel")
+ONE_SCALE = Placement("integer", "both inputs with one scale")
+SHIFTED = Placement(
     "integer", "both inputs with one scale; zero points of queries, keys or values cost time in OpenVINO"
 )
 SCALES = "activations with a scale for each {}, which this operator cannot take out"
-NO_OUTPUT = Place("float", "a convolution needs an output with one scale to run in integers")
+NO_OUTPUT = Placement("float", "a convolution needs an output with one scale to run in integers")
 
 
 class Fast:
@@ -49,7 +49,7 @@ class Fast:
         self.forms: dict[str, Forms] = {name: forms_of(item) for name, item in quantized.items()}
         self.profile = profile
         self.shapes = tensor_shapes(model)
-        self.places: dict[str, Place] = {}
+        self.placements: dict[str, Placement] = {}
         self.kept: dict[str, str] = {}  # products in floating point by the kind that is none of integers
         self.migrations: list[ScaleMigration] = []
         self.norms = layernorm_migrations(self.writer.graph, self.shapes, self._channelwise())
@@ -67,7 +67,7 @@ class Fast:
                     found[node.name] = grid
         return found
 
-    def _problem(self, node: NodeProto, forms: Forms, operands: Operands) -> Place | None:
+    def _problem(self, node: NodeProto, forms: Forms, operands: Operands) -> Placement | None:
         if (formula := not_integer(forms, operands)) is not None:
             self.kept[node.name] = formula.kind
         return problem(forms, operands, self.profile)
@@ -79,10 +79,10 @@ class Fast:
         for node in self.writer.graph.nodes:
             place = self._node(node, self.forms.get(node.name, {}))
             if node.name in self.forms:
-                self.places[node.name] = place
+                self.placements[node.name] = place
         return self.writer.finish()
 
-    def _node(self, node: NodeProto, forms: Forms) -> Place:
+    def _node(self, node: NodeProto, forms: Forms) -> Placement:
         linear = as_linear(self.writer.graph, node)
         constants = self.writer.graph.constants
         if linear is not None:
@@ -98,7 +98,7 @@ class Fast:
         self.writer.keep(node, inputs)
         return FLOAT
 
-    def _linear(self, node: NodeProto, linear: Linear, forms: Forms) -> Place:
+    def _linear(self, node: NodeProto, linear: Linear, forms: Forms) -> Placement:
         x, place, scale = self.writer.read(linear.x), self._problem(node, forms, ("input", "weight")), None
         if place is not None:
             weight = self.writer.constant(f"{node.name}/weight", linear.weight)
@@ -121,7 +121,7 @@ class Fast:
             write_product(self.writer, stem, [x, weight], linear.bias, shape, node.output[0])
         return place
 
-    def _weight(self, linear: Linear, forms: Forms) -> tuple[np.ndarray, Grid, Place]:
+    def _weight(self, linear: Linear, forms: Forms) -> tuple[np.ndarray, Grid, Placement]:
         """Values [in, out] and their grid, per tensor or per output channel."""
         values, grid = linear.weight, linear.grid(grid_at(forms, "weight", 1))
         if grid_at(forms, "input", 0).per_channel:
@@ -129,15 +129,15 @@ class Fast:
             return values, Grid.of_weight(values, 1, grid.bits), CARRYING
         return values, *self._weight_grid(values, grid, 1)
 
-    def _weight_grid(self, values: np.ndarray, grid: Grid, axis: int) -> tuple[Grid, Place]:
+    def _weight_grid(self, values: np.ndarray, grid: Grid, axis: int) -> tuple[Grid, Placement]:
         """Per tensor, or along the `axis` of the output channels."""
         if grid.per_channel and grid.axis != axis:
             return Grid.of_weight(values, axis, grid.bits), AGAIN
         if grid.per_channel:
-            return grid, Place("integer", "weights with a scale for each output channel")
+            return grid, Placement("integer", "weights with a scale for each output channel")
         if self.profile == "tensorrt":
             grid = grid.repeated(values.shape[axis], axis)
-        return grid, Place("integer", "weights with one scale")
+        return grid, Placement("integer", "weights with one scale")
 
     def _input(self, node: NodeProto, linear: Linear, x: str, grid: Grid) -> tuple[str, np.float32]:
         """The layer's input, quantized, and its one scale."""
@@ -165,14 +165,14 @@ class Fast:
             done = self._divided[x] = self.writer.add("Mul", [x, reciprocal], f"{x}/divide"), grid
         return done[0]
 
-    def _product(self, node: NodeProto, forms: Forms) -> Place:
+    def _product(self, node: NodeProto, forms: Forms) -> Placement:
         """Of two activations: queries and keys, attention and values."""
         inputs = [self.writer.read(name) for name in node.input]
         place = self._problem(node, forms, ("input", "input"))
         if place is None:
             left, right = (grid_at(forms, "input", i) for i in (0, 1))
             if left.per_channel or right.per_channel:
-                place = Place("float", SCALES.format(unit_of_scales(left, right)))
+                place = Placement("float", SCALES.format(unit_of_scales(left, right)))
             else:
                 inputs = [self._operand(t, grid) for t, grid in zip(node.input, (left, right), strict=True)]
                 shifted = right.zero_point or left.low * left.zero_point
@@ -196,11 +196,11 @@ class Fast:
         self.writer.keep(move, [before])
         return tensor
 
-    def _conv(self, node: NodeProto, forms: Forms) -> Place:
+    def _conv(self, node: NodeProto, forms: Forms) -> Placement:
         """As a product where it cuts patches, else in integers where its output is quantized too."""
         place, output = self._problem(node, forms, ("input", "weight")), forms.get(("output", 0))
         if place is None and grid_at(forms, "input", 0).per_channel:
-            place = Place("float", SCALES.format("channel"))
+            place = Placement("float", SCALES.format("channel"))
         patches = as_patches(self.writer.graph, self.shapes, node)
         if place is None and patches is not None:
             return self._patches(node, forms, patches)
@@ -228,7 +228,7 @@ class Fast:
         self.writer.reads[name] = self.writer.quantized(raw, output, dtype, 4, final)
         return place
 
-    def _patches(self, node: NodeProto, forms: Forms, patches: Patches) -> Place:
+    def _patches(self, node: NodeProto, forms: Forms, patches: Patches) -> Placement:
         """The output stays in floating point, as that of every product."""
         writer, stem, constants = self.writer, node.name, self.writer.graph.constants
         weight, place = self._weight_grid(constants[node.input[1]], grid_at(forms, "weight", 1), 0)

@@ -52,6 +52,6 @@ def deploy(
     work = multiply_accumulates(model)
     if mode == "faithful":
         faithful = Faithful(model, by_name, profile)
-        return Deployed(faithful.write(), mode, profile, faithful.places, [], faithful.kept, work)
+        return Deployed(faithful.write(), mode, profile, faithful.placements, [], faithful.kept, work)
     fast = Fast(model, by_name, profile)
-    return Deployed(fast.write(), mode, profile, fast.places, fast.migrations, fast.kept, work)
+    return Deployed(fast.write(), mode, profile, fast.placements, fast.migrations, fast.kept, work)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptq2themoon.deploy.deploy_report import Place
+from ptq2themoon.deploy.deploy_report import Placement
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.kinds import Forms, Formula
 from ptq2themoon.deploy.writer import S8, U8
 from ptq2themoon.vocabulary.modes import Profile
 from ptq2themoon.vocabulary.recipe_language import Operand
 
-UNQUANTIZED = Place("float", "the recipe leaves an input in floating point")
-WIDE = Place("float", "more than 8 bits")
-NO_ZERO_POINT = Place("float", "TensorRT has no zero points; symmetric inputs would run in integers")
+UNQUANTIZED = Placement("float", "the recipe leaves an input in floating point")
+WIDE = Placement("float", "more than 8 bits")
+NO_ZERO_POINT = Placement("float", "TensorRT has no zero points; symmetric inputs would run in integers")
 Operands = tuple[Operand, Operand]
 
 
@@ -22,14 +22,14 @@ def operands_of(forms: Forms) -> Operands:
     return "input", "weight" if ("weight", 1) in forms else "input"
 
 
-def problem(forms: Forms, operands: Operands, profile: Profile) -> Place | None:
+def problem(forms: Forms, operands: Operands, profile: Profile) -> Placement | None:
     """Why inputs 0 and 1 cannot be integers, if so."""
     found = [forms.get((operand, i)) for i, operand in enumerate(operands)]
     formula = not_integer(forms, operands)
     if any(form is None for form in found):
         return UNQUANTIZED
     if formula is not None:
-        return Place("float", formula.why)
+        return Placement("float", formula.why)
     grids = [form for form in found if isinstance(form, Grid)]
     if not all(grid.stored for grid in grids):
         return WIDE

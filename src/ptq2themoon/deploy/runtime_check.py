@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ptq2themoon.deploy.compare import Difference
-from ptq2themoon.deploy.deploy_report import Place
+from ptq2themoon.deploy.deploy_report import Placement
 from ptq2themoon.evaluate.accuracy import AccuracyCounter
 from ptq2themoon.evaluate.error_meter import ErrorMeter
 from ptq2themoon.progress import progress
@@ -131,7 +131,7 @@ def verdict(metrics: dict[str, Any], differences: Sequence[Difference], mode: Mo
 
 
 def operator_table(
-    differences: Sequence[Difference], operators: Iterable[Operator], places: dict[str, Place]
+    differences: Sequence[Difference], operators: Iterable[Operator], placements: dict[str, Placement]
 ) -> pd.DataFrame:
     """Rows of runtime_operators.csv: one an operator, in graph order."""
     known = {operator.name: operator for operator in operators}
@@ -143,7 +143,7 @@ def operator_table(
                 "type": known[d.operator].type,
                 "role": known[d.operator].role,
                 "block": known[d.operator].block,
-                "runs": places[d.operator].runs,
+                "runs": placements[d.operator].runs,
                 "values": d.values,
                 "differ": d.differ / d.values,
                 "largest": d.largest,

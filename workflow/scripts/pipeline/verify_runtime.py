@@ -13,7 +13,7 @@ import torch
 from ptq2themoon.data import batches, open_source
 from ptq2themoon.deploy.compare import compare
 from ptq2themoon.deploy.deploy_records import DeployReport, RuntimeMetrics, RuntimeReport
-from ptq2themoon.deploy.deploy_report import Place
+from ptq2themoon.deploy.deploy_report import Placement
 from ptq2themoon.deploy.runtime_check import compare_runs, operator_table, verdict
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.evaluation_images import evaluated_images
@@ -52,7 +52,7 @@ def main(job: VerifyRuntime) -> None:
                 kernels = product_kernels(path, Path(folder), quantized=True)
             judged = verdict(metrics[mode], differences, mode)
             found[mode] = RuntimeMetrics(**metrics[mode], **judged, kernels=kernels)
-            places = {entry.name: Place(entry.runs, entry.why) for entry in report.operators}
+            places = {entry.name: Placement(entry.runs, entry.why) for entry in report.operators}
             tables.append(operator_table(differences, (item.operator for item in quantized), places))
         table = pd.concat(tables, ignore_index=True)
         table.to_csv(stage.temporary(job.out_operators), index=False, float_format="%.8g")

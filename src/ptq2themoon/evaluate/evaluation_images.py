@@ -24,13 +24,13 @@ class Evaluated(NamedTuple):
     Attributes:
         classifier: whether the outputs are logits.
         labelled: whether every image has a label.
-        places: of each image in the manifest, from 0.
+        indices: the row of each image in the manifest, from 0.
     """
 
     batches: Batches
     classifier: bool
     labelled: bool
-    places: Sequence[int]
+    indices: Sequence[int]
 
 
 def evaluated_images(
@@ -49,8 +49,8 @@ def evaluated_images(
     classifier, labelled = classes is not None, are_labelled([row.label for row in rows], manifest)
     if classifier and labelled:
         rows = read_manifest(manifest, classes)  # holds each label against the classes
-    places: Sequence[int] = range(len(rows))
+    indices: Sequence[int] = range(len(rows))
     if most is not None and most < len(rows):
-        places = spread(places, most, "--images", manifest)
-    found = batches([rows[place] for place in places], source, Preprocessing.of(info), batch_size)
-    return Evaluated(found, classifier, labelled, places)
+        indices = spread(indices, most, "--images", manifest)
+    found = batches([rows[index] for index in indices], source, Preprocessing.of(info), batch_size)
+    return Evaluated(found, classifier, labelled, indices)

@@ -62,11 +62,11 @@ class Reference:
         tensors = {"output": self.output, "attention": self.attention}
         write_tensors(path, tensors, {"version": VERSION, **made_from})
 
-    def at(self, places: Sequence[int]) -> Reference:
-        """Of the images at these places in the manifest."""
-        if list(places) == list(range(len(self.output))):
+    def at(self, indices: Sequence[int]) -> Reference:
+        """The reference of the images at these rows of the manifest."""
+        if list(indices) == list(range(len(self.output))):
             return self
-        chosen = list(places)
+        chosen = list(indices)
         return Reference(self.output[chosen], self.attention[chosen])
 
     def batches(self, size: int) -> list[Floating]:

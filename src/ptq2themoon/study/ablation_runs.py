@@ -38,7 +38,7 @@ class Bench:
         )
         spec = attention_spec(fused.report.attention, job.block)
         whole = Reference.load(job.reference, reference_of(fused.sha256, job.manifest, spec))
-        reference = whole.at(images.places)
+        reference = whole.at(images.indices)
         return cls(Subject(fused, device), images, calibration, reference, spec)
 
     def metrics(self, recipe: Recipe, bits: str, seed: int = 0) -> Metrics:

@@ -211,7 +211,7 @@ def test_a_bias_that_no_integer_holds(tiny: Tiny) -> None:
 @pytest.mark.parametrize("mode", ["faithful", "fast"])
 @pytest.mark.parametrize("recipe", ["vanilla", "customized"])
 def test_tensorrt_s_rules(tmp_path: Path, mode: str, recipe: str) -> None:
-    """int8, zero points 0, one scale an activation, weights with a scale for each output channel."""
+    """int8, zero points 0, activations with one scale, weights with one per output channel."""
     made = Quantized.of(Tiny.make(tmp_path, depth=7), recipe, (8, 8), images(12))
     model = made.deployed(mode, "tensorrt").model  # type: ignore[arg-type]
     values = constants(model)

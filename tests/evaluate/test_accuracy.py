@@ -192,7 +192,7 @@ def test_without_labels_there_is_agreement_but_no_accuracy(
 def test_features_are_measured_by_the_error_of_the_output(
     tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, object], shape: tuple[int, ...]
 ) -> None:
-    """A vector an image, or one a token."""
+    """One vector per image, or one per token."""
     plain = Tiny.make(tmp_path_factory.mktemp("features"), **overrides)
     model = plain.calibrated("vanilla")[0]
     data = [(part, torch.full((len(part),), -1)) for part in PIXELS.split(8)]

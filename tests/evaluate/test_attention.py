@@ -27,7 +27,7 @@ ATTENTION = hnp.arrays(np.float32, (2, 2, 3, 5), elements=st.floats(0, 1, width=
 
 
 def heads(*rows: list[float]) -> torch.Tensor:
-    """One image, one group, one row a head."""
+    """One image, one group, one row per head."""
     return torch.tensor([[rows]])
 
 

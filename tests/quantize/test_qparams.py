@@ -172,7 +172,7 @@ def test_the_file_says_all_that_rebuilds_a_quantizer(tmp_path: Path) -> None:
     assert last["tensors"][0]["quantizer"] == {
         "kind": "log_sqrt2", "bits": 4, "axis": None, "scale": float(np.float32(0.7)),
     }  # fmt: skip
-    assert len(path.read_text().splitlines()) > 50  # one line a value: a change shows as one line
+    assert len(path.read_text().splitlines()) > 50  # one line per value: a change shows as one line
     assert arrays.stat().st_size < 1000
 
 

@@ -1,4 +1,4 @@
-"""What fusion saves: operators and time an image, in two executors, in floating point and quantized."""
+"""What fusion saves: operators and time per image, in two executors, in floating point and quantized."""
 
 from __future__ import annotations
 

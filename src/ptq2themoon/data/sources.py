@@ -1,4 +1,4 @@
-"""Where images come from: a safetensors file of arrays, or files in a folder a class."""
+"""Where images come from: a safetensors file of arrays, or files in one folder per class."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class ImageFiles:
 
 
 class FolderSource(ImageFiles):
-    """One folder a class, images at any depth in it.
+    """One folder per class, images at any depth in it.
 
     The label is the folder's place among all, sorted by name as torchvision's ImageFolder does; with the
     naming `imagenet` it is the class of ImageNet-1k that the name stands for, by WordNet id or index.

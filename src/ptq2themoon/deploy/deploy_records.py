@@ -26,7 +26,7 @@ class PlacedOperator(Strict):
 
 
 class MigrationRecord(Strict):
-    """How activations with a scale for each channel became integers with one scale."""
+    """How activations with per-channel scales became integers with one scale."""
 
     kind: Literal["layernorm", "multiplication"]
     operator: str

@@ -20,7 +20,7 @@ class Placement(NamedTuple):
 
 
 class ScaleMigration(NamedTuple):
-    """How activations with a scale for each channel became integers with one scale.
+    """How activations with per-channel scales became integers with one scale.
 
     Attributes:
         operator: the layer that reads them.

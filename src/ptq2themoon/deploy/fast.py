@@ -56,7 +56,7 @@ class Fast:
         self._divided: dict[str, tuple[str, Grid]] = {}  # tensors in steps of one: who divided them
 
     def _channelwise(self) -> dict[str, Grid]:
-        """Grid of the input of each layer that runs in integers and has a scale for each channel."""
+        """Grid of the input of each layer that runs in integers and has per-channel scales."""
         found = {}
         for node in self.writer.graph.nodes:
             linear = as_linear(self.writer.graph, node)

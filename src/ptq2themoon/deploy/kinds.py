@@ -1,4 +1,4 @@
-"""How a runtime expresses each kind of quantizer: one row of `ROWS` a kind.
+"""How a runtime expresses each kind of quantizer: one row of `ROWS` per kind.
 
 Integers of one scale are a `Grid`; integer kernels know nothing else. The rest is a `Formula` of standard
 float operators, with the simulation's values up to rounding ties. A kind without a row is not quantized in

@@ -133,7 +133,7 @@ def verdict(metrics: dict[str, Any], differences: Sequence[Difference], mode: Mo
 def operator_table(
     differences: Sequence[Difference], operators: Iterable[Operator], placements: dict[str, Placement]
 ) -> pd.DataFrame:
-    """Rows of runtime_operators.csv: one an operator, in graph order."""
+    """Rows of runtime_operators.csv: one row per operator, in graph order."""
     known = {operator.name: operator for operator in operators}
     return pd.DataFrame(
         [

@@ -1,7 +1,7 @@
 """Where the scales of channel-wise activations can go, so that one integer scale is left.
 
-A scale for each channel of a layer's input lies on the reduction axis of its product, where no integer
-kernel can take it out of the sum. So the activations are divided by their scales, and the weights'
+Per-channel scales of a layer's input lie on the reduction axis of its product, where no integer
+kernel can take them out of the sum. So the activations are divided by their scales, and the weights'
 input channels multiplied by them, which are then quantized again per output channel. After a LayerNorm
 the division costs nothing: gamma and beta carry it. Elsewhere it is one multiplication.
 """

@@ -110,12 +110,12 @@ def ranking(meters: Meters, top: int = 10) -> dict[str, Any]:
 
 
 def _sqnr_of_images(meter: ErrorMeter) -> list[float]:
-    """In dB, one an image; no more than 120 where there is next to no error."""
+    """SQNR in dB, one per image; no more than 120 where there is next to no error."""
     return (-10 * meter.images("nsr").clamp(min=1e-12).log10()).tolist()
 
 
 def error_table(meters: Meters, mode: str, places: pd.DataFrame) -> pd.DataFrame:
-    """One row an operator; `places` holds operator, type, role and block in graph order."""
+    """One row per operator; `places` holds operator, type, role and block in graph order."""
     rows = pd.DataFrame([{"operator": name, **meter.summary()} for name, meter in meters.items()])
     table = places.merge(rows, on="operator", how="inner", validate="one_to_one")
     table.insert(places.shape[1], "mode", mode)

@@ -86,7 +86,7 @@ def test_family(
     classes: int | None,
     opset: int,
 ) -> None:
-    """Attention is plain operators: a Softmax a block."""
+    """Attention is plain operators: one Softmax per block."""
     save_file(state_of(name, **arguments), tmp_path / "w.safetensors")
     options = {"source": name, "checkpoint": "w.safetensors", "arguments": arguments}
     info = exported(tmp_path, **options, preprocessing=preprocessing, opset=opset)

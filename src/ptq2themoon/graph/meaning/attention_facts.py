@@ -1,4 +1,4 @@
-"""What fusion.json tells of attention: softmax, heads, tokens and their grid a block; the class token."""
+"""What fusion.json tells of attention: softmax, heads, tokens and their grid, per block; the class token."""
 
 from __future__ import annotations
 

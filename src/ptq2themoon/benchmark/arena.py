@@ -91,7 +91,7 @@ class Arena:
         return run, kernels
 
     def latency(self, images: np.ndarray, rounds: int) -> list[dict[str, Any]]:
-        """A row for each entry: milliseconds a batch, and how many times faster than the base.
+        """A row for each entry: milliseconds per batch, and how many times faster than the base.
 
         Args:
             images: float32 [B, C, H, W].

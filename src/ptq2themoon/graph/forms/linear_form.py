@@ -1,4 +1,4 @@
-"""Linear layers in one form: MatMul and Add over tokens, Gemm with a transposed weight over one row per image.
+"""Linear layers in one form: MatMul and Add over tokens, or Gemm with a transposed weight: one row per image.
 
 Simplifiers write a linear layer over tokens as Reshape, Gemm, Reshape; others write the classifier as
 MatMul and Add. What torch's exporter writes is the form that all are brought to.

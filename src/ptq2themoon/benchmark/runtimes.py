@@ -20,7 +20,7 @@ PRODUCTS = ("FullyConnected", "MatMul", "Convolution")  # OpenVINO's; it fuses a
 def operator_shares(
     path: Path, threads: int, images: np.ndarray, runs: int, folder: Path, *, quantized: bool
 ) -> list[dict[str, Any]]:
-    """Operators of ONNX Runtime's profile: how many, milliseconds per run, share of the time; longest first."""
+    """Operators of ONNX Runtime's profile: count, milliseconds per run, share of the time; longest first."""
     running = session(path, threads=threads, quantized=quantized, profile=folder / "profile")
     run = runner(running)
     for _ in range(runs + 1):

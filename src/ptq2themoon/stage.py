@@ -37,11 +37,13 @@ def sidecar_path(output: Path) -> Path:
 
 
 def sha256(path: Path) -> str:
+    """Hexadecimal sum of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:
+    """Versions of ptq2themoon, Python and the packages that decide results."""
     found = {"ptq2themoon": __version__, "python": sys.version.split()[0]}
     for package in RECORDED_PACKAGES:
         try:

@@ -45,10 +45,12 @@ class Entry:
 
     @property
     def name(self) -> str:
+        """The entry's name in tables: its variant, its runtime and, unless it is f32, its precision."""
         shown = self.runtime if self.precision == "f32" else f"{self.runtime} {self.precision}"
         return f"{self.variant}, {shown}"
 
     def facts(self) -> dict[str, str]:
+        """Columns that tell the entry apart in tables, by name."""
         keys = ("tool", "variant", "runtime", "precision")
         return {key: str(getattr(self, key)) for key in keys}
 

@@ -78,6 +78,7 @@ class Form:
 
     @cached_property
     def model(self) -> onnx.ModelProto:
+        """The graph in the form's file."""
         return read_graph(self.path)
 
     @cached_property
@@ -137,10 +138,12 @@ class Contestant:
 
     @property
     def name(self) -> str:
+        """The contestant's key: executor, precision and fusion."""
         return f"{self.executor}, {self.precision}, {self.fusion}"
 
     @property
     def is_quantized(self) -> bool:
+        """Whether the contestant runs in other than full precision."""
         return self.precision != FULL_PRECISION
 
     def open(self, form: Form, threads: int, folder: Path) -> None:

@@ -26,6 +26,7 @@ class Reader(CalibrationDataReader):
         self._feeds = iter([{name: image[None]} for image in images])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next image [1, C, H, W] by input name; None after the last one."""
         return next(self._feeds, None)
 
 

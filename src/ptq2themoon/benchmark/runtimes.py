@@ -61,6 +61,7 @@ class OpenVino:
         }
 
     def read(self, path: Path) -> Any:
+        """OpenVINO's model of an ONNX file."""
         return self._core.read_model(str(path))
 
     def products(self, path: Path) -> set[str]:
@@ -83,6 +84,7 @@ class OpenVino:
 
 
 def openvino_runner(compiled: Any) -> Runner:
+    """A function from images [B, C, H, W] to the output of a compiled OpenVINO model."""
     request = compiled.create_infer_request()
 
     def run(images: np.ndarray) -> np.ndarray:

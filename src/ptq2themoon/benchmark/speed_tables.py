@@ -18,6 +18,7 @@ def with_spread(row: Row, name: str = "ratio") -> str:
 
 
 def entry_key(row: Row) -> tuple[str, ...]:
+    """Model, tool, variant, runtime and precision of a row: what tells entries apart."""
     return tuple(row[key] for key in ("model", "tool", "variant", "runtime", "precision"))
 
 
@@ -59,6 +60,7 @@ def shares(operators: Sequence[Row], model: str) -> list[str]:
 
 
 def simulation(rows: Sequence[Row]) -> list[str]:
+    """Table of the simulation's speed: one line per model, measure and contestant."""
     keys = ("model", "measure", "contestant", "images", "batch", "threads", "seconds")
     lines = [[*(row[key] for key in keys), with_spread(row), row["equal"] or "–"] for row in rows]
     header = ["Model", "Measure", "Contestant", "Images", "Batch", "Threads", "Seconds", "Speed", "Equal"]

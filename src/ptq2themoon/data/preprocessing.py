@@ -19,6 +19,7 @@ class Preprocessing(PreprocessingInfo):
 
     @classmethod
     def of(cls, info: ModelInfo) -> Preprocessing:
+        """The preprocessing that a model's information states."""
         return cls(**info.preprocessing.model_dump())
 
     @classmethod

@@ -95,15 +95,18 @@ class ArraySource:
 
     @property
     def classes(self) -> int | None:
+        """Number of classes in the file's metadata; None where it does not say."""
         said = (self._file.metadata() or {}).get("classes", "")
         return int(said) if said.isdecimal() else None
 
     @cached_property
     def keys(self) -> list[str]:
+        """Indices of the images, from 0, as text."""
         return [str(i) for i in range(self.shape[0])]
 
     @cached_property
     def labels(self) -> np.ndarray:
+        """Class of each image, int64 [images]; -1 where unknown."""
         count = self.shape[0]
         if "labels" not in self._tensors:
             return np.full(count, -1, dtype=np.int64)
@@ -113,6 +116,7 @@ class ArraySource:
         return np.asarray(labels.to(torch.int64))
 
     def identity(self) -> dict[str, str]:
+        """Nothing: the file itself is among `files`."""
         return {}
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -121,6 +125,7 @@ class ArraySource:
         return images
 
     def pixels(self, key: str, preprocessing: Preprocessing) -> Tensor:
+        """uint8 [C, H, W] of image `key`, fitted to the model's size."""
         if not key.isdecimal() or int(key) >= self.shape[0]:
             raise UserError(f"{self.path}: no image {key!r}; it holds {self.shape[0]}")
         return fit_array(self.rows(int(key), int(key) + 1)[0], preprocessing)
@@ -146,9 +151,11 @@ class ImageFiles:
         return self.root / inside
 
     def pixels(self, key: str, preprocessing: Preprocessing) -> Tensor:
+        """uint8 [C, H, W] of file `key`, resized and cropped; raises `UnreadableImage`."""
         return preprocessing.crop(read_image(self._file(key), key, preprocessing.input_size[0]))
 
     def check(self, key: str) -> None:
+        """Raise `UnreadableImage` where file `key` is no whole image."""
         check_image(self._file(key), key)
 
 
@@ -170,6 +177,7 @@ class FolderSource(ImageFiles):
 
     @cached_property
     def keys(self) -> list[str]:
+        """Paths of all images inside the folder, sorted."""
         found = sorted(self._walk())
         if not found:
             kinds = ", ".join(sorted(SUFFIXES))
@@ -209,12 +217,14 @@ class FolderSource(ImageFiles):
 
     @property
     def classes(self) -> int | None:
+        """Number of classes: ImageNet's, or that of the class folders; None for a flat folder."""
         if self._names and self.naming == IMAGENET:
             return IMAGENET_CLASSES
         return len(self._names) or None
 
     @cached_property
     def labels(self) -> np.ndarray:
+        """Class of each image by its folder, int64 [images]; -1 in a flat folder."""
         # Of a flat folder, which has no names, the keys are no class either.
         return np.array([self._indices.get(key.partition("/")[0], -1) for key in self.keys], dtype=np.int64)
 
@@ -231,6 +241,7 @@ class FolderSource(ImageFiles):
                 )
 
     def identity(self) -> dict[str, str]:
+        """The sum of the list of images."""
         return {"listing_sha256": self.listing_sha256()}
 
     def class_name(self, key: str) -> str:

@@ -69,6 +69,7 @@ class TorchvisionSource:
 
     @cached_property
     def keys(self) -> list[str]:
+        """Indices of the images, from 0, as text."""
         count = len(self._paths) if self._arrays is None else len(self._arrays)
         return [str(i) for i in range(count)]
 
@@ -92,12 +93,14 @@ class TorchvisionSource:
         return path, (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
     def pixels(self, key: str, preprocessing: Preprocessing) -> Tensor:
+        """uint8 [C, H, W] of image `key`, at the model's size; raises `UnreadableImage`."""
         index = self._index(key)
         if self._arrays is not None:
             return fit_array(torch.from_numpy(self._arrays[index].copy()), preprocessing)
         return preprocessing.crop(read_image(*self._file(index), preprocessing.input_size[0]))
 
     def check(self, key: str) -> None:
+        """Raise `UnreadableImage` where the file of image `key` is no whole image."""
         if self._arrays is None:
             check_image(*self._file(self._index(key)))
 

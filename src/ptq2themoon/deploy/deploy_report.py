@@ -34,6 +34,7 @@ class ScaleMigration(NamedTuple):
 
     @property
     def kind(self) -> str:
+        """What took the scales: a LayerNorm's parameters, or a multiplication."""
         return "layernorm" if self.into else "multiplication"
 
 

@@ -41,6 +41,7 @@ class Faithful:
         self.kept: dict[str, str] = {}  # products in floating point by the kind that is none of integers
 
     def write(self) -> onnx.ModelProto:
+        """The INT8 model with every quantization of the recipe."""
         for node in self.writer.graph.nodes:
             item = self.quantized.get(node.name)
             grids: Forms = forms_of(item) if item else {}

@@ -76,6 +76,7 @@ class Fast:
         return integer_type(grid, self.profile)
 
     def write(self) -> onnx.ModelProto:
+        """The INT8 model with quantization only around products that run in integers."""
         for node in self.writer.graph.nodes:
             place = self._node(node, self.forms.get(node.name, {}))
             if node.name in self.forms:

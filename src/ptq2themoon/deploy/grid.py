@@ -40,10 +40,12 @@ class Grid:
 
     @property
     def per_channel(self) -> bool:
+        """Whether the channels along `axis` have a scale each."""
         return self.axis is not None
 
     @property
     def bits(self) -> int:
+        """Bits that the range of codes needs."""
         return (self.high - self.low).bit_length()
 
     @property
@@ -63,6 +65,7 @@ class Grid:
         return 0 if low <= self.low and self.high <= high else low - self.low
 
     def same(self, other: object) -> bool:
+        """Whether `other` is a grid with equal scales, axis and range."""
         return (
             isinstance(other, Grid)
             and (self.axis, self.low, self.high) == (other.axis, other.low, other.high)

@@ -71,6 +71,7 @@ class Uneven(Formula):
         }
 
     def written(self, writer: Writer, tensor: str, rank: int, output: str | None) -> str:
+        """Add division, rounding, clipping per channel and multiplication; returns the result's name."""
         scale, low, high = (
             writer.constant(f"{tensor}/{name}", along(value, self.quantizer.axis, rank).numpy())
             for name, value in self._bounds().items()
@@ -88,6 +89,7 @@ class Uneven(Formula):
         return self.quantizer.steps(torch.tensor(value)).numpy()
 
     def same(self, other: object) -> bool:
+        """Whether `other` has equal scales, bounds and axis."""
         return (
             isinstance(other, Uneven)
             and self.quantizer.axis == other.quantizer.axis
@@ -108,6 +110,7 @@ class Powers(Formula):
 
     @classmethod
     def of(cls, quantizer: LogSqrt2) -> Powers:
+        """The formula of a calibrated log_sqrt2 quantizer."""
         return cls(quantizer.table().numpy())
 
     def written(self, writer: Writer, tensor: str, rank: int, output: str | None) -> str:
@@ -126,14 +129,17 @@ class Powers(Formula):
         return writer.add("Gather", [writer.constant(f"{tensor}/table", self.table), whole], tensor, output)
 
     def values(self, value: np.ndarray) -> np.ndarray:
+        """The table's value for each element of `value`."""
         return self.table[np.rint(self.steps(value)).astype(np.int64)]
 
     def steps(self, value: np.ndarray) -> np.ndarray:
+        """Codes of `value`, not yet rounded: -2 log2 of its share of the scale, clipped."""
         with np.errstate(divide="ignore"):
             codes = -2 * np.log2(np.maximum(value / self.table[0], 0))
         return np.clip(codes, 0, len(self.table) - 1)
 
     def same(self, other: object) -> bool:
+        """Whether `other` has an equal table."""
         return isinstance(other, Powers) and np.array_equal(self.table, other.table)
 
 
@@ -145,15 +151,19 @@ class Unwritten(Formula):
         self.why = f"kind {kind!r} has no expression in a runtime: what it quantizes stays as it is"
 
     def written(self, writer: Writer, tensor: str, rank: int, output: str | None) -> str:
+        """Add an Identity at most: `tensor` stays in floating point."""
         return tensor if output is None else writer.add("Identity", [tensor], tensor, output)
 
     def values(self, value: np.ndarray) -> np.ndarray:
+        """`value`, unchanged."""
         return value
 
     def steps(self, value: np.ndarray) -> np.ndarray:
+        """`value`, unchanged, for it has no codes."""
         return value
 
     def same(self, other: object) -> bool:
+        """False: without a formula nothing shows that `other` changes nothing."""
         return False
 
 

@@ -29,6 +29,7 @@ class Patches:
 
     @property
     def count(self) -> int:
+        """Number of patches in one image."""
         return self.grid[0] * self.grid[1]
 
     def cut(self, writer: Writer, stem: str, image: str) -> str:

@@ -46,6 +46,7 @@ class Writer:
         return name
 
     def constant(self, stem: str, value: np.ndarray) -> str:
+        """Add a constant under a new name like `stem`; returns the name."""
         name = self.name(stem)
         self.graph.constants[name] = value
         return name
@@ -67,12 +68,14 @@ class Writer:
         return output
 
     def cast(self, stem: str, tensor: str, dtype: npt.DTypeLike) -> str:
+        """Append a Cast to `dtype`; returns its output's name."""
         output = self.name(f"{stem}/out")
         to = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         self.nodes.append(helper.make_node("Cast", [tensor], [output], self.name(stem), to=to))
         return output
 
     def transposed(self, stem: str, tensor: str, axes: Sequence[int]) -> str:
+        """Append a Transpose of `tensor` to the order `axes`; returns its output's name."""
         output = self.name(f"{stem}/out")
         self.nodes.append(helper.make_node("Transpose", [tensor], [output], self.name(stem), perm=axes))
         return output

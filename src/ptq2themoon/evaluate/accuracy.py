@@ -51,6 +51,7 @@ class AccuracyCounter:
     loss: float = 0.0
 
     def add(self, output: Tensor, reference: Tensor, labels: Tensor) -> None:
+        """Count one batch: outputs and the reference's [B, classes], labels [B]; raises `UserError`."""
         if not bool((torch.isfinite(output) & torch.isfinite(reference)).all()):
             what = "logits" if self.classifier else "outputs"
             raise UserError(f"the model gives {what} that are not finite")

@@ -50,6 +50,7 @@ class AttentionMaps:
 
     @property
     def heads(self) -> int:
+        """Number of heads in the maps."""
         return int(self.attention.shape[1])
 
 

@@ -53,6 +53,7 @@ class ErrorMeter:
     values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in (*SUMS, *FIGURES)})
 
     def add(self, quantized: Tensor, reference: Tensor, images: int | None = None) -> None:
+        """Add the figures of each image of a batch; `images` as in `per_image`."""
         for figure, values in per_image(quantized, reference, images).items():
             self.values[figure] += values.tolist()
 

@@ -59,6 +59,7 @@ class Reference:
         return cls(found["output"], found["attention"])
 
     def save(self, path: Path, made_from: Mapping[str, str]) -> None:
+        """Write output and attention with the sums that they were made from."""
         tensors = {"output": self.output, "attention": self.attention}
         write_tensors(path, tensors, {"version": VERSION, **made_from})
 

@@ -18,6 +18,7 @@ NOTE_SIZE = 7.5
 
 
 def title(maps: AttentionMaps) -> str:
+    """The figure's title: whose attention or rollout it shows, and of which blocks."""
     own = maps.query == CLASS_TOKEN
     whose = f"{maps.measure} of the class token" if own else f"mean {maps.measure} of all tokens"
     blocks = "blocks" if maps.measure == ROLLOUT else "block"
@@ -99,5 +100,6 @@ def short(name: str, width: int) -> str:
 
 
 def aspect(maps: AttentionMaps) -> float:
+    """Height of the images over their width."""
     height, width = maps.images.shape[2:]
     return float(height / width)

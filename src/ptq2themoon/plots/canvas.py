@@ -22,13 +22,16 @@ class Canvas:
 
     @classmethod
     def of(cls, width: float, height: float) -> Canvas:
+        """An empty figure, `width` by `height` inches."""
         return cls(Figure(figsize=(width, height)), width, height)
 
     def axes(self, x: float, y: float, width: float, height: float, label: str) -> Axes:
+        """New axes; `x` and `y` in inches from the upper left corner."""
         box = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(box, label=label)
 
     def text(self, x: float, y: float, text: str, **style: Any) -> None:
+        """Write `text` at `x`, `y`, in inches from the upper left corner."""
         self.figure.text(x / self.width, 1 - y / self.height, text, **style)
 
     def rule(self, left: float, right: float, y: float) -> None:

@@ -21,6 +21,7 @@ MODES = {
 
 
 def check_table(name: str, table: pd.DataFrame) -> None:
+    """Raise `UserError` where a table of operators' errors is empty or has an unknown mode."""
     if table.empty:
         raise UserError(f"--table {name}: the table has no rows")
     for mode in table["mode"].unique():

@@ -62,6 +62,7 @@ def series(index: int) -> Series:
 
 
 def display_name(name: str) -> str:
+    """A recipe's name as figures show it: FP32 for full precision."""
     return "FP32" if name == FULL_PRECISION else name
 
 
@@ -93,5 +94,6 @@ def save(figure: Figure, stage: Stage, png: Path, svg: Path, dpi: int) -> None:
 
 
 def check_dpi(dpi: int) -> None:
+    """Raise `UserError` unless `dpi` lies between 50 and 1200."""
     if not 50 <= dpi <= 1200:
         raise UserError(f"--dpi {dpi}: must lie between 50 and 1200")

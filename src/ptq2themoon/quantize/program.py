@@ -53,6 +53,7 @@ class Step:
 
     @property
     def name(self) -> str:
+        """Name of the step's operator."""
         return str(self.operation.name)
 
 

@@ -73,4 +73,5 @@ class QuantizedOperator:
     tensors: list[QuantizedTensor]
 
     def slot(self, tensor: QuantizedTensor) -> Slot:
+        """The slot of one of the operator's tensors."""
         return Slot(self.operator.name, tensor.operand, tensor.position)

@@ -73,6 +73,8 @@ class _Sums:
 
 
 class Place(NamedTuple):
+    """A layer of one block."""
+
     layer: str
     block: int
 
@@ -91,6 +93,7 @@ class InputErrors:
         self._operators: dict[Place, str] = {}
 
     def see(self, layer: Layer, value: Tensor, images: int) -> None:
+        """Add a layer's input, as `capture_inputs` gives it."""
         place, tokens = Place(layer.name, layer.block), layer.tokens(value, images)
         self._operators[place] = layer.operator
         kinds = layer.kinds(tokens)

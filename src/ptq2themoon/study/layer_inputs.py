@@ -142,6 +142,7 @@ class Ranges(dict[tuple[str, int], dict[str, Range]]):
     """Ranges of all tokens, the patch tokens and the class token, by layer and block."""
 
     def see(self, layer: Layer, value: Tensor, images: int) -> None:
+        """Widen the ranges by a layer's input, as `capture_inputs` gives it."""
         tokens = layer.tokens(value, images)
         place = self.setdefault((layer.name, layer.block), {})
         for kind, part in {ALL: tokens, **layer.kinds(tokens)}.items():

@@ -67,6 +67,7 @@ class Entry(NamedTuple):
 
     @property
     def key(self) -> tuple[str | int | None, ...]:
+        """Model, recipe, bits, calibration images and seed."""
         return self[:5]
 
 

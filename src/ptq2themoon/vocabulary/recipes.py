@@ -51,6 +51,7 @@ class LocatedRule:
     method: str = ""  # that added it
 
     def at(self, *key: str | int) -> str:
+        """Where a key of the rule stands: file and path of keys, or the method that made it."""
         if self.method:
             return f"{self.source}: method {self.method}"
         return place(self.source, ("rules", self.index, *key))

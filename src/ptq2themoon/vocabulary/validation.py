@@ -42,6 +42,7 @@ def one_or_many(value: Any) -> Any:
 
 
 def no_repeats(values: list[Any]) -> list[Any]:
+    """The list as it is; raises `ValueError` where a value is listed twice."""
     for index, value in enumerate(values):
         if value in values[:index]:
             raise ValueError(f"{value!r} is listed twice")

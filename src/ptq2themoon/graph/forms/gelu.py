@@ -25,6 +25,7 @@ def scalar_operand(graph: Graph, node: NodeProto | None, op_type: str) -> tuple[
 
 
 def is_value(operand: tuple[str, float] | None, expected: float) -> bool:
+    """Whether a scalar operand is there and equals `expected` within 1e-6."""
     return operand is not None and math.isclose(operand[1], expected, rel_tol=1e-6)
 
 

@@ -26,15 +26,18 @@ class PPQHistogram(Observer):
         self._ppq = TensorObserverFactory.build_observer(ir.Variable("observed"), self._config)
 
     def observe(self, value: Tensor) -> None:
+        """Show PPQ's observer one batch; of its ranges only the extremes are kept."""
         self._ppq.observe(value)
         lows, highs = self._ppq._min_val_collector, self._ppq._max_val_collector
         lows[:] = [min(lows)] if lows else []
         highs[:] = [max(highs)] if highs else []
 
     def end_pass(self) -> None:
+        """Let PPQ's observer set up its histogram from the range seen."""
         self._ppq.render_quantization_config()
 
     def quantizer(self) -> Quantizer:
+        """The quantizer with PPQ's scale; raises `ValueError` where it found none."""
         self._ppq.render_quantization_config()
         if self._config.state != core.QuantizationStates.ACTIVATED:
             raise ValueError("no values were observed twice")

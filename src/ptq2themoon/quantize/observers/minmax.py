@@ -19,6 +19,7 @@ class MinMax(Observer):
         self._high: Tensor | None = None
 
     def observe(self, value: Tensor) -> None:
+        """Widen the range by one batch."""
         others = tuple(i for i in range(value.ndim) if i != self.axis)
         if self.axis is None:
             low, high = torch.aminmax(value)
@@ -34,6 +35,7 @@ class MinMax(Observer):
         return self._low, self._high
 
     def quantizer(self) -> Quantizer:
+        """The quantizer whose codes cover the whole range."""
         return self._from_range(*self.range())
 
 

@@ -36,6 +36,7 @@ class MSE(MinMax):
         return SymmetricMSE(spec, axis) if plain else cls(spec, axis)
 
     def observe(self, value: Tensor) -> None:
+        """Widen the range in the first pass; count values in bins over it in the second."""
         if self._counts is None:
             super().observe(value)
             return
@@ -43,9 +44,11 @@ class MSE(MinMax):
         self._counts += torch.histc(value.float(), BINS, low, high).double().cpu()
 
     def end_pass(self) -> None:
+        """Set up empty bins over the range of the first pass."""
         self._counts = torch.zeros(BINS, dtype=torch.float64)
 
     def quantizer(self) -> Quantizer:
+        """The quantizer of the shrunk range with least squared error on the bins."""
         assert self._counts is not None
         low, high = (end.double().cpu() for end in self.range())
         width = (high - low) / BINS

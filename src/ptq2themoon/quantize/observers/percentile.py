@@ -27,10 +27,12 @@ class Percentile(Observer):
         self._found: list[tuple[float, float]] = []  # of each batch
 
     def observe(self, value: Tensor) -> None:
+        """Keep the low and the high percentile of one batch."""
         low, high = percentiles_of(value, self._share)
         self._found.append((low.item(), high.item()))
 
     def quantizer(self) -> Quantizer:
+        """The quantizer whose codes cover the means of the batches' percentiles."""
         low, high = torch.tensor(self._found, dtype=torch.float32).mean(dim=0)
         return self._from_range(low, high)
 

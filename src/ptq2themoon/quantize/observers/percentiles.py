@@ -30,6 +30,7 @@ class Percentiles(Observer):
         self._errors: Tensor | float = 0.0  # [shares, channels]
 
     def observe(self, value: Tensor) -> None:
+        """Sum the batch's percentiles in the first pass, the candidates' squared errors in the second."""
         if not self._candidates:
             self._sums = self._sums + self._of_batch(value).double()
             self._batches += 1
@@ -47,12 +48,14 @@ class Percentiles(Observer):
         return torch.stack([torch.stack([ordered[:, low], ordered[:, high]]) for low, high in at]).cpu()
 
     def end_pass(self) -> None:
+        """Make one candidate quantizer for each share from the mean percentiles."""
         for low, high in (torch.as_tensor(self._sums) / self._batches).float():
             if self.axis is None:
                 low, high = low[0], high[0]
             self._candidates.append(self._from_range(low, high))
 
     def quantizer(self) -> Quantizer:
+        """The candidate with least squared error, chosen per tensor or for each channel."""
         best = torch.as_tensor(self._errors).argmin(0)
         if self.axis is None:
             return self._candidates[int(best[0])]

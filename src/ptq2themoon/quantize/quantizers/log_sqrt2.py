@@ -41,6 +41,7 @@ class LogSqrt2(Quantizer):
 
     @classmethod
     def from_range(cls, low: Tensor, high: Tensor, spec: TensorSpec, axis: int | None) -> Self:
+        """The quantizer whose first code is `high`; raises `ValueError` for values below 0."""
         if bool((low < 0).any()):
             raise ValueError(f"values below 0 (least {low.min():.6g}) have no logarithm; use kind uniform")
         scale = high.double().cpu().clamp(min=SMALLEST_SCALE)
@@ -50,6 +51,7 @@ class LogSqrt2(Quantizer):
     def from_settings(
         cls, bits: int, axis: int | None, settings: Mapping[str, Any], arrays: Mapping[str, Tensor]
     ) -> Self:
+        """The quantizer of a file; it has a scale and nothing else, or `ValueError` is raised."""
         if settings or axis is not None:
             raise ValueError(
                 f"kind log_sqrt2 has one scale and nothing else, not {', '.join(settings) or 'an axis'}"
@@ -57,9 +59,11 @@ class LogSqrt2(Quantizer):
         return cls(checked_scale(arrays["scale"]), bits)
 
     def settings(self) -> dict[str, Any]:
+        """Nothing: bits and scale say all."""
         return {}
 
     def arrays(self) -> dict[str, Tensor]:
+        """The scale, 0-d."""
         return {"scale": self.scale}
 
     def table(self) -> Tensor:
@@ -77,6 +81,7 @@ class LogSqrt2(Quantizer):
         return torch.where(value.isnan(), value, found)
 
     def straight_through(self, value: Tensor) -> Tensor:
+        """`value` quantized, with a gradient that takes rounding of its logarithm for the identity."""
         scale = self.scale.to(value.device)
         least = torch.finfo(torch.float32).tiny  # below it there is no logarithm to differentiate
         codes = round_straight_through(-2 * torch.log2((value / scale).clamp(min=least)))
@@ -86,4 +91,5 @@ class LogSqrt2(Quantizer):
 
     @property
     def key(self) -> Hashable:
+        """Kind, scale and bits."""
         return self.kind, self.scale.item(), self.bits

@@ -44,6 +44,7 @@ class Uniform(Quantizer):
 
     @classmethod
     def from_range(cls, low: Tensor, high: Tensor, spec: TensorSpec, axis: int | None) -> Self:
+        """The quantizer whose codes cover `low` to `high` and 0, float32, 0-d or [channels]."""
         bounds = spec.quant_min, spec.quant_max
         lowest, highest = low.double().cpu().clamp(max=0), high.double().cpu().clamp(min=0)
         zero_point = torch.zeros_like(lowest)
@@ -66,6 +67,7 @@ class Uniform(Quantizer):
     def from_settings(
         cls, bits: int, axis: int | None, settings: Mapping[str, Any], arrays: Mapping[str, Tensor]
     ) -> Self:
+        """The quantizer of a file: range of codes, scale and zero point; raises `ValueError`."""
         if set(settings) != SETTINGS:
             raise ValueError(
                 f"kind uniform has {', '.join(sorted(SETTINGS))}, not {', '.join(settings) or 'nothing'}"
@@ -87,9 +89,11 @@ class Uniform(Quantizer):
         return type(self)(checked_scale(scale), self.zero_point, self.bits, *bounds, self.axis)
 
     def settings(self) -> dict[str, Any]:
+        """Least and largest code."""
         return {"quant_min": self.quant_min, "quant_max": self.quant_max}
 
     def arrays(self) -> dict[str, Tensor]:
+        """Scale and zero point, each 0-d or [channels]; symmetric ones have one zero point."""
         symmetric = self.zero_point.ndim and self.symmetric
         return {"scale": self.scale, "zero_point": self.zero_point[0] if symmetric else self.zero_point}
 
@@ -122,10 +126,12 @@ class Uniform(Quantizer):
         return self.codes(value).mul_(self._at(value)[0])
 
     def in_place(self, value: Tensor) -> Tensor:
+        """`value` overwritten with its quantized values."""
         scale, low, high = self._at(value)
         return value.div_(scale).round_().clamp_(low, high).mul_(scale)
 
     def straight_through(self, value: Tensor) -> Tensor:
+        """`value` quantized, with gradients of `value`, scale and zero point past the rounding."""
         rank = value.ndim
         scale, zero_point = (
             along(each.to(value.device), self.axis, rank) for each in (self.scale, self.zero_point)
@@ -149,5 +155,6 @@ class Uniform(Quantizer):
 
     @property
     def key(self) -> Hashable:
+        """Kind, scales, zero points, axis and range of codes."""
         values = tuple(self.scale.flatten().tolist()), tuple(self.zero_point.flatten().tolist())
         return self.kind, *values, self.axis if self.scale.ndim else None, self.quant_min, self.quant_max

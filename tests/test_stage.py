@@ -54,3 +54,27 @@ def test_what_a_user_can_mend_is_a_line_each(error: Exception, capsys: pytest.Ca
         run(main)
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: a: wrong\nerror: b: wrong\n"
+
+
+def test_no_old_sidecar_stands_beside_a_new_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the stage is killed after its first output has its name."""
+    outputs = [tmp_path / "first.txt", tmp_path / "second.txt"]
+
+    def make(text: str) -> None:
+        with Stage("make", inputs=[], outputs=outputs, parameters={}) as stage:
+            for path in outputs:
+                stage.temporary(path).write_text(text)
+
+    make("old")
+    replace = os.replace
+
+    def fails_at_the_second(source: Path, target: Path) -> None:
+        if target == outputs[1]:
+            raise OSError("killed")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_at_the_second)
+    with pytest.raises(OSError, match="killed"):
+        make("new")
+    assert outputs[0].read_text() == "new"
+    assert not (tmp_path / "first.sidecar.json").exists()

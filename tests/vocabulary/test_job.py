@@ -86,3 +86,12 @@ def test_every_input_is_made_before_it_is_read(params: Params) -> None:
     for result in expected_results(params):
         assert not [path for path in result.inputs if path.parts[0] == "results" and path not in made]
         made |= set(result.outputs)
+
+
+def test_each_seed_and_each_width_has_files_of_its_own(params: Params) -> None:
+    calibration = params.calibration.model_copy(update={"seeds": [0, 1]})
+    several = params.model_copy(update={"bits": ["w8a8", "w4a4"], "calibration": calibration})
+    made = [path for result in expected_results(several) for path in result.outputs]
+    assert len(made) == len(set(made))
+    keys = {run.key for run in runs_of(several, "demo")}
+    assert keys == {"w8a8-n256-s0", "w8a8-n256-s1", "w4a4-n256-s0", "w4a4-n256-s1"}

@@ -11,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -95,3 +96,13 @@ def test_the_picture_of_the_packages_is_the_code() -> None:
 def test_no_module_name_occurs_twice() -> None:
     names = [path.stem for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "base")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_an_edited_default_of_the_study_makes_no_job_of_the_pipeline_run_again() -> None:
+    """A job runs again when a module that its script imports, directly or not, has changed."""
+    graph = grimp.build_graph("ptq2themoon", exclude_type_checking_imports=True)
+    for script in (ROOT / "workflow/scripts/pipeline").glob("*.py"):
+        read = re.findall(r"^from (ptq2themoon[\w.]*) import", script.read_text(), re.MULTILINE)
+        behind = {name for module in read for name in (module, *graph.find_upstream_modules(module))}
+        assert behind, script
+        assert not {name for name in behind if name.endswith("parameters")}, script

@@ -15,8 +15,8 @@ from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.tables.csv_rows import write_csv
+from ptq2themoon.vocabulary.bits import parse_bits
 from ptq2themoon.vocabulary.errors import at_least
-from ptq2themoon.vocabulary.parameters import parse_bits
 from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.stages.benchmark import BenchmarkSimulation
 

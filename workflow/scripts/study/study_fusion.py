@@ -25,8 +25,8 @@ from ptq2themoon.benchmark.machine import machine
 from ptq2themoon.data import Preprocessing, calibration_batches
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.stage import Stage, run_job
+from ptq2themoon.vocabulary.bits import parse_bits
 from ptq2themoon.vocabulary.errors import at_least
-from ptq2themoon.vocabulary.parameters import parse_bits
 from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.stages.study import StudyFusion
 

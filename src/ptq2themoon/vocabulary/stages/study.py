@@ -116,13 +116,18 @@ def _recipes(params: Any, wildcards: Any) -> list[str]:
     return [layout.RECIPE.replace("{recipe}", name) for name in ablated(params, wildcards.part)]
 
 
+def _files(path: Path) -> list[Path]:
+    """A recipe and those that it extends; auto.yaml extends none, and may not be there yet."""
+    return [path] if path.name == Path(study_layout.AUTO_RECIPE).name else recipe_files(path)
+
+
 class StudyAblation(OnStudyImages):
     """Evaluate many recipes at one width of bits."""
 
     stage: ClassVar[str] = "study_ablation"
     where: ClassVar[str] = "{model}/{width}-{part}-s{seed}"
 
-    recipes: Annotated[tuple[Path, ...], Input(_recipes, recipe_files)]
+    recipes: Annotated[tuple[Path, ...], Input(_recipes, _files)]
     """Files of recipes/, or auto.yaml."""
     variant: Annotated[Variant, Setting(lambda _, w: "input" if w.part == AUTO else w.part)]
     """How recipes are read."""
@@ -144,8 +149,7 @@ class StudyAblation(OnStudyImages):
         return list(dict.fromkeys(super().inputs()))
 
     def parameters(self) -> dict[str, Any]:
-        names = {"recipes": [load_recipe(path).name for path in self.recipes]}
-        return super().parameters() | names
+        return super().parameters() | {"recipes": [path.stem for path in self.recipes]}
 
     def found_out(self) -> tuple[str, ...]:
         return () if self.bits else ("bits",)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from ptq2themoon.vocabulary import benchmark_layout, layout, study_layout
+from ptq2themoon.vocabulary import layout, study_layout
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.job import Input, Machine, Output, Setting, words
+from ptq2themoon.vocabulary.job import Input, Machine, Output, Setting, files_behind, words
 from ptq2themoon.vocabulary.modes import MODES
 from ptq2themoon.vocabulary.parameters import Params
 from ptq2themoon.vocabulary.recipes import load_recipe
+from ptq2themoon.vocabulary.stages.common import OnDataset, files_of_dataset
 from ptq2themoon.vocabulary.study_parameters import AUTO, BASE, CHANNELWISE
 from ptq2themoon.vocabulary.validation import read_yaml
 
@@ -55,7 +56,7 @@ def inputs(stage, recipes=(), **more):
         recipes: a function of the wildcards, or names, of recipes whose methods the stage calls.
     """
     found = {name: files_of(stage, name) for name in stage.marked(Input)}
-    if "kind" in stage.model_fields:
+    if issubclass(stage, OnDataset):
         found["dataset"] = partial(dataset_files, stage)
     return {**found, "code": partial(code, stage, recipes), **more}
 
@@ -65,21 +66,16 @@ def files_of(stage, name):
     mark = stage.marked(Input)[name]
     if isinstance(mark.path, str) and mark.files is None:
         return mark.path
-    return lambda wildcards: checked(lambda: [str(file) for file in files_read(stage, name, wildcards)])
 
+    def files(wildcards):
+        return checked(lambda: list(map(str, files_behind(mark, stage.given(name, PARAMS, wildcards)))))
 
-def files_read(stage, name, wildcards):
-    mark = stage.marked(Input)[name]
-    for path in words(stage.given(name, PARAMS, wildcards)):
-        path = Path(path.rpartition("=")[2])
-        yield from mark.files(path) if mark.files else [path]
+    return files
 
 
 def dataset_files(stage, wildcards):
-    """The file of a data set that is one; images that are files themselves are not tracked."""
-    if stage.given("kind", PARAMS, wildcards) not in ("arrays", "csv"):
-        return []
-    return [stage.given("source", PARAMS, wildcards)]
+    kind, source = (stage.given(name, PARAMS, wildcards) for name in ("kind", "source"))
+    return files_of_dataset(kind, source)
 
 
 def outputs(stage, **wrapped):
@@ -187,8 +183,12 @@ def code(stage, recipes=(), wildcards=None):
     So are the methods of recipes, which are imported by their names.
     """
     names = recipes(wildcards) if callable(recipes) else recipes
-    methods = [ROOT / f"src/ptq2themoon/methods/{name}.py" for name in methods_of(names)]
-    found = [ROOT / script(stage), *methods]
+    return modules_of(stage, methods_of(names))
+
+
+@cache
+def modules_of(stage, methods):
+    found = [ROOT / script(stage), *(ROOT / f"src/ptq2themoon/methods/{name}.py" for name in methods)]
     for path in found:
         found += [module for module in imported(path) if module not in found]
         if path == OBSERVERS / "__init__.py":  # which imports them by their names
@@ -225,8 +225,8 @@ def executed(tree):
 @cache
 def methods_of(recipes):
     """Names of the methods that recipes call."""
-    loaded = [checked(lambda: load_recipe(Path(layout.RECIPE.format(recipe=name)))) for name in recipes]
-    return list(dict.fromkeys(call.name for recipe in loaded for call in recipe.methods))
+    loaded = [checked(lambda: load_recipe(Path(layout.recipe_file(name)))) for name in recipes]
+    return tuple(dict.fromkeys(call.name for recipe in loaded for call in recipe.methods))
 
 
 def of_recipe(wildcards):

@@ -4,15 +4,14 @@ from ptq2themoon.vocabulary.stages.study import (
     StudyBits,
     StudyFusion,
 )
-from ptq2themoon.vocabulary.stages.study_tables import (
+from ptq2themoon.vocabulary.stages.study_figures import (
     PlotStudyAblation,
     PlotStudyFusion,
     PlotStudyModels,
     PlotStudyPublished,
     PlotStudyRanking,
-    StudyModels,
-    StudyTable,
 )
+from ptq2themoon.vocabulary.stages.study_tables import StudyModels, StudyTable
 
 
 rule study_bits:

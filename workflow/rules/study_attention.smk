@@ -1,5 +1,6 @@
 from ptq2themoon.vocabulary.stages.study import StudyRollout
-from ptq2themoon.vocabulary.stages.study_tables import PlotRollout, PlotStudyAttention, StudyFidelity
+from ptq2themoon.vocabulary.stages.study_figures import PlotRollout, PlotStudyAttention
+from ptq2themoon.vocabulary.stages.study_tables import StudyFidelity
 
 
 rule study_rollout:

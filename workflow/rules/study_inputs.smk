@@ -1,5 +1,5 @@
 from ptq2themoon.vocabulary.stages.study import StudyActivations, StudyErrors
-from ptq2themoon.vocabulary.stages.study_tables import PlotStudyActivations, PlotStudyErrors
+from ptq2themoon.vocabulary.stages.study_figures import PlotStudyActivations, PlotStudyErrors
 
 
 rule study_activations:

@@ -20,7 +20,7 @@ PUBLISHED = Series("#CC79A7", "", "...")
 
 @styled
 def ablation(table: pd.DataFrame, title: str) -> Figure:
-    """Bars from 0, a row a recipe, full precision last; whiskers are one standard deviation over seeds.
+    """Bars from 0, one row per recipe, full precision last; whiskers are one standard deviation over seeds.
 
     Args:
         table: of one variant, as the stage study_table writes it; the published figures have a panel of

@@ -58,7 +58,7 @@ def activations_block(rows: pd.DataFrame, largest: pd.DataFrame) -> Figure:
 
 @styled
 def activations(channels: pd.DataFrame, largest: pd.DataFrame) -> Figure:
-    """All blocks, a row each, and layers, a column each: minimum to maximum of each channel, all tokens.
+    """One row per block, one column per layer: minimum to maximum of each channel, all tokens.
 
     Panels of a layer share the y axis, so that blocks compare; each names its largest range.
     """

@@ -65,7 +65,7 @@ def overview_numbers(
 
 
 def head_numbers(maps: Mapping[str, AttentionMaps], index: int, label_names: Sequence[str] | None) -> Figure:
-    """Cosine similarity and KL divergence of every head, a series a recipe, for the image at `index`."""
+    """Cosine similarity and KL divergence of every head, one series per recipe, for the image at `index`."""
     (_, reference), *others = maps.items()
     plot = MARGIN + IMAGE + 0.95
     breadth = float(np.clip(0.24 * reference.heads, 4.0, 11.0))

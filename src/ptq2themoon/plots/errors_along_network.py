@@ -1,4 +1,4 @@
-"""The error of every operator along the network, one series a recipe."""
+"""The error of every operator along the network, one series per recipe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ZERO_MARKER: Final = 7  # matplotlib's CARETDOWN
 def errors_along_network(
     tables: Mapping[str, pd.DataFrame], images: Mapping[str, int] | None = None, worst: int = 3
 ) -> Figure:
-    """NSR of every operator, a panel a mode, a series a recipe; a panel's `worst` operators are named.
+    """NSR of every operator, one panel per mode, one series per recipe; names the `worst` of each.
 
     Args:
         tables: rows of operators.csv by recipe.
@@ -112,7 +112,7 @@ def _pitch(axes: Axes, network: Network) -> float:
 def _mark_zeros(axes: Axes, stacked: Floats) -> float:
     """Mark zeros, which a log axis has no place for, along the lower edge; return the height used.
 
-    A grey triangle where all series are 0; else one in the colour of each series that is, a row a series.
+    A grey triangle where all series are 0; else one in the colour of each series that is, one row per series.
     """
     everywhere = (stacked == 0).all(axis=0)
     rows = [(GREY, everywhere)]

@@ -1,4 +1,4 @@
-"""Errors of the layers' inputs with one scale a tensor and one a channel."""
+"""Errors of the layers' inputs with per-tensor and with per-channel scales."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def errors_by_block(errors: pd.DataFrame, published: str | None = None) -> Figur
 
 
 def as_printed(published: pd.DataFrame) -> pd.DataFrame:
-    """The study's printed errors in the form of errors.csv: a row a layer, block, tokens and quantizer.
+    """The study's printed errors in the form of errors.csv: one row per layer, block, tokens and quantizer.
 
     Args:
         published: resources/study/errors_by_block.csv.
@@ -112,7 +112,7 @@ def errors_average(averages: pd.DataFrame) -> Figure:
 
 @styled
 def error_histograms(histograms: pd.DataFrame, quantizer: str) -> Figure:
-    """A block a row, a layer a column: channels by percentage error, panels of a layer with one y axis.
+    """Channels by percentage error: one row per block, one column per layer, which has one y axis.
 
     Args:
         histograms: of both quantizers, so that their two figures have the same axes.

@@ -16,7 +16,7 @@ from ptq2themoon.vocabulary.errors import UserError
 
 @styled
 def output_error(summary: pd.DataFrame, model: str) -> Figure:
-    """Output SQNR as one bar a row of `summary` for `model`; beside it the cosine with FP32's output."""
+    """Output SQNR as one bar per row of `summary` for `model`; beside it the cosine with FP32's output."""
     rows = rows_of(summary, model)
     rows = rows[rows["recipe"] != FULL_PRECISION].reset_index(drop=True)
     if rows.empty:

@@ -1,4 +1,4 @@
-"""Which places gain from a scale a channel: role by block, and what choosing the best of them removes."""
+"""Which places gain from per-channel scales: role by block, and what choosing the best of them removes."""
 
 from __future__ import annotations
 

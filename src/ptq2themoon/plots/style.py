@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 
 from ptq2themoon.stage import Stage
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.layout import FP32
 
 P = ParamSpec("P")
 
-FULL_PRECISION = "fp32"
+FULL_PRECISION = FP32
 GREY, LIGHT_GREY, PALE = "#4D4D4D", "#9A9A9A", "#F1F1F1"
 # Okabe and Ito's palette, the colours that print well on white first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288")

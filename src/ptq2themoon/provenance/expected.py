@@ -13,7 +13,7 @@ from ptq2themoon.data import open_source
 from ptq2themoon.vocabulary.job import ANY, Job
 from ptq2themoon.vocabulary.layout import Run, calibration_draws, runs_of
 from ptq2themoon.vocabulary.parameters import Params
-from ptq2themoon.vocabulary.stages import figures, study, study_tables
+from ptq2themoon.vocabulary.stages import figures, study, study_figures, study_tables
 from ptq2themoon.vocabulary.stages.calibrate import Calibrate
 from ptq2themoon.vocabulary.stages.common import FILE_KINDS
 from ptq2themoon.vocabulary.stages.deploy import Deploy, VerifyRuntime
@@ -26,7 +26,7 @@ from ptq2themoon.vocabulary.stages.evaluate import (
 )
 from ptq2themoon.vocabulary.stages.graph import Fuse
 from ptq2themoon.vocabulary.stages.origin import DrawCalibration, Export, ListEvaluation
-from ptq2themoon.vocabulary.study_layout import PARTS, TABLES_OF
+from ptq2themoon.vocabulary.study_layout import PARTS, TABLES_OF, first_run
 from ptq2themoon.vocabulary.study_parameters import BASE, CHANNELWISE
 
 Call = tuple[type[Job], Any]
@@ -40,12 +40,12 @@ MEASURING: tuple[type[Job], ...] = (
     study.StudyErrors,
 )
 SHOWING: tuple[type[Job], ...] = (
-    study_tables.PlotStudyRanking,
-    study_tables.PlotStudyFusion,
-    study_tables.PlotStudyActivations,
-    study_tables.PlotStudyErrors,
-    study_tables.PlotStudyAttention,
-    study_tables.PlotRollout,
+    study_figures.PlotStudyRanking,
+    study_figures.PlotStudyFusion,
+    study_figures.PlotStudyActivations,
+    study_figures.PlotStudyErrors,
+    study_figures.PlotStudyAttention,
+    study_figures.PlotRollout,
     study_tables.StudyFidelity,
 )
 
@@ -123,10 +123,10 @@ def _of_model(params: Params, model: str, runs: Sequence[Run]) -> Iterator[Call]
 
 
 def _study(params: Params) -> Iterator[Call]:
-    yield study_tables.PlotStudyPublished, None
+    yield study_figures.PlotStudyPublished, None
     for model in params.models:
         yield from _study_of_model(params, model)
-    yield from ((kind, None) for kind in (study_tables.StudyModels, study_tables.PlotStudyModels))
+    yield from ((kind, None) for kind in (study_tables.StudyModels, study_figures.PlotStudyModels))
 
 
 def _study_of_model(params: Params, model: str) -> Iterator[Call]:
@@ -135,8 +135,8 @@ def _study_of_model(params: Params, model: str) -> Iterator[Call]:
         yield DrawCalibration, Run(model, images=settings.calibration_images, seed=seed)
     looked_at = study_tables.looked_at(params)
     for recipe in dict.fromkeys((BASE, CHANNELWISE, *looked_at)):
-        yield Calibrate, study_tables.first_run(params, model, recipe)
-    seen = [study_tables.first_run(params, model, recipe) for recipe in looked_at]
+        yield Calibrate, first_run(params, model, recipe)
+    seen = [first_run(params, model, recipe) for recipe in looked_at]
     yield from ((Evaluate, run) for run in seen)
     yield from ((kind, run) for kind in (AttentionMaps, study.StudyRollout) for run in (here, *seen))
     yield from ((kind, here) for kind in MEASURING)
@@ -145,5 +145,5 @@ def _study_of_model(params: Params, model: str) -> Iterator[Call]:
             yield study.StudyAblation, SimpleNamespace(model=model, width=width, part=part, seed=seed)
     for variant in TABLES_OF:
         yield study_tables.StudyTable, SimpleNamespace(model=model, variant=variant)
-        yield study_tables.PlotStudyAblation, SimpleNamespace(model=model, variant=variant)
+        yield study_figures.PlotStudyAblation, SimpleNamespace(model=model, variant=variant)
     yield from ((kind, here) for kind in SHOWING)

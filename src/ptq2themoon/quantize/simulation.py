@@ -40,7 +40,7 @@ class SimulatedModel:
     Args:
         model: a fused model, edited or not; it stays as it is.
         device: a torch device.
-        quantized: the operators to quantize and how; without a quantizer a tensor is not yet quantized.
+        quantized: the operators to quantize and how; a tensor without a quantizer is not yet quantized.
         engine: what runs the graph.
         source: what messages call the model.
 

@@ -1,1 +1,1 @@
-"""The study of channel-wise quantization: which operators of a Vision Transformer need a scale a channel?"""
+"""The study of channel-wise quantization: which operators of a Vision Transformer need per-channel scales?"""

@@ -1,4 +1,4 @@
-"""The ablation: one row a recipe, bits, variant and seed; their means; and the bits that hurt."""
+"""The ablation: one row per recipe, bits, variant and seed; their means; and the bits that hurt."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pandas as pd
 
 from ptq2themoon.evaluate.metrics_record import Metrics
 from ptq2themoon.study.names import MEASURES
+from ptq2themoon.vocabulary.layout import FP32
 
 # What a row is of, and what is measured of it.
-FP32 = "fp32"
 KEYS = ("recipe", "bits", "variant")
 METRICS = (
     "top1", "top5", "loss", "agreement",

@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from ptq2themoon.study.names import READ_AS, Variant, row_name
+from ptq2themoon.study.names import READ_AS, row_name
 from ptq2themoon.tables.markdown import table as markdown_table
+from ptq2themoon.vocabulary.study_layout import Variant
 
 # Head and decimals of each column that people read.
 SHOWN = {

@@ -1,4 +1,4 @@
-"""What one scale a tensor, and one a channel, does to the inputs of the layers."""
+"""What per-tensor and per-channel scales do to the inputs of the layers."""
 
 from __future__ import annotations
 

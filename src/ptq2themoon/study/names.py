@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
 
 import pandas as pd
 
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.layout import FP32
+from ptq2themoon.vocabulary.study_layout import Variant
 from ptq2themoon.vocabulary.study_parameters import AUTO
 
 ALL, PATCH, CLASS = "all", "patch", "class"
@@ -16,11 +17,6 @@ KINDS = (CLASS, PATCH)
 PER_TENSOR, PER_CHANNEL = "per tensor", "per channel"
 QUANTIZERS = (PER_TENSOR, PER_CHANNEL)
 
-# How a recipe is read: its per-channel weights along the input channel, as the study has them; along the
-# output channel, as integer GEMMs need them; or along the input channel, and each activation quantized
-# once, by the operators that read it: elsewhere the one that makes it quantizes it per tensor before.
-Variant = Literal["input", "output", "once"]
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
 READ_AS: Mapping[Variant, str] = {
     "input": "weights per input channel, as the study has them",
     "output": "weights per output channel, as integer GEMMs need them",
@@ -37,13 +33,13 @@ MEASURES = {
 
 def measure_of(table: pd.DataFrame) -> str:
     """The first of `MEASURES` that any quantized row of an ablation's table has."""
-    quantized = table[table["recipe"] != "fp32"]
+    quantized = table[table["recipe"] != FP32]
     return next(name for name in MEASURES if quantized[name].notna().any())
 
 
 # What a recipe quantizes per channel, for people.
 ROWS = {
-    "fp32": "full precision",
+    FP32: "full precision",
     "vanilla": "nothing",
     "layernorm": "LayerNorm",
     "layernorm_fc1": "LayerNorm, fc1",

@@ -15,10 +15,10 @@ from ptq2themoon.quantize.pipeline import quantize
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tensors import QuantizedOperator
-from ptq2themoon.study.names import Variant
 from ptq2themoon.vocabulary.bits import parse_bits
 from ptq2themoon.vocabulary.recipe_language import Rule, Select
 from ptq2themoon.vocabulary.recipes import Recipe
+from ptq2themoon.vocabulary.study_layout import Variant
 
 
 @dataclass(frozen=True)

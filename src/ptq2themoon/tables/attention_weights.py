@@ -1,7 +1,7 @@
 """The numbers that the attention figures show, as tables: every weight drawn, every similarity printed.
 
 `image` and `head` count from 0 as in the figure; `query` is whose attention it is. Attention that makes no
-map has one row a recipe: its cosine similarity and KL divergence with the first graph's.
+map has one row per recipe: its cosine similarity and KL divergence with the first graph's.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def rollout_table(rollouts: Mapping[str, AttentionMaps | str], rows: int) -> pd.
 
 
 def _weights(maps: Mapping[str, Array]) -> Iterator[dict[str, Any]]:
-    """A row a patch of each map, with the map's cosine similarity with the first."""
+    """One row per patch of each map, with the map's cosine similarity with the first."""
     first = next(iter(maps.values()))
     for name, weights in maps.items():
         cosine = map_similarity(first, weights)

@@ -12,9 +12,9 @@ from ptq2themoon.deploy.deploy_records import RuntimeReport
 from ptq2themoon.evaluate.metrics_record import Metrics
 from ptq2themoon.tables.markdown import aligned_table
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.layout import FP32, Run
 from ptq2themoon.vocabulary.records import read
 
-FP32 = "fp32"
 # Each with its head in Markdown and the decimals that people read.
 METRICS = {
     "top1": ("Top-1 (%)", 2),
@@ -72,7 +72,7 @@ class Entry(NamedTuple):
 
 
 def summarize(entries: Sequence[Entry]) -> pd.DataFrame:
-    """One row an entry, in their order, with `COLUMNS`; `top1_drop` is FP32's top-1 less its own.
+    """One row per entry, in their order, with `COLUMNS`; `top1_drop` is FP32's top-1 less its own.
 
     What a model has no figure for is NaN: top-1 of features, or of images without labels.
 
@@ -134,8 +134,8 @@ def to_nested(table: pd.DataFrame) -> dict[str, Any]:
         if row["recipe"] == FP32:
             recipes[FP32] = metrics
         else:
-            key = f"{row['bits']}-n{row['calibration_images']}-s{row['seed']}"
-            recipes.setdefault(row["recipe"], {})[key] = metrics
+            run = Run(*(row[name] for name in ("model", "recipe", "bits", "calibration_images", "seed")))
+            recipes.setdefault(row["recipe"], {})[run.key] = metrics
     return nested
 
 

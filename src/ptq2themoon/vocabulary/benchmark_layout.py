@@ -8,8 +8,9 @@ from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.modes import MODES
 
 TABLES = ("latency", "peers", "operators")
-WEIGHTS = "results/models/random-{architecture}/weights.safetensors"
-RANDOM_IMAGES = "results/models/random-{architecture}/images.safetensors"
+RANDOM = "random-{architecture}"  # the name of a model that only the benchmark has
+WEIGHTS = layout.HEAVY.format(model=RANDOM) + "/weights.safetensors"
+RANDOM_IMAGES = layout.HEAVY.format(model=RANDOM) + "/images.safetensors"
 
 
 def of_model(name: str) -> str:

@@ -127,12 +127,8 @@ class Job(BaseModel):
 
     def inputs(self) -> list[Path]:
         """Every file that the stage reads."""
-        return [
-            file
-            for name, mark in self.marked(Input).items()
-            for path in paths(getattr(self, name))
-            for file in (mark.files(path) if mark.files else [path])
-        ]
+        marks = self.marked(Input)
+        return [file for name, mark in marks.items() for file in files_behind(mark, getattr(self, name))]
 
     def outputs(self) -> list[Path]:
         """Every file that the stage writes, the main one first."""
@@ -177,7 +173,13 @@ def paths(value: Any) -> Iterator[Path]:
     if value is None:
         return
     for one in value if isinstance(value, tuple | list) else [value]:
-        yield one if isinstance(one, Path) else Path(one.partition("=")[2])
+        _, equals, path = ("", "", "") if isinstance(one, Path) else one.partition("=")
+        yield Path(path if equals else one)
+
+
+def files_behind(mark: Input, value: Any) -> list[Path]:
+    """The files that count of those that a field names."""
+    return [file for path in paths(value) for file in (mark.files(path) if mark.files else [path])]
 
 
 def plain(value: Any) -> Any:

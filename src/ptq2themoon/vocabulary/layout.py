@@ -46,7 +46,7 @@ SUMMARY = tuple(f"{RESULTS}/summary.{kind}" for kind in ("csv", "md", "json"))
 FIGURES = ("top1", "errors_along_network", "attention_overview", "attention_heads")
 
 
-def figure(name: str, kind: str = "png") -> str:
+def figure(name: str, kind: str) -> str:
     """The file of one of `FIGURES`."""
     return f"{SMALL}/figures/{name}.{kind}"
 
@@ -141,6 +141,17 @@ def _model_files(params: Any, model: str) -> Iterator[str]:
 
 def _filled(patterns: Iterable[str], run: Run) -> Iterator[str]:
     return (fill(pattern, run) for pattern in patterns)
+
+
+def recipe_file(name: str) -> str:
+    """The file of a recipe."""
+    return RECIPE.format(recipe=name)
+
+
+def check_images(params: Any, model: str) -> str:
+    """The calibration images that a fused graph is checked on."""
+    images, seed = params.calibration.check
+    return fill(CALIBRATION, Run(model, images=images, seed=seed))
 
 
 def fused_files(folder: Path) -> list[Path]:

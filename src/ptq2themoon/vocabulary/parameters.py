@@ -7,22 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field
 
+from ptq2themoon.vocabulary.benchmark_layout import RANDOM, RANDOM_IMAGES, WEIGHTS
 from ptq2themoon.vocabulary.bits import Bits, parse_bits
 from ptq2themoon.vocabulary.class_folders import class_folders
-from ptq2themoon.vocabulary.errors import UserError, nearest
+from ptq2themoon.vocabulary.errors import nearest
+from ptq2themoon.vocabulary.model_parameters import Dataset, Model
 from ptq2themoon.vocabulary.model_source import (
-    ONNX,
-    Exporter,
-    PreprocessingChanges,
-    opset_problem,
     source_problem,
 )
 from ptq2themoon.vocabulary.modes import MODES, Mode
 from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.study_parameters import Study
-from ptq2themoon.vocabulary.torchvision_names import parse_torchvision
 from ptq2themoon.vocabulary.validation import (
     SOME,
     UNIQUE,
@@ -53,77 +50,6 @@ def _name(name: str) -> str:
 Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
 # A pattern for the keys alone would let others through.
 _named = Field(json_schema_extra={"additionalProperties": False})
-
-
-class Model(Strict):
-    """Weights, and the data set that they are quantized and tested with."""
-
-    source: str
-    """A timm model, best with its tag; `local-dir:FOLDER` with timm's config.json; `hf-hub:NAME@REVISION`;
-    or `onnx:FILE`, of any exporter."""
-    dataset: str
-    """A key of `datasets`."""
-    checkpoint: str | None = None
-    """A file of weights that replaces the source's own."""
-    arguments: dict[str, JsonValue] = Field(default={})
-    """Further arguments of timm.create_model, such as `img_size`."""
-    exporter: Exporter = "torchscript"
-    """torch's exporter by tracing, or `dynamo`; for a timm model."""
-    opset: int = Field(default=13, ge=11, le=20)
-    """ONNX opset of the export: 11 to 17 by `torchscript`, 18 to 20 by `dynamo`."""
-    preprocessing: PreprocessingChanges | None = None
-    """Values that replace timm's; an ONNX file needs `mean` and `std`."""
-    classifier: bool = True
-    """`false`: the outputs are features, whatever their shape."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """(key, what is wrong there) of values that do not go with each other."""
-        if self.source.startswith(ONNX):
-            for key in ("checkpoint", "arguments", "exporter", "opset"):
-                if getattr(self, key) != Model.model_fields[key].default:
-                    yield key, "not for an ONNX file, which has its own; leave it out"
-            given = self.preprocessing.given() if self.preprocessing else {}
-            missing = [key for key in ("mean", "std") if key not in given]
-            if missing:
-                yield "preprocessing", f"{' and '.join(missing)} missing; an ONNX file does not tell them"
-            return
-        problem = opset_problem(self.exporter, self.opset)
-        if problem:
-            yield "opset", f"{self.opset}: {problem}"
-
-
-class Dataset(Strict):
-    """Images to calibrate with and images to test on."""
-
-    kind: Literal["arrays", "folder", "csv", "torchvision"]
-    """`arrays`: safetensors files with images and labels; `folder`: one subfolder of images a class, or no
-    subfolders and no labels; `csv`: a table of path and label beside the images; `torchvision`: a data set of
-    torchvision's in local files."""
-    calibration: str
-    """The file or folder that calibration draws from, or NAME:SPLIT:ROOT of torchvision."""
-    evaluation: str
-    """The same for what the models are tested on."""
-    classes: Literal["imagenet"] | None = None
-    """`imagenet`: class folders are named by WordNet id or index of ImageNet-1k; null: a label is the place
-    of its folder, sorted by name."""
-
-    @field_validator("calibration", "evaluation")
-    @classmethod
-    def _torchvision(cls, place: str, info: ValidationInfo) -> str:
-        if info.data.get("kind") == "torchvision":
-            try:
-                parse_torchvision(place)
-            except UserError as error:
-                raise ValueError(str(error)) from error
-        return place
-
-    @field_validator("classes")
-    @classmethod
-    def _of_folders(cls, classes: str | None, info: ValidationInfo) -> str | None:
-        kind = info.data.get("kind")
-        if classes and kind not in (None, "folder"):
-            raise ValueError(f"{classes!r} is for kind folder, not {kind}; leave it out")
-        return classes
 
 
 class Calibration(Strict):
@@ -192,10 +118,10 @@ class Benchmark(Strict):
     def random(self) -> dict[str, Model]:
         """The architectures as models, by the name of their folder."""
         return {
-            f"random-{name}": Model(
+            RANDOM.format(architecture=name): Model(
                 source=name,
-                dataset=f"random-{name}",
-                checkpoint=f"results/models/random-{name}/weights.safetensors",
+                dataset=RANDOM.format(architecture=name),
+                checkpoint=WEIGHTS.format(architecture=name),
             )
             for name in self.architectures
         }
@@ -238,7 +164,10 @@ class Params(Strict):
     @property
     def every_dataset(self) -> dict[str, Dataset]:
         """The data sets, and those of the benchmark's models: arrays that it draws itself."""
-        drawn = {name: f"results/models/{name}/images.safetensors" for name in self.benchmark.random}
+        drawn = {
+            model.dataset: RANDOM_IMAGES.format(architecture=model.source)
+            for model in self.benchmark.random.values()
+        }
         random = {
             name: Dataset(kind="arrays", calibration=file, evaluation=file) for name, file in drawn.items()
         }
@@ -283,8 +212,9 @@ class Params(Strict):
     def _benchmark_problems(self) -> Iterator[tuple[Key, str]]:
         """Architectures unknown, or called as one of the models."""
         for index, name in enumerate(self.benchmark.architectures):
-            if f"random-{name}" in self.models:
-                yield ("models", f"random-{name}"), "taken by the benchmark; choose another name"
+            model = RANDOM.format(architecture=name)
+            if model in self.models:
+                yield ("models", model), "taken by the benchmark; choose another name"
             elif self.benchmark.architectures != Benchmark().architectures and (
                 problem := source_problem(name)
             ):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ptq2themoon.vocabulary.layout import RESULTS, SMALL, Run, fill
+from ptq2themoon.vocabulary.layout import RESULTS, SMALL, Run, fill, runs_of
 from ptq2themoon.vocabulary.study_parameters import AUTO, Study
 
 # How a recipe is read: its per-channel weights along the input channel, as the study has them; along the
@@ -64,6 +64,12 @@ def ablation_runs(study: Study, parts: Iterable[str]) -> list[str]:
 def table_rows(study: Study, variant: str) -> list[str]:
     """The recipes of a table of the ablation, in order."""
     return [*study.recipes, *[AUTO] * (AUTO in TABLES_OF[variant])]
+
+
+def first_run(params: Any, model: str, recipe: str) -> Run:
+    """The run of a recipe at the pipeline's first seed and the study's widest bits."""
+    run = runs_of(params, model)[0]
+    return Run(model, recipe, params.study.bits[0], run.images, run.seed)
 
 
 def study_files(models: Iterable[str]) -> list[Path]:

@@ -14,7 +14,7 @@ BASE = "vanilla"  # all per tensor: what the others are measured against
 NORMS = "layernorm"  # the least that the study quantizes per channel
 CUSTOMIZED = "customized"  # the study's own choice of operators
 CHANNELWISE = "layernorm_all"  # all that the study quantizes per channel in any row
-ACTIVATIONS_ONLY = "layernorm_all_activations"  # the same, with one scale a weight
+ACTIVATIONS_ONLY = "layernorm_all_activations"  # as CHANNELWISE, with per-tensor weights
 AUTO = "auto"  # what the study's method chooses for the model at hand
 
 # The layers whose inputs are looked at, each with the roles that it has by exporter or model.

@@ -1,4 +1,4 @@
-"""Draw the error of every operator along the network, one series a recipe."""
+"""Draw the error of every operator along the network, one series per recipe."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from ptq2themoon.plots.style import save
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.tables.attention_weights import rollout_table
 from ptq2themoon.vocabulary.job import named_paths
-from ptq2themoon.vocabulary.stages.study_tables import PlotRollout
+from ptq2themoon.vocabulary.stages.study_figures import PlotRollout
 
 
 def main(job: PlotRollout) -> None:

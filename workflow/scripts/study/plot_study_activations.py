@@ -12,7 +12,7 @@ from ptq2themoon.plots.activations import (
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.tables.csv_frames import read_table
-from ptq2themoon.vocabulary.stages.study_tables import PlotStudyActivations
+from ptq2themoon.vocabulary.stages.study_figures import PlotStudyActivations
 
 
 def main(job: PlotStudyActivations) -> None:

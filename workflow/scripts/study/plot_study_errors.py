@@ -14,7 +14,7 @@ from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.study.names import QUANTIZERS
 from ptq2themoon.tables.csv_frames import read_table
-from ptq2themoon.vocabulary.stages.study_tables import PlotStudyErrors
+from ptq2themoon.vocabulary.stages.study_figures import PlotStudyErrors
 
 
 def main(job: PlotStudyErrors) -> None:

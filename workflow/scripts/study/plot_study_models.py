@@ -6,7 +6,7 @@ from ptq2themoon.plots.models import MODELS_COLUMNS, models
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.tables.csv_frames import read_table
-from ptq2themoon.vocabulary.stages.study_tables import PlotStudyModels
+from ptq2themoon.vocabulary.stages.study_figures import PlotStudyModels
 
 
 def main(job: PlotStudyModels) -> None:

@@ -7,7 +7,7 @@ from ptq2themoon.plots.input_error_figures import PUBLISHED_COLUMNS, as_printed,
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.tables.csv_frames import read_table
-from ptq2themoon.vocabulary.stages.study_tables import PlotStudyPublished
+from ptq2themoon.vocabulary.stages.study_figures import PlotStudyPublished
 
 ORIGIN = "As the study printed it: ViT-Base, W8A8, ImageNet; not measured here."
 

@@ -1,4 +1,4 @@
-"""Draw which places gain from a scale a channel, and how the recipe auto was found."""
+"""Draw which places gain from per-channel scales, and how the recipe auto was found."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.study.bits_record import NarrowBits
 from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.records import read
-from ptq2themoon.vocabulary.stages.study_tables import PlotStudyRanking
+from ptq2themoon.vocabulary.stages.study_figures import PlotStudyRanking
 
 
 def main(job: PlotStudyRanking) -> None:

@@ -1,4 +1,4 @@
-"""Stage study_auto: rank places by what a scale a channel gains, and write the recipe that needs fewest."""
+"""Stage study_auto: rank places by what per-channel scales gain, and write the recipe that needs fewest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage study_errors: what a scale a tensor, and one a channel, does to the layers' inputs."""
+"""Stage study_errors: what per-tensor and per-channel scales do to the layers' inputs."""
 
 from __future__ import annotations
 

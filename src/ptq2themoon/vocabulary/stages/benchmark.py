@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.benchmark_layout import (
+    RANDOM,
     RANDOM_IMAGES,
     TABLES,
     WEIGHTS,
@@ -37,7 +38,7 @@ class BenchmarkWeights(Job):
     """Draw random weights for an architecture, and images for it."""
 
     stage: ClassVar[str] = "benchmark_weights"
-    where: ClassVar[str] = "random-{architecture}"
+    where: ClassVar[str] = RANDOM
 
     architecture: Annotated[str, Setting("{architecture}")]
     """A timm model."""
@@ -157,9 +158,7 @@ class BenchmarkSimulation(OnModel):
     """qparams.json and qparams.safetensors."""
     images: CalibrationFile
     """Calibration images."""
-    recipe: Annotated[
-        Path, Input(lambda params, _: layout.RECIPE.replace("{recipe}", params.recipes[0]), recipe_files)
-    ]
+    recipe: Annotated[Path, Input(lambda params, _: layout.recipe_file(params.recipes[0]), recipe_files)]
     """To calibrate by."""
     int8: Annotated[Path | None, Input(_first(layout.INT8, "faithful"))] = None
     """The faithful INT8 model of these parameters."""

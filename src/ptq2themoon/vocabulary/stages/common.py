@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ptq2themoon.vocabulary import layout
-from ptq2themoon.vocabulary.job import Input, Job, Output, Setting
+from ptq2themoon.vocabulary.job import Input, Job, Setting
 from ptq2themoon.vocabulary.recipes import load_recipe
 
 FILE_KINDS = ("arrays", "csv")  # data sets that are one file; of others the listing counts
@@ -16,6 +16,11 @@ def dataset(params: Any, wildcards: Any) -> Any:
     """The data set of a model, or of one that only the benchmark has."""
     model = params.every_model[wildcards.model]
     return params.every_dataset[model.dataset]
+
+
+def files_of_dataset(kind: str, source: Path) -> list[Path]:
+    """The file of a data set that is one; images that are files themselves are not tracked."""
+    return [source] if kind in FILE_KINDS else []
 
 
 def recipe_files(path: Path) -> list[Path]:
@@ -50,7 +55,7 @@ class OnDataset(Job):
     """Of the data set: arrays, folder, csv or torchvision."""
 
     def inputs(self) -> list[Path]:
-        return super().inputs() + ([self.source] if self.kind in FILE_KINDS else [])  # type: ignore[attr-defined]
+        return super().inputs() + files_of_dataset(self.kind, self.source)  # type: ignore[attr-defined]
 
 
 class OnImages(OnModel, OnDataset, OnDevice):
@@ -67,8 +72,3 @@ class Figure(Job):
 
     dpi: Annotated[int, Setting("plots.dpi")] = 150
     """Resolution of the PNG."""
-
-
-def figure_files(pattern: str) -> tuple[Output, Output]:
-    """Marks of a figure's PNG and SVG; `pattern` is that of the PNG."""
-    return Output(pattern), Output(pattern.removesuffix("png") + "svg")

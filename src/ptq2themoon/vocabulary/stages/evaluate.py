@@ -15,23 +15,28 @@ Block = Annotated[int, Setting("attention.block")]
 OF_RUN = "{model}/{recipe}/{key}"
 
 
-class Reference(OnImages):
+class OnAllImages(OnImages):
+    """A stage that looks at outputs and attention of all evaluation images."""
+
+    batch_size: BatchSize
+    """Images in a batch."""
+    block: Block = -1
+    """Whose attention is kept or compared; from the end when negative."""
+
+
+class Reference(OnAllImages):
     """Compute outputs and attention of all evaluation images in floating point, once per model."""
 
     stage: ClassVar[str] = "reference"
     where: ClassVar[str] = "{model}/fp32"
 
-    batch_size: BatchSize
-    """Images in a batch."""
-    block: Block = -1
-    """Whose attention is kept; from the end when negative."""
     out: Annotated[Path, Output(layout.FP32_METRICS)]
     """metrics.json."""
     out_reference: Annotated[Path, Output(layout.REFERENCE)]
     """reference.safetensors."""
 
 
-class Evaluate(OnImages):
+class Evaluate(OnAllImages):
     """Measure a quantized model on all evaluation images: accuracy, agreement, attention."""
 
     stage: ClassVar[str] = "evaluate"
@@ -41,10 +46,6 @@ class Evaluate(OnImages):
     """qparams.json and qparams.safetensors."""
     reference: ReferenceFile
     """reference.safetensors."""
-    batch_size: BatchSize
-    """Images in a batch."""
-    block: Block = -1
-    """Whose attention is compared; from the end when negative."""
     out: Annotated[Path, Output(layout.METRICS)]
     """metrics.json."""
     out_attention: Annotated[Path, Output(layout.ATTENTION)]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.job import Input, Output, Setting, named
-from ptq2themoon.vocabulary.stages.common import Figure, figure_files
+from ptq2themoon.vocabulary.stages.common import Figure
 
 
 def run_names(params: Any, model: str) -> list[str]:
@@ -55,9 +55,9 @@ class PlotErrors(Figure):
     """MODE=N: images behind a mode's numbers, named in its title."""
     worst: int = 3
     """Operators named, of each recipe and mode."""
-    out_png: Annotated[Path, figure_files(layout.figure("errors_along_network"))[0]]
+    out_png: Annotated[Path, Output(layout.figure("errors_along_network", "png"))]
     """The figure."""
-    out_svg: Annotated[Path, figure_files(layout.figure("errors_along_network"))[1]]
+    out_svg: Annotated[Path, Output(layout.figure("errors_along_network", "svg"))]
     """The figure."""
 
     def parameters(self) -> dict[str, Any]:
@@ -74,9 +74,9 @@ class PlotTop1(Figure):
     """summary.csv."""
     model: Annotated[str, Setting("{model}")]
     """The model whose rows are drawn."""
-    out_png: Annotated[Path, figure_files(layout.figure("top1"))[0]]
+    out_png: Annotated[Path, Output(layout.figure("top1", "png"))]
     """The figure."""
-    out_svg: Annotated[Path, figure_files(layout.figure("top1"))[1]]
+    out_svg: Annotated[Path, Output(layout.figure("top1", "svg"))]
     """The figure."""
 
 
@@ -111,13 +111,13 @@ class PlotAttention(MapsFigure):
     """NAME=attention_maps.safetensors of each graph, the reference (fp32) first."""
     image_index: int = 0
     """The image whose heads are drawn."""
-    out_overview_png: Annotated[Path, figure_files(layout.figure("attention_overview"))[0]]
+    out_overview_png: Annotated[Path, Output(layout.figure("attention_overview", "png"))]
     """Maps averaged over heads."""
-    out_overview_svg: Annotated[Path, figure_files(layout.figure("attention_overview"))[1]]
+    out_overview_svg: Annotated[Path, Output(layout.figure("attention_overview", "svg"))]
     """Maps averaged over heads."""
-    out_heads_png: Annotated[Path, figure_files(layout.figure("attention_heads"))[0]]
+    out_heads_png: Annotated[Path, Output(layout.figure("attention_heads", "png"))]
     """Maps of every head."""
-    out_heads_svg: Annotated[Path, figure_files(layout.figure("attention_heads"))[1]]
+    out_heads_svg: Annotated[Path, Output(layout.figure("attention_heads", "svg"))]
     """Maps of every head."""
     out_overview_csv: Annotated[Path | None, Output(lambda *_: None)] = None
     """The numbers drawn."""

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.job import Input, Job, Output
-from ptq2themoon.vocabulary.layout import Run
-
-
-def _check(params: Any, model: str) -> Run:
-    images, seed = params.calibration.check
-    return Run(model, images=images, seed=seed)
 
 
 class Fuse(Job):
@@ -26,7 +20,7 @@ class Fuse(Job):
     """model.json."""
     images: Annotated[
         Path,
-        Input(lambda params, w: layout.fill(layout.CALIBRATION, _check(params, w.model))),
+        Input(lambda params, w: layout.check_images(params, w.model)),
     ]
     """Calibration images for the check."""
     check_images: int = 16

@@ -10,14 +10,14 @@ from ptq2themoon.vocabulary.job import Input, Job, Output, Setting
 from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.stages.common import OnDevice, OnImages, OnModel, recipe_files
 from ptq2themoon.vocabulary.stages.evaluate import BatchSize, Block, OfVariant, ReferenceFile
-from ptq2themoon.vocabulary.study_layout import Variant, studied
+from ptq2themoon.vocabulary.study_layout import Variant, first_run, studied
 from ptq2themoon.vocabulary.study_parameters import AUTO, BASE, CHANNELWISE
 
 InputImages = Annotated[int, Setting("study.input_images")]
 
 
 def _recipe(name: str) -> Input:
-    return Input(layout.RECIPE.replace("{recipe}", name), recipe_files)
+    return Input(layout.recipe_file(name), recipe_files)
 
 
 def _drawn(params: Any, wildcards: Any) -> str:
@@ -106,14 +106,14 @@ def ablated(params: Any, part: str) -> list[str]:
     recipes = params.study.recipes
     if part != "output":
         return list(recipes)
-    files = {name: Path(layout.RECIPE.replace("{recipe}", name)) for name in recipes}
+    files = {name: Path(layout.recipe_file(name)) for name in recipes}
     return [name for name, file in files.items() if load_recipe(file).has_weight_channels]
 
 
 def _recipes(params: Any, wildcards: Any) -> list[str]:
     if wildcards.part == AUTO:
         return [layout.fill(study_layout.AUTO_RECIPE, wildcards)]
-    return [layout.RECIPE.replace("{recipe}", name) for name in ablated(params, wildcards.part)]
+    return [layout.recipe_file(name) for name in ablated(params, wildcards.part)]
 
 
 def _files(path: Path) -> list[Path]:
@@ -172,9 +172,8 @@ class StudyActivations(OnImages):
 
 def _qparams(recipe: str) -> Input:
     def files(params: Any, wildcards: Any) -> list[str]:
-        run = layout.runs_of(params, wildcards.model)[0]
-        of_recipe = layout.Run(run.model, recipe, params.study.bits[0], run.images, run.seed)
-        return [layout.fill(path, of_recipe) for path in layout.QPARAMS]
+        run = first_run(params, wildcards.model, recipe)
+        return [layout.fill(path, run) for path in layout.QPARAMS]
 
     return Input(files)
 
@@ -232,11 +231,7 @@ class StudyFusion(Job):
     """As w8a8."""
     images: Annotated[
         Path,
-        Input(
-            lambda params, w: layout.fill(
-                layout.CALIBRATION, layout.Run(w.model, images=params.calibration.check[0], seed=0)
-            )
-        ),
+        Input(lambda params, w: layout.check_images(params, w.model)),
     ]
     """Calibration images."""
     calibration_count: int = 8

@@ -1,0 +1,91 @@
+"""The sections `models` and `datasets` of params.yaml: what is quantized, and on which images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field, JsonValue, ValidationInfo, field_validator
+
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.model_source import (
+    ONNX,
+    Exporter,
+    PreprocessingChanges,
+    opset_problem,
+)
+from ptq2themoon.vocabulary.torchvision_names import parse_torchvision
+from ptq2themoon.vocabulary.validation import (
+    Strict,
+)
+
+
+class Model(Strict):
+    """Weights, and the data set that they are quantized and tested with."""
+
+    source: str
+    """A timm model, best with its tag; `local-dir:FOLDER` with timm's config.json; `hf-hub:NAME@REVISION`;
+    or `onnx:FILE`, of any exporter."""
+    dataset: str
+    """A key of `datasets`."""
+    checkpoint: str | None = None
+    """A file of weights that replaces the source's own."""
+    arguments: dict[str, JsonValue] = Field(default={})
+    """Further arguments of timm.create_model, such as `img_size`."""
+    exporter: Exporter = "torchscript"
+    """torch's exporter by tracing, or `dynamo`; for a timm model."""
+    opset: int = Field(default=13, ge=11, le=20)
+    """ONNX opset of the export: 11 to 17 by `torchscript`, 18 to 20 by `dynamo`."""
+    preprocessing: PreprocessingChanges | None = None
+    """Values that replace timm's; an ONNX file needs `mean` and `std`."""
+    classifier: bool = True
+    """`false`: the outputs are features, whatever their shape."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, what is wrong there) of values that do not go with each other."""
+        if self.source.startswith(ONNX):
+            for key in ("checkpoint", "arguments", "exporter", "opset"):
+                if getattr(self, key) != Model.model_fields[key].default:
+                    yield key, "not for an ONNX file, which has its own; leave it out"
+            given = self.preprocessing.given() if self.preprocessing else {}
+            missing = [key for key in ("mean", "std") if key not in given]
+            if missing:
+                yield "preprocessing", f"{' and '.join(missing)} missing; an ONNX file does not tell them"
+            return
+        problem = opset_problem(self.exporter, self.opset)
+        if problem:
+            yield "opset", f"{self.opset}: {problem}"
+
+
+class Dataset(Strict):
+    """Images to calibrate with and images to test on."""
+
+    kind: Literal["arrays", "folder", "csv", "torchvision"]
+    """`arrays`: safetensors files with images and labels; `folder`: one subfolder of images a class, or no
+    subfolders and no labels; `csv`: a table of path and label beside the images; `torchvision`: a data set of
+    torchvision's in local files."""
+    calibration: str
+    """The file or folder that calibration draws from, or NAME:SPLIT:ROOT of torchvision."""
+    evaluation: str
+    """The same for what the models are tested on."""
+    classes: Literal["imagenet"] | None = None
+    """`imagenet`: class folders are named by WordNet id or index of ImageNet-1k; null: a label is the place
+    of its folder, sorted by name."""
+
+    @field_validator("calibration", "evaluation")
+    @classmethod
+    def _torchvision(cls, place: str, info: ValidationInfo) -> str:
+        if info.data.get("kind") == "torchvision":
+            try:
+                parse_torchvision(place)
+            except UserError as error:
+                raise ValueError(str(error)) from error
+        return place
+
+    @field_validator("classes")
+    @classmethod
+    def _of_folders(cls, classes: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind")
+        if classes and kind not in (None, "folder"):
+            raise ValueError(f"{classes!r} is for kind folder, not {kind}; leave it out")
+        return classes

@@ -29,6 +29,9 @@ wildcard_constraints:
     images=r"\d+",
     seed=r"\d+",
     mode="|".join(MODES),
+    reading="|".join(study_layout.TABLES_OF),
+    width="|".join(study_layout.PARTS),
+    part="|".join(study_layout.PARTS["narrow"]),
 
 
 include: "workflow/rules/origin.smk"
@@ -36,13 +39,13 @@ include: "workflow/rules/fuse.smk"
 include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/deploy.smk"
-include: "workflow/rules/figures.smk"
 include: "workflow/rules/benchmark_common.smk"
 include: "workflow/rules/benchmark.smk"
 include: "workflow/rules/study_common.smk"
 include: "workflow/rules/study.smk"
 include: "workflow/rules/study_inputs.smk"
 include: "workflow/rules/study_attention.smk"
+include: "workflow/rules/tables_and_figures.smk"
 
 
 rule all:

@@ -3,7 +3,6 @@ from ptq2themoon.vocabulary.stages.benchmark import (
     BenchmarkPpq,
     BenchmarkRuntimes,
     BenchmarkSimulation,
-    BenchmarkTables,
     BenchmarkWeights,
 )
 
@@ -22,11 +21,11 @@ rule benchmark_weights:
     resources:
         runtime=10,
     params:
-        **settings(BenchmarkWeights),
+        **call(BenchmarkWeights),
     message:
         "{wildcards.architecture}: random weights"
     shell:
-        command(BenchmarkWeights)
+        RUN
 
 
 rule benchmark_images:
@@ -43,11 +42,11 @@ rule benchmark_images:
     resources:
         runtime=60,
     params:
-        **settings(BenchmarkImages),
+        **call(BenchmarkImages),
     message:
         "{wildcards.model}: images for the benchmark"
     shell:
-        command(BenchmarkImages)
+        RUN
 
 
 rule benchmark_ppq:
@@ -66,11 +65,11 @@ rule benchmark_ppq:
         mem_mb=8000,
         runtime=60,
     params:
-        **settings(BenchmarkPpq),
+        **call(BenchmarkPpq),
     message:
         "{wildcards.model}: PPQ's own INT8 model"
     shell:
-        command(BenchmarkPpq)
+        RUN
 
 
 rule benchmark_runtimes:
@@ -89,11 +88,11 @@ rule benchmark_runtimes:
         mem_mb=12000,
         runtime=120,
     params:
-        **settings(BenchmarkRuntimes),
+        **call(BenchmarkRuntimes),
     message:
         "{wildcards.model}: our models and other tools', by turns"
     shell:
-        command(BenchmarkRuntimes, python="PYTHONPATH=src {input.python}")
+        RUN.replace("python", "PYTHONPATH=src {input.python}", 1)
 
 
 rule benchmark_simulation:
@@ -112,30 +111,8 @@ rule benchmark_simulation:
         mem_mb=8000,
         runtime=120,
     params:
-        **settings(BenchmarkSimulation),
+        **call(BenchmarkSimulation),
     message:
         "{wildcards.model}: simulation and calibration, PPQ's and ours"
     shell:
-        command(BenchmarkSimulation)
-
-
-rule benchmark:
-    input:
-        **inputs(BenchmarkTables),
-    output:
-        **outputs(BenchmarkTables),
-    log:
-        log_of(BenchmarkTables),
-    benchmark:
-        times_of(BenchmarkTables)
-    conda:
-        ENVIRONMENT
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    params:
-        **settings(BenchmarkTables),
-    message:
-        "Tables of the benchmark"
-    shell:
-        command(BenchmarkTables)
+        RUN

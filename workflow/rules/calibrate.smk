@@ -17,8 +17,8 @@ rule calibrate:
     resources:
         runtime=60,
     params:
-        **settings(Calibrate),
+        **call(Calibrate),
     message:
         "{wildcards.model}, {wildcards.recipe}: calibrate at {wildcards.bits} on {wildcards.images} images"
     shell:
-        command(Calibrate)
+        RUN

@@ -85,32 +85,51 @@ def outputs(stage, **wrapped):
     return found | {name: wrap(found[name]) for name, wrap in wrapped.items()}
 
 
+# What every rule runs, with the `params` of `call`.
+RUN = "python {params.script} {params.files:q} {params.settings:q} > {log} 2>&1"
+
+
+def call(stage):
+    """The parameters of a rule, from which `RUN` makes the command of its stage."""
+    return {"script": script(stage), "files": files(stage), "settings": settings(stage)}
+
+
 def settings(stage):
-    """The parameters of a stage, by option: their values, or for those that may be left out the words."""
-    marked = stage.marked((Input, Setting))
-    return {name: setting(stage, name) for name in marked if takes_params(stage, name)}
+    """The words of a stage's command that parameters decide: a job runs again when they change."""
+
+    def words_of(wildcards):
+        given = {name: checked(lambda: stage.given(name, PARAMS, wildcards)) for name in decided(stage)}
+        return [word for name, value in given.items() for word in option(name, value)]
+
+    return words_of
 
 
-def setting(stage, name):
-    def value(wildcards):
-        given = checked(lambda: stage.given(name, PARAMS, wildcards))
-        if not may_be_absent(stage, name):
-            return words(given) if isinstance(given, list | tuple) else given
-        return option(name, given)
-
-    return value
+def decided(stage):
+    """Options that parameters decide; of files only those that a pattern does not name."""
+    marks = stage.marked((Input, Setting))
+    return [name for name, mark in marks.items() if isinstance(mark, Setting) or not is_plain(stage, name)]
 
 
-def takes_params(stage, name):
-    """Whether the command has an option from `params`: of files only those that are not named as they are."""
+def is_plain(stage, name):
     mark = stage.marks()[name]
-    return isinstance(mark, Setting) or (
-        isinstance(mark, Input) and (mark.files is not None or callable(mark.path) or stage.is_optional(name))
-    )
+    return mark.files is None and not callable(mark.path) and not stage.is_optional(name)
 
 
-def may_be_absent(stage, name):
-    return stage.is_optional(name) or isinstance(stage.marks()[name], Input)
+def files(stage):
+    """The words of a stage's command that name its files, and what the machine decides."""
+    marks = stage.marks()
+    given = [name for name in stage.marked(Input) if is_plain(stage, name)]
+    made = [name for name, mark in stage.marked(Output).items() if not callable(mark.path)]
+
+    def words_of(wildcards, input, output, threads):
+        named = {
+            **{name: getattr(input, name) for name in given},
+            **{name: getattr(output, name) for name in made},
+        }
+        machine = {name: mark.value.format(threads=threads) for name, mark in stage.marked(Machine).items()}
+        return [word for each in (named, machine) for name in each for word in option(name, each[name])]
+
+    return words_of
 
 
 def option(name, given):
@@ -121,28 +140,16 @@ def option(name, given):
     return [] if given is False or not words(given) else [flag, *words(given)]
 
 
-def command(stage, python="python"):
-    """The command that runs a stage, from the options that its rule knows."""
-    parts = [f"{python} {script(stage)}"]
-    for name, mark in stage.marks().items():
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(mark, Machine):
-            parts.append(f"{flag} {mark.value}")
-        elif isinstance(mark, Output) and not callable(mark.path):
-            parts.append(f"{flag} {{output.{name}:q}}")
-        elif takes_params(stage, name):
-            parts.append(
-                f"{{params.{name}:q}}" if may_be_absent(stage, name) else f"{flag} {{params.{name}:q}}"
-            )
-        elif isinstance(mark, Input):
-            parts.append(f"{flag} {{input.{name}:q}}")
-    return " ".join([*parts, "> {log} 2>&1"])
-
-
 def script(stage):
     """The script of that name, in whichever theme's folder."""
     (found,) = ROOT.glob(f"workflow/scripts/*/{stage.stage}.py")
     return str(found.relative_to(ROOT))
+
+
+def said(stage):
+    """What a job says: of which model or run, and what its stage does."""
+    what = stage.__doc__.splitlines()[0].rstrip(".")
+    return f"{stage.where.replace('{', '{wildcards.')}: {what}" if stage.where else what
 
 
 def log_of(stage):

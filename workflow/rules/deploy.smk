@@ -14,11 +14,11 @@ rule deploy:
     conda:
         ENVIRONMENT
     params:
-        **settings(Deploy),
+        **call(Deploy),
     message:
         "{wildcards.model}, {wildcards.recipe}: INT8 model, {wildcards.mode}"
     shell:
-        command(Deploy)
+        RUN
 
 
 rule verify_runtime:
@@ -37,8 +37,8 @@ rule verify_runtime:
     resources:
         runtime=60,
     params:
-        **settings(VerifyRuntime),
+        **call(VerifyRuntime),
     message:
         "{wildcards.model}, {wildcards.recipe}: INT8 models in ONNX Runtime against the simulation"
     shell:
-        command(VerifyRuntime)
+        RUN

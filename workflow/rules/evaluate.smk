@@ -1,10 +1,4 @@
-from ptq2themoon.vocabulary.stages.evaluate import (
-    AttentionMaps,
-    Evaluate,
-    OperatorErrors,
-    Reference,
-    Summarize,
-)
+from ptq2themoon.vocabulary.stages.evaluate import AttentionMaps, Evaluate, OperatorErrors, Reference
 
 
 rule reference:
@@ -23,11 +17,11 @@ rule reference:
     resources:
         runtime=60,
     params:
-        **settings(Reference),
+        **call(Reference),
     message:
         "{wildcards.model}: floating point on all evaluation images"
     shell:
-        command(Reference)
+        RUN
 
 
 rule evaluate_quantized:
@@ -46,11 +40,11 @@ rule evaluate_quantized:
     resources:
         runtime=120,
     params:
-        **settings(Evaluate),
+        **call(Evaluate),
     message:
         "{wildcards.model}, {wildcards.recipe}: evaluate {wildcards.key}"
     shell:
-        command(Evaluate)
+        RUN
 
 
 rule operator_errors:
@@ -68,11 +62,11 @@ rule operator_errors:
     resources:
         runtime=120,
     params:
-        **settings(OperatorErrors),
+        **call(OperatorErrors),
     message:
         "{wildcards.model}, {wildcards.recipe}: error of every operator, three ways"
     shell:
-        command(OperatorErrors)
+        RUN
 
 
 rule attention_maps:
@@ -87,30 +81,8 @@ rule attention_maps:
     conda:
         ENVIRONMENT
     params:
-        **settings(AttentionMaps),
+        **call(AttentionMaps),
     message:
         "{wildcards.model}, {wildcards.variant}: attention maps"
     shell:
-        command(AttentionMaps)
-
-
-rule summarize:
-    input:
-        **inputs(Summarize, metrics=list(map(str, Summarize.of(PARAMS, None).inputs()))),
-    output:
-        **outputs(Summarize, out_csv=shown("summary", "Summary")),
-    log:
-        log_of(Summarize),
-    benchmark:
-        times_of(Summarize)
-    conda:
-        ENVIRONMENT
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    params:
-        **settings(Summarize),
-    message:
-        "Summarize all models and recipes"
-    shell:
-        command(Summarize)
+        RUN

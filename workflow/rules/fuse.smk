@@ -13,8 +13,8 @@ rule fuse:
     conda:
         ENVIRONMENT
     params:
-        **settings(Fuse),
+        **call(Fuse),
     message:
         "{wildcards.model}: fuse the graph and check its logits"
     shell:
-        command(Fuse)
+        RUN

@@ -13,11 +13,11 @@ rule export:
     conda:
         ENVIRONMENT
     params:
-        **settings(Export),
+        **call(Export),
     message:
-        "{wildcards.model}: export {params.source} to ONNX"
+        "{wildcards.model}: export to ONNX"
     shell:
-        command(Export)
+        RUN
 
 
 rule draw_calibration:
@@ -36,11 +36,11 @@ rule draw_calibration:
         mem_mb=2000,
         runtime=30,
     params:
-        **settings(DrawCalibration),
+        **call(DrawCalibration),
     message:
         "{wildcards.model}: draw {wildcards.images} calibration images with seed {wildcards.seed}"
     shell:
-        command(DrawCalibration)
+        RUN
 
 
 rule list_evaluation:
@@ -59,8 +59,8 @@ rule list_evaluation:
         mem_mb=2000,
         runtime=30,
     params:
-        **settings(ListEvaluation),
+        **call(ListEvaluation),
     message:
-        "{wildcards.model}: list {params.images} evaluation images"
+        "{wildcards.model}: list evaluation images"
     shell:
-        command(ListEvaluation)
+        RUN

@@ -11,8 +11,14 @@ def studied(caption, chapter, shows, **labels):
     )
 
 
+def error_histograms(quantizer):
+    """Marks the histograms of one quantizer; the report has a toggle between the two."""
+    shows = "channels by percentage error"
+    return studied("error_histograms", "5b Error histograms", shows, quantizer=quantizer)
+
+
 def ablation(caption, shows):
-    """The same for what there is of each variant."""
+    """Marks what there is of each reading of the recipes."""
     return shown(
         f"study_{caption}", "Study 1-6: {model}", subcategory=ablation_chapter, labels=ablation_labels(shows)
     )
@@ -20,14 +26,14 @@ def ablation(caption, shows):
 
 def ablation_chapter(wildcards):
     """Two values make a toggle of the report, three do not: the third has a chapter of its own."""
-    return "1b Ablation, quantized once" if wildcards.variant == "once" else "1 Ablation"
+    return "1b Ablation, quantized once" if wildcards.reading == "once" else "1 Ablation"
 
 
 def ablation_labels(shows):
     def labels(wildcards):
-        if wildcards.variant == "once":
+        if wildcards.reading == "once":
             return {"shows": shows}
-        return {"shows": shows, "weight scales": f"one per {wildcards.variant} channel"}
+        return {"shows": shows, "weight scales": f"one per {wildcards.reading} channel"}
 
     return labels
 

@@ -1,5 +1,4 @@
 from ptq2themoon.vocabulary.stages.study import StudyActivations, StudyErrors
-from ptq2themoon.vocabulary.stages.study_figures import PlotStudyActivations, PlotStudyErrors
 
 
 rule study_activations:
@@ -22,11 +21,11 @@ rule study_activations:
     resources:
         runtime=30,
     params:
-        **settings(StudyActivations),
+        **call(StudyActivations),
     message:
         "{wildcards.model}: ranges of the layers' inputs by channel"
     shell:
-        command(StudyActivations)
+        RUN
 
 
 rule study_errors:
@@ -48,72 +47,8 @@ rule study_errors:
     resources:
         runtime=30,
     params:
-        **settings(StudyErrors),
+        **call(StudyErrors),
     message:
         "{wildcards.model}: errors of the layers' inputs, class token and patch tokens apart"
     shell:
-        command(StudyErrors)
-
-
-rule plot_study_activations:
-    input:
-        **inputs(PlotStudyActivations),
-    output:
-        **outputs(
-            PlotStudyActivations,
-            out_png=studied("activations", "4 Activations", "every block"),
-            out_block_png=studied("activations_block", "4 Activations", f"block {PARAMS.study.block}"),
-        ),
-    log:
-        log_of(PlotStudyActivations),
-    benchmark:
-        times_of(PlotStudyActivations)
-    conda:
-        ENVIRONMENT
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    params:
-        **settings(PlotStudyActivations),
-    message:
-        "{wildcards.model}: plot the ranges of the layers' inputs"
-    shell:
-        command(PlotStudyActivations)
-
-
-rule plot_study_errors:
-    input:
-        **inputs(PlotStudyErrors),
-    output:
-        **outputs(
-            PlotStudyErrors,
-            out=studied("errors", "5 Errors", "by block"),
-            out_average=studied("errors_average", "5 Errors", "mean over blocks"),
-            out_per_tensor=studied(
-                "error_histograms",
-                "5b Error histograms",
-                "channels by percentage error",
-                quantizer="per tensor",
-            ),
-            out_per_channel=studied(
-                "error_histograms",
-                "5b Error histograms",
-                "channels by percentage error",
-                quantizer="per channel",
-            ),
-        ),
-    log:
-        log_of(PlotStudyErrors),
-    benchmark:
-        times_of(PlotStudyErrors)
-    conda:
-        ENVIRONMENT
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    params:
-        **settings(PlotStudyErrors),
-    message:
-        "{wildcards.model}: plot the errors of the layers' inputs"
-    shell:
-        command(PlotStudyErrors)
+        RUN

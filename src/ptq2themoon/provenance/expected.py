@@ -143,7 +143,7 @@ def _study_of_model(params: Params, model: str) -> Iterator[Call]:
     for width, part, seed in product(PARTS, PARTS["narrow"], settings.seeds):
         if part in PARTS[width]:
             yield study.StudyAblation, SimpleNamespace(model=model, width=width, part=part, seed=seed)
-    for variant in TABLES_OF:
-        yield study_tables.StudyTable, SimpleNamespace(model=model, variant=variant)
-        yield study_figures.PlotStudyAblation, SimpleNamespace(model=model, variant=variant)
+    for reading in TABLES_OF:
+        yield study_tables.StudyTable, SimpleNamespace(model=model, reading=reading)
+        yield study_figures.PlotStudyAblation, SimpleNamespace(model=model, reading=reading)
     yield from ((kind, here) for kind in SHOWING)

@@ -10,7 +10,7 @@ from ptq2themoon.vocabulary.job import Input, Output, Setting
 from ptq2themoon.vocabulary.stages.common import Figure
 from ptq2themoon.vocabulary.stages.figures import MapsFigure, PlotAttention, names_of
 from ptq2themoon.vocabulary.stages.study_tables import (
-    OF_VARIANT,
+    OF_READING,
     TABLE,
     ModelName,
     VariantName,
@@ -29,7 +29,7 @@ class PlotStudyAblation(Figure):
     """Draw the ablation as bars."""
 
     stage: ClassVar[str] = "plot_study_ablation"
-    where: ClassVar[str] = OF_VARIANT
+    where: ClassVar[str] = OF_READING
 
     name: ModelName
     """What the figure calls the model."""
@@ -37,9 +37,9 @@ class PlotStudyAblation(Figure):
     """How recipes are read."""
     table: Annotated[Path, Input(TABLE)]
     """Table of study_table."""
-    out_png: Annotated[Path, Output(studied("ablation_{variant}.png"))]
+    out_png: Annotated[Path, Output(studied("ablation_{reading}.png"))]
     """The figure."""
-    out_svg: Annotated[Path, Output(studied("ablation_{variant}.svg"))]
+    out_svg: Annotated[Path, Output(studied("ablation_{reading}.svg"))]
     """The figure."""
 
     def parameters(self) -> dict[str, Any]:

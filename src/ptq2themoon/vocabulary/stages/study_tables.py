@@ -22,9 +22,9 @@ from ptq2themoon.vocabulary.study_layout import (
 from ptq2themoon.vocabulary.study_parameters import CUSTOMIZED, NORMS
 
 ModelName = Annotated[str, Setting("{model}", recorded=False)]
-VariantName = Annotated[Variant, Setting("{variant}")]
-OF_VARIANT = "{model}/{variant}"
-TABLE = studied("ablation_{variant}.csv")
+VariantName = Annotated[Variant, Setting("{reading}")]
+OF_READING = "{model}/{reading}"
+TABLE = studied("ablation_{reading}.csv")
 
 
 def of_study(name: str) -> Input:
@@ -40,36 +40,36 @@ class StudyTable(Job):
     """Put the runs of the ablation in one table."""
 
     stage: ClassVar[str] = "study_table"
-    where: ClassVar[str] = OF_VARIANT
+    where: ClassVar[str] = OF_READING
 
     name: ModelName
     """What the table calls the model."""
     variant: VariantName
     """How recipes are read."""
-    recipes: Annotated[tuple[str, ...], Setting(lambda params, w: table_rows(params.study, w.variant))]
+    recipes: Annotated[tuple[str, ...], Setting(lambda params, w: table_rows(params.study, w.reading))]
     """The rows, in order."""
-    runs: Annotated[tuple[Path, ...], Input(lambda params, w: _runs(TABLES_OF[w.variant], params, w))]
+    runs: Annotated[tuple[Path, ...], Input(lambda params, w: _runs(TABLES_OF[w.reading], params, w))]
     """Runs of study_ablation, widest bits first."""
     plain: Annotated[
         tuple[Path, ...],
-        Input(lambda params, w: _runs(("input",), params, w) if w.variant == "output" else []),
+        Input(lambda params, w: _runs(("input",), params, w) if w.reading == "output" else []),
     ] = ()
-    """Runs for recipes that the variant leaves alone."""
+    """Runs for recipes that this reading leaves alone."""
     metrics: Annotated[Path, of_study("fp32.json")]
     """fp32.json."""
     published: Annotated[Path, Input(f"{PUBLISHED}/ablation.csv")]
     """The study's published figures."""
     out: Annotated[Path, Output(TABLE)]
     """CSV."""
-    out_md: Annotated[Path, Output(studied("ablation_{variant}.md"))]
+    out_md: Annotated[Path, Output(studied("ablation_{reading}.md"))]
     """Markdown."""
 
     def parameters(self) -> dict[str, Any]:
         return {"model": self.name, **super().parameters()}
 
 
-def _of_models(variant: str) -> Input:
-    pattern = TABLE.replace("{variant}", variant)
+def _of_models(reading: str) -> Input:
+    pattern = TABLE.replace("{reading}", reading)
     return Input(lambda params, _: [layout.fill(pattern, layout.Run(name)) for name in params.models])
 
 

@@ -8,11 +8,10 @@ from snakemake.exceptions import WorkflowError
 
 from ptq2themoon.vocabulary import layout, study_layout
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.job import Input, Machine, Output, Setting, files_behind, words
+from ptq2themoon.vocabulary.job import Input, Job, Machine, Output, Setting, files_behind, words
 from ptq2themoon.vocabulary.modes import MODES
 from ptq2themoon.vocabulary.parameters import Params
 from ptq2themoon.vocabulary.recipes import load_recipe
-from ptq2themoon.vocabulary.stages.common import OnDataset, files_of_dataset
 from ptq2themoon.vocabulary.study_parameters import AUTO, BASE, CHANNELWISE
 from ptq2themoon.vocabulary.validation import read_yaml
 
@@ -56,8 +55,8 @@ def inputs(stage, recipes=(), **more):
         recipes: a function of the wildcards, or names, of recipes whose methods the stage calls.
     """
     found = {name: files_of(stage, name) for name in stage.marked(Input)}
-    if issubclass(stage, OnDataset):
-        found["dataset"] = partial(dataset_files, stage)
+    if stage.inputs is not Job.inputs:  # files that no option names
+        found["others"] = lambda wildcards: checked(lambda: [*map(str, stage.of(PARAMS, wildcards).inputs())])
     return {**found, "code": partial(code, stage, recipes), **more}
 
 
@@ -71,11 +70,6 @@ def files_of(stage, name):
         return checked(lambda: list(map(str, files_behind(mark, stage.given(name, PARAMS, wildcards)))))
 
     return files
-
-
-def dataset_files(stage, wildcards):
-    kind, source = (stage.given(name, PARAMS, wildcards) for name in ("kind", "source"))
-    return files_of_dataset(kind, source)
 
 
 def outputs(stage, **wrapped):

@@ -3,7 +3,7 @@ from ptq2themoon.vocabulary.stages.origin import DrawCalibration, Export, ListEv
 
 rule export:
     input:
-        **inputs(Export, weights=lambda wildcards: list(map(str, Export.of(PARAMS, wildcards).inputs()))),
+        **inputs(Export),
     output:
         **outputs(Export),
     log:

@@ -18,11 +18,6 @@ def dataset(params: Any, wildcards: Any) -> Any:
     return params.every_dataset[model.dataset]
 
 
-def files_of_dataset(kind: str, source: Path) -> list[Path]:
-    """The file of a data set that is one; images that are files themselves are not tracked."""
-    return [source] if kind in FILE_KINDS else []
-
-
 def recipe_files(path: Path) -> list[Path]:
     """A recipe and those that it extends."""
     return load_recipe(path).sources
@@ -55,7 +50,8 @@ class OnDataset(Job):
     """Of the data set: arrays, folder, csv or torchvision."""
 
     def inputs(self) -> list[Path]:
-        return super().inputs() + files_of_dataset(self.kind, self.source)  # type: ignore[attr-defined]
+        source: Path = self.source  # type: ignore[attr-defined]
+        return [*super().inputs(), *([source] if self.kind in FILE_KINDS else [])]
 
 
 class OnImages(OnModel, OnDataset, OnDevice):

@@ -188,7 +188,7 @@ def test_classes_are_for_folders(flat: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     message = refusal("folder", tmp_path / "empty", "imagenet")
     assert message.startswith(f"{tmp_path / 'empty'}: no images (")
-    assert message.endswith("put there one folder of them a class")
+    assert message.endswith("put there one folder of them per class")
 
 
 # --- models without classes

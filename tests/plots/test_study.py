@@ -104,7 +104,7 @@ def test_one_seed_has_no_whiskers(inside: Callable[[Figure], bool]) -> None:
 # Ranking --------------------------------------------------------------------------------------------
 
 
-def places() -> pd.DataFrame:
+def sites() -> pd.DataFrame:
     rows = [(role, block) for role in ("norm1", "fc1", "fc2") for block in range(12)] + [("norm", None)]
     gains = np.linspace(0.02, -0.003, len(rows))
     return pd.DataFrame(
@@ -125,7 +125,7 @@ def search() -> pd.DataFrame:
     return pd.DataFrame(
         {
             "tried": ["none", "all with a gain", "first 8", "first 4", "without fc1 · 2"],
-            "places": [0, 30, 8, 4, 3],
+            "sites": [0, 30, 8, 4, 3],
             "error": [0.3, 0.1, 0.105, 0.14, 0.118],
             "share": [0, 1, 0.975, 0.8, 0.91],
         }
@@ -133,7 +133,7 @@ def search() -> pd.DataFrame:
 
 
 def test_the_ranking_is_drawn_where_it_belongs(inside: Callable[[Figure], bool]) -> None:
-    table, figure = places(), ranking(places(), search(), "tiny", "w4a4", 0.9)
+    table, figure = sites(), ranking(sites(), search(), "tiny", "w4a4", 0.9)
     assert inside(figure)
     gains, ranges, tried = figure.axes[:3]
     roles = [label.get_text() for label in gains.get_yticklabels()]
@@ -145,12 +145,12 @@ def test_the_ranking_is_drawn_where_it_belongs(inside: Callable[[Figure], bool])
     assert shown[roles.index("norm"), 12] == outside["gain"]
     assert len(gains.patches) == len(ranges.patches) == table["chosen"].sum()
     points = np.concatenate([line.get_xydata() for line in tried.lines if len(line.get_xdata()) != 2])
-    assert {tuple(point) for point in points} == set(zip(search()["places"], search()["error"], strict=True))
+    assert {tuple(point) for point in points} == set(zip(search()["sites"], search()["error"], strict=True))
 
 
 def test_losses_are_marked_not_by_colour_alone() -> None:
-    said = [text.get_text() for text in ranking(places(), search(), "tiny", "w4a4", 0.9).axes[0].texts]
-    assert said.count("\N{MINUS SIGN}") == (places()["gain"] < 0).sum()
+    said = [text.get_text() for text in ranking(sites(), search(), "tiny", "w4a4", 0.9).axes[0].texts]
+    assert said.count("\N{MINUS SIGN}") == (sites()["gain"] < 0).sum()
     assert [text for text in said if text.isdecimal()] == [str(number) for number in range(1, 11)]
 
 

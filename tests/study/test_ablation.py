@@ -18,10 +18,10 @@ from ptq2themoon.evaluate.metrics_record import Metrics
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.tensors import QuantizedTensor
+from ptq2themoon.selection.subject import Subject
 from ptq2themoon.study.ablation import KEYS, METRICS, RUN, in_order, lost, means, points, with_references
 from ptq2themoon.study.ablation_tables import ablation_markdown
 from ptq2themoon.study.names import Variant
-from ptq2themoon.study.quantizing import Subject
 from ptq2themoon.vocabulary.recipes import Recipe, load_recipe
 from ptq2themoon.vocabulary.study_parameters import Study
 

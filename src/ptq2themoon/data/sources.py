@@ -181,7 +181,7 @@ class FolderSource(ImageFiles):
         found = sorted(self._walk())
         if not found:
             kinds = ", ".join(sorted(SUFFIXES))
-            raise UserError(f"{self.path}: no images ({kinds}); put there one folder of them a class")
+            raise UserError(f"{self.path}: no images ({kinds}); put there one folder of them per class")
         loose = [key for key in found if "/" not in key]
         if loose and len(loose) < len(found):
             raise UserError(f"{self.path}: {len(loose)} images beside the class folders, such as {loose[0]}")

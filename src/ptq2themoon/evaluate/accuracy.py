@@ -60,7 +60,7 @@ class AccuracyCounter:
             return
         if output.ndim != 2:
             raise UserError(
-                f"the model gives {list(output.shape[1:])} an image, not one logit a class; "
+                f"the model gives {list(output.shape[1:])} per image, not one logit per class; "
                 "say `classifier: false` in params.yaml"
             )
         best = ranked(output.numpy(), 5)

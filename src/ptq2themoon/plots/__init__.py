@@ -1,1 +1,1 @@
-"""One function a figure: tables or arrays in, a matplotlib Figure out; nothing touches pyplot's state."""
+"""One function per figure: tables or arrays in, a matplotlib Figure out; nothing touches pyplot's state."""

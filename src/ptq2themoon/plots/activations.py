@@ -28,7 +28,7 @@ def of_block(channels: pd.DataFrame, block: int) -> pd.DataFrame:
 
 @styled
 def activations_block(rows: pd.DataFrame, largest: pd.DataFrame) -> Figure:
-    """A layer a row; minimum and maximum, range, range of the patches, and values of the class token.
+    """One row per layer; minimum and maximum, range, range of the patches, and values of the class token.
 
     Args:
         rows: of one block, by channel; without columns of the class token the last panels fall away.

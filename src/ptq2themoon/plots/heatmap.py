@@ -46,7 +46,7 @@ def show_image(axes: Axes, image: Array) -> None:
 
 
 def show_map(axes: Axes, attention: Array, scale: Normalize, colormap: str) -> None:
-    """Draw the weights as they are, one square a patch."""
+    """Draw the weights as they are, one square per patch."""
     axes.imshow(attention, cmap=colormap, norm=scale, interpolation="nearest", aspect="auto")
     _bare(axes)
 

@@ -30,7 +30,7 @@ COLOURS = (1, 0)  # of the quantizers, in the palette
 
 @styled
 def errors_by_block(errors: pd.DataFrame, published: str | None = None) -> Figure:
-    """A layer a column, a measure a row: error by block, a line a quantizer and kind of token.
+    """One column per layer, one row per measure: error by block, one line per quantizer and kind of token.
 
     Args:
         published: whose errors these are, where they are not measured here.
@@ -85,7 +85,7 @@ def as_printed(published: pd.DataFrame) -> pd.DataFrame:
 
 @styled
 def errors_average(averages: pd.DataFrame) -> Figure:
-    """A panel a measure: bars of the mean over blocks, by layer, quantizer and kind of token."""
+    """One panel per measure: bars of the mean over blocks, by layer, quantizer and kind of token."""
     layers, combinations = layers_of(averages), _combinations(averages)
     figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
     width = 0.86 / len(combinations)

@@ -1,4 +1,4 @@
-"""Which places gain from per-channel scales: role by block, and what choosing the best of them removes."""
+"""Which sites gain from per-channel scales: role by block, and what choosing the best of them removes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RANKING_COLUMNS = (
     "range_largest",
     "chosen",
 )
-SEARCH_COLUMNS = ("tried", "places", "error", "share")
+SEARCH_COLUMNS = ("tried", "sites", "error", "share")
 OUTSIDE = "–"  # the column of what lies in no block
 CELL = 0.3  # inches
 NUMBERED = 10  # ranks written into their cells
@@ -32,7 +32,7 @@ NUMBERED = 10  # ranks written into their cells
 
 @styled
 def ranking(table: pd.DataFrame, search: pd.DataFrame, model: str, bits: str, share: float) -> Figure:
-    """Gain and channel range as heat maps, chosen places framed; the error of every candidate set.
+    """Gain and channel range as heat maps, chosen sites framed; the error of every candidate set.
 
     Args:
         table, search: ranking.csv and search.csv of the stage study_auto.
@@ -43,7 +43,7 @@ def ranking(table: pd.DataFrame, search: pd.DataFrame, model: str, bits: str, sh
     wide, high = CELL * len(blocks) + 1.6, CELL * len(roles) * 0.9
     figure = Figure(figsize=(max(2 * wide, 9.4), 2 * high * 0.5 + high * 0.5 + 4.4), layout="constrained")
     figure.suptitle(
-        f"Which operators of {model} gain from a scale a channel, {bits.upper()}",
+        f"Which operators of {model} gain from per-channel scales, {bits.upper()}",
         x=0.01, ha="left", fontsize=10.5,
     )  # fmt: skip
     panels = figure.subplot_mosaic([["gain", "range"], ["search", "search"]], height_ratios=(high + 1.2, 2.9))
@@ -66,7 +66,7 @@ def _blocks(table: pd.DataFrame) -> list[str]:
 
 
 def _cells(table: pd.DataFrame, column: str, roles: Sequence[str], blocks: Sequence[str]) -> np.ndarray:
-    """[roles, blocks]; NaN where there is no such place."""
+    """[roles, blocks]; NaN where there is no such site."""
     found = np.full((len(roles), len(blocks)), np.nan)
     for row in table.itertuples():
         block = OUTSIDE if pd.isna(row.block) else str(int(row.block))
@@ -81,7 +81,7 @@ def _gain(axes: Axes, table: pd.DataFrame, roles: Sequence[str], blocks: Sequenc
     _heat(axes, values, scale, "PuOr_r", roles, blocks)
     bar = axes.figure.colorbar(axes.images[0], ax=axes, location="bottom", shrink=0.9, aspect=40)
     bar.set_label(
-        "output NSR per tensor less that per channel,\nonly the place itself quantized (above 0: a gain)"
+        "output NSR per tensor less that per channel,\nonly the site itself quantized (above 0: a gain)"
     )
     bar.ax.minorticks_off()
     ticks = [most / 10**power for power in (0, 1, 2)]
@@ -147,7 +147,7 @@ def _frames(axes: Axes, table: pd.DataFrame, roles: Sequence[str], blocks: Seque
 
 
 def _search(axes: Axes, search: pd.DataFrame, share: float) -> None:
-    """Error by number of places: beginnings of the ranking, and what leaving one out makes of them."""
+    """Error by number of sites: beginnings of the ranking, and what leaving one out makes of them."""
     prefix = ~search["tried"].str.startswith("without")
     for rows, number, name in (
         (search[prefix], 0, "the best of the ranking"),
@@ -155,14 +155,14 @@ def _search(axes: Axes, search: pd.DataFrame, share: float) -> None:
     ):
         look = series(number)
         axes.plot(
-            rows["places"], rows["error"], look.marker, color=look.colour, markersize=5 - number,
+            rows["sites"], rows["error"], look.marker, color=look.colour, markersize=5 - number,
             fillstyle="full" if number == 0 else "none", linestyle="none", label=name,
         )  # fmt: skip
     worst, best = (float(search["error"].iloc[number]) for number in (0, 1))
     wanted = worst - share * (worst - best)
     axes.axhline(wanted, color=GREY, linewidth=0.9, linestyle="--")
     axes.text(
-        float(search["places"].max()),
+        float(search["sites"].max()),
         wanted,
         f"{100 * share:g} % removed ",
         ha="right",
@@ -171,10 +171,10 @@ def _search(axes: Axes, search: pd.DataFrame, share: float) -> None:
     )
     kept = search[search["share"] >= share]
     if not kept.empty:
-        last = kept[kept["places"] == kept["places"].min()].iloc[-1]
-        axes.plot(last["places"], last["error"], "*", color="black", markersize=11, label="chosen")
+        last = kept[kept["sites"] == kept["sites"].min()].iloc[-1]
+        axes.plot(last["sites"], last["error"], "*", color="black", markersize=11, label="chosen")
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("places per channel, all others per tensor")
+    axes.set_xlabel("sites per channel, all others per tensor")
     axes.set_ylabel("output error, 1 − cosine\n(lower is better)")
     axes.grid(axis="y")
     axes.legend(loc="upper right", ncols=3)

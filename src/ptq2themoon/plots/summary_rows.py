@@ -56,7 +56,7 @@ def count(rows: pd.DataFrame) -> str:
 
 
 def name_rows(left: Axes, right: Axes, names: Sequence[str]) -> None:
-    """One line a row, the first on top, for two panels side by side that share their names."""
+    """One line per row, the first on top, for two panels side by side that share their names."""
     left.set_yticks(range(len(names)), names)
     left.set_ylim(len(names) - 0.4, -0.6)
     for axes in (left, right):

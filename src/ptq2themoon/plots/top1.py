@@ -28,7 +28,7 @@ def wilson_interval(percent: float, images: int) -> tuple[float, float]:
 
 @styled
 def top1(summary: pd.DataFrame, model: str) -> Figure:
-    """One bar a row of `summary` for `model`, from zero; beside it the difference from FP32, enlarged.
+    """One bar per row of `summary` for `model`, from zero; beside it the difference from FP32, enlarged.
 
     Whiskers are 95 % Wilson intervals for the number of images; the band is FP32's own interval.
     """

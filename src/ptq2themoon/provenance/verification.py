@@ -33,7 +33,7 @@ class Verifier:
         self._absent: set[Path] = set()
 
     def problems(self, results: Iterable[Result]) -> Iterator[str]:
-        """One line a problem; `results` must come in the order in which they are made."""
+        """One line per problem; `results` must come in the order in which they are made."""
         for result in results:
             yield from self._absences(result)
             sidecar = sidecar_path(result.outputs[0])

@@ -11,7 +11,7 @@ from ptq2themoon.evaluate.evaluation_images import Evaluated, evaluated_images
 from ptq2themoon.evaluate.metrics_record import Metrics
 from ptq2themoon.evaluate.outputs import Reference, reference_of
 from ptq2themoon.graph.fused_model import FusedModel
-from ptq2themoon.study.quantizing import Subject
+from ptq2themoon.selection.subject import Subject
 from ptq2themoon.vocabulary.errors import at_least
 from ptq2themoon.vocabulary.recipes import Recipe
 from ptq2themoon.vocabulary.stages.study import OnStudyImages

@@ -30,7 +30,7 @@ def with_deviation(mean: Any, deviation: Any, decimals: int) -> str:
 
 
 def ablation_markdown(table: pd.DataFrame, model: str, variant: Variant) -> str:
-    """One table for each bits: a row a recipe, full precision last, the published top-1 at the right.
+    """One table per bits: one row per recipe, full precision last, the published top-1 at the right.
 
     Args:
         table: as `ablation.with_references` makes it.

@@ -29,7 +29,7 @@ COLUMNS = ["recipe", "bits", "images", "query", "block", *FIGURES]
 
 
 def fidelity_table(tables: Mapping[str, pd.DataFrame], bits: str, spec: AttentionSpec) -> pd.DataFrame:
-    """One row a recipe with `COLUMNS`; the deviations (std) are those of these very images."""
+    """One row per recipe with `COLUMNS`; the deviations (std) are those of these very images."""
     rows = []
     for recipe, images in tables.items():
         if set(images["query"]) != {spec.query}:

@@ -72,7 +72,7 @@ class _Sums:
         return (100 * noise / signal.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(100)
 
 
-class Place(NamedTuple):
+class BlockLayer(NamedTuple):
     """A layer of one block."""
 
     layer: str
@@ -88,41 +88,41 @@ class InputErrors:
 
     def __init__(self, tensors: Mapping[str, Mapping[str, QuantizedTensor]], device: str) -> None:
         self._tensors, self._device = tensors, device
-        self._sums: dict[tuple[Place, str], _Sums] = {}
-        self._ranges: dict[Place, dict[str, Range]] = {}
-        self._operators: dict[Place, str] = {}
+        self._sums: dict[tuple[BlockLayer, str], _Sums] = {}
+        self._ranges: dict[BlockLayer, dict[str, Range]] = {}
+        self._operators: dict[BlockLayer, str] = {}
 
     def see(self, layer: Layer, value: Tensor, images: int) -> None:
         """Add a layer's input, as `capture_inputs` gives it."""
-        place, tokens = Place(layer.name, layer.block), layer.tokens(value, images)
-        self._operators[place] = layer.operator
+        key, tokens = BlockLayer(layer.name, layer.block), layer.tokens(value, images)
+        self._operators[key] = layer.operator
         kinds = layer.kinds(tokens)
         for kind, part in kinds.items():
-            ranges = self._ranges.setdefault(place, {})
+            ranges = self._ranges.setdefault(key, {})
             ranges.setdefault(kind, Range(tokens.shape[-1])).add(part)
         for quantizer, tensors in self._tensors.items():
             quantized = layer.tokens(tensors[layer.operator].ready()(value), images)
-            sums = self._sums.setdefault((place, quantizer), _Sums())
+            sums = self._sums.setdefault((key, quantizer), _Sums())
             sums.add(quantized, tokens)
             for kind, part in layer.kinds(quantized).items():
                 sums.meters.setdefault(kind, ErrorMeter()).add(part, kinds[kind], images)
 
-    def _scale(self, place: Place, quantizer: str) -> Tensor:
-        scale = self._tensors[quantizer][self._operators[place]].scale
+    def _scale(self, key: BlockLayer, quantizer: str) -> Tensor:
+        scale = self._tensors[quantizer][self._operators[key]].scale
         assert scale is not None
         return scale
 
     def table(self, note: str) -> pd.DataFrame:
-        """One row a layer, block, kind of token and quantizer."""
+        """One row per layer, block, kind of token and quantizer."""
         return pd.DataFrame(self._rows(note))
 
     def _rows(self, note: str) -> Iterator[dict[str, object]]:
-        for (place, quantizer), sums in self._sums.items():
+        for (key, quantizer), sums in self._sums.items():
             for kind in (kind for kind in KINDS if kind in sums.meters):
-                meter, ranges = sums.meters[kind], self._ranges[place][kind].range
+                meter, ranges = sums.meters[kind], self._ranges[key][kind].range
                 found = meter.summary()
                 yield {
-                    **place._asdict(),
+                    **key._asdict(),
                     "tokens": kind,
                     "quantizer": quantizer,
                     "mse": found["mse"],
@@ -131,7 +131,7 @@ class InputErrors:
                     "relative_error": found["relative_error"],
                     "nsr": found["nsr"],
                     "sqnr_db": found["sqnr_db"],
-                    "scale": self._scale(place, quantizer).item() if quantizer == PER_TENSOR else None,
+                    "scale": self._scale(key, quantizer).item() if quantizer == PER_TENSOR else None,
                     "largest_range": float(ranges.max()),
                     "channels": len(ranges),
                     "images": len(meter.images("mse")),
@@ -141,9 +141,9 @@ class InputErrors:
     def histograms(self) -> pd.DataFrame:
         """Channels in each bin of percentage error, and their median, for each layer, block and quantizer."""
         rows = []
-        for (place, quantizer), sums in self._sums.items():
+        for (key, quantizer), sums in self._sums.items():
             percent = sums.percent().numpy()
-            columns = {**place._asdict(), "quantizer": quantizer, "low": EDGES[:-1], "high": EDGES[1:]}
+            columns = {**key._asdict(), "quantizer": quantizer, "low": EDGES[:-1], "high": EDGES[1:]}
             counts = np.histogram(percent, EDGES)[0]
             rows.append(pd.DataFrame({**columns, "channels": counts, "median": np.median(percent)}))
         return pd.concat(rows, ignore_index=True)
@@ -151,13 +151,13 @@ class InputErrors:
     def channels(self, block: int) -> pd.DataFrame:
         """Scale and percentage error of every channel of one block."""
         rows = []
-        for place in (place for place in self._ranges if place.block == block):
-            percent = {q: self._sums[place, q].percent().numpy() for q in self._tensors}
+        for key in (key for key in self._ranges if key.block == block):
+            percent = {q: self._sums[key, q].percent().numpy() for q in self._tensors}
             columns = {
-                **place._asdict(),
+                **key._asdict(),
                 "channel": range(len(percent[PER_TENSOR])),
-                "scale_per_tensor": self._scale(place, PER_TENSOR).item(),
-                "scale_per_channel": self._scale(place, PER_CHANNEL).numpy(),
+                "scale_per_tensor": self._scale(key, PER_TENSOR).item(),
+                "scale_per_channel": self._scale(key, PER_CHANNEL).numpy(),
                 "percent_per_tensor": percent[PER_TENSOR],
                 "percent_per_channel": percent[PER_CHANNEL],
             }

@@ -44,7 +44,7 @@ def model_rows(model: str, plain: pd.DataFrame, once: pd.DataFrame) -> list[dict
 
 
 def models_markdown(rows: pd.DataFrame, published: pd.DataFrame) -> str:
-    """Our models, a line a model, bits and reading; below, apart, the study's published ones.
+    """Our models, one line per model, bits and reading; below, apart, the study's published ones.
 
     Args:
         rows: of `model_rows`, all models.

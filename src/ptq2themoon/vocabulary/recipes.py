@@ -97,7 +97,7 @@ class Recipe:
 
     @property
     def has_weight_channels(self) -> bool:
-        """Whether the weight of a linear layer may have a scale a channel, so that its axis counts."""
+        """Whether the weight of a linear layer may have per-channel scales, so that its axis counts."""
         return self.defaults.granularity == "per-channel" or any(
             located.rule.granularity == "per-channel"
             and (located.rule.select.operand is None or "weight" in located.rule.select.operand)

@@ -100,7 +100,7 @@ def validate(model: type[M], data: Mapping[str, Any], source: str) -> M:
 
 
 def failure(source: str | Path, problems: Iterable[tuple[Key, str]]) -> UserError:
-    """The error that lists `problems`, one a line: `params.yaml: models.demo.opset: …`."""
+    """The error that lists `problems`, one per line: `params.yaml: models.demo.opset: …`."""
     return UserError("\n".join(f"{place(source, key)}: {what}" for key, what in problems))
 
 

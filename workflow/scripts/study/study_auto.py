@@ -1,4 +1,4 @@
-"""Stage study_auto: rank places by what per-channel scales gain, and write the recipe that needs fewest."""
+"""Stage study_auto: rank sites by what per-channel scales gain, and write the recipe that needs fewest."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from ptq2themoon.data import Preprocessing, calibration_batches
 from ptq2themoon.device import resolve_device
 from ptq2themoon.graph.fused_model import FusedModel
+from ptq2themoon.selection.auto import Search, output_error, recipe_text
+from ptq2themoon.selection.sites import Site, mixed, rank
+from ptq2themoon.selection.subject import Subject
 from ptq2themoon.stage import Stage, run_job
-from ptq2themoon.study.auto import Search, output_error, recipe_text
 from ptq2themoon.study.bits_record import NarrowBits
-from ptq2themoon.study.channel_ranking import Place, mixed, rank
-from ptq2themoon.study.quantizing import Subject
 from ptq2themoon.vocabulary.errors import UserError, at_least
 from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.records import read
@@ -41,19 +41,19 @@ def main(job: StudyAuto) -> None:
         floating = subject.model([])
         references = [floating(images) for images in batches]
         ranking = rank(subject, per_tensor, per_channel, batches, references)
-        places = [Place(r.role, None if pd.isna(r.block) else int(r.block)) for r in ranking.itertuples()]
-        useful = places[: int((ranking["gain"] > 0).sum())]
+        sites = [Site(r.role, None if pd.isna(r.block) else int(r.block)) for r in ranking.itertuples()]
+        useful = sites[: int((ranking["gain"] > 0).sum())]
 
-        def error(chosen: list[Place]) -> float:
+        def error(chosen: list[Site]) -> float:
             model = subject.model(mixed(per_tensor, per_channel, chosen))
             return output_error(model, batches, references)
 
         search = Search(error, useful, job.share)
         chosen = search.run()
         ranking.insert(0, "rank", range(1, len(ranking) + 1))
-        ranking["chosen"] = [place in chosen for place in places]
+        ranking["chosen"] = [site in chosen for site in sites]
         facts = [
-            f"Written by study_auto for {bits}: {len(chosen)} of {len(places)} places per channel remove",
+            f"Written by study_auto for {bits}: {len(chosen)} of {len(sites)} sites per channel remove",
             f"{100 * search.removed:.1f} % (asked: {100 * job.share:g} %) of the output error (1 - cosine)",
             f"that all {len(useful)} with a gain do, on {len(few)} calibration images of seed {job.seed}.",
             "Every activation is quantized once, by the operators that read it.",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from ptq2themoon.vocabulary import layout, study_layout
+from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.job import Input, Job, Output, Setting
 from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.stages.common import OnDevice, OnImages, OnModel, recipe_files
@@ -102,12 +103,21 @@ class StudyAuto(OnModel, OnDevice):
 
 
 def ablated(params: Any, part: str) -> list[str]:
-    """The recipes of a part of the ablation, but for auto's."""
-    recipes = params.study.recipes
+    """The recipes of a part of the ablation, but for auto's.
+
+    Raises:
+        UserError: no recipe has weights whose axis `part` could change.
+    """
+    recipes = list(params.study.recipes)
     if part != "output":
-        return list(recipes)
-    files = {name: Path(layout.recipe_file(name)) for name in recipes}
-    return [name for name, file in files.items() if load_recipe(file).has_weight_channels]
+        return recipes
+    found = [name for name in recipes if load_recipe(Path(layout.recipe_file(name))).has_weight_channels]
+    if not found:
+        raise UserError(
+            f"study.recipes: none of {', '.join(recipes)} has per-channel weights, whose axis the study "
+            f"compares; add one, such as {CHANNELWISE}"
+        )
+    return found
 
 
 def _recipes(params: Any, wildcards: Any) -> list[str]:

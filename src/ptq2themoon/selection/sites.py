@@ -1,6 +1,6 @@
-"""Which operators a scale a channel helps: each alone, quantized per tensor and per channel.
+"""Which operators gain from per-channel scales: each alone, quantized per tensor and per channel.
 
-A place is a role in a block, as a recipe selects it. For each place where two quantizers differ in
+A site is a role in a block, as a recipe selects it. For each site where two quantizers differ in
 granularity: the error that it alone brings to the model's output per tensor and per channel, and the
 ranges of its input's channels in floating point.
 """
@@ -17,49 +17,49 @@ from torch import Tensor
 from ptq2themoon.evaluate.operator_errors import Meters, logits_errors
 from ptq2themoon.graph.editing.operator_types import channel_axis
 from ptq2themoon.quantize.tensors import QuantizedOperator
-from ptq2themoon.study.quantizing import Subject
+from ptq2themoon.selection.subject import Subject
 
 LEAST = 1e-12  # an nsr that counts as none
 
 
-class Place(NamedTuple):
+class Site(NamedTuple):
     """What one condition of a recipe selects; `block` is None outside the blocks."""
 
     role: str
     block: int | None
 
 
-def place_of(item: QuantizedOperator) -> Place | None:
+def site_of(item: QuantizedOperator) -> Site | None:
     """None for an operator that no role names."""
     role = item.operator.role
-    return Place(role, item.operator.block) if role else None
+    return Site(role, item.operator.block) if role else None
 
 
 def differing(
     per_tensor: Sequence[QuantizedOperator], per_channel: Sequence[QuantizedOperator]
-) -> list[Place]:
-    """The places where the two quantize otherwise, in graph order.
+) -> list[Site]:
+    """The sites where the two quantize otherwise, in graph order.
 
     Args:
         per_tensor, per_channel: of one graph.
     """
     before = {item.operator.name: item for item in per_tensor}
-    found: dict[Place, None] = {}
+    found: dict[Site, None] = {}
     for item in per_channel:
-        place, other = place_of(item), before.get(item.operator.name)
-        if place is not None and other is not None and item.tensors != other.tensors:  # scales do not count
-            found[place] = None
+        site, other = site_of(item), before.get(item.operator.name)
+        if site is not None and other is not None and item.tensors != other.tensors:  # scales do not count
+            found[site] = None
     return list(found)
 
 
 def mixed(
     per_tensor: Sequence[QuantizedOperator],
     per_channel: Sequence[QuantizedOperator],
-    chosen: Iterable[Place],
+    chosen: Iterable[Site],
 ) -> list[QuantizedOperator]:
-    """The first, with the operators of the chosen places from the second."""
-    places, other = set(chosen), {item.operator.name: item for item in per_channel}
-    return [other[item.operator.name] if place_of(item) in places else item for item in per_tensor]
+    """The first, with the operators of the chosen sites from the second."""
+    sites, other = set(chosen), {item.operator.name: item for item in per_channel}
+    return [other[item.operator.name] if site_of(item) in sites else item for item in per_tensor]
 
 
 def rank(
@@ -69,49 +69,49 @@ def rank(
     batches: Sequence[Tensor],
     references: Sequence[Tensor],
 ) -> pd.DataFrame:
-    """One row a place, from the largest gain to the smallest.
+    """One row per site, from the largest gain to the smallest.
 
     Columns: role, block; nsr_per_tensor, nsr_per_channel: of the output with only the operators there
     quantized, geometric means over images, summed over operators (lower is better; a few images on
     which attention tips over would rule an arithmetic mean); gain: their difference; range_largest,
-    range_median: of the channels of the operators' first inputs, in floating point; range_rank: place
+    range_median: of the channels of the operators' first inputs, in floating point; range_rank: site
     in the order by the largest range.
 
     Args:
         batches: images [B, C, H, W], normalised.
         references: outputs [B, ...] in floating point, of each batch.
     """
-    places = differing(per_tensor, per_channel)
-    rows = pd.DataFrame(places, columns=["role", "block"]).astype({"block": "Int64"})
+    sites = differing(per_tensor, per_channel)
+    rows = pd.DataFrame(sites, columns=["role", "block"]).astype({"block": "Int64"})
     for name, quantized in (("per_tensor", per_tensor), ("per_channel", per_channel)):
-        chosen = [item for item in quantized if place_of(item) in set(places)]
+        chosen = [item for item in quantized if site_of(item) in set(sites)]
         meters = logits_errors(subject.model(chosen), subject.model([]), batches, references)
-        rows[f"nsr_{name}"] = [_nsr(meters, chosen, place) for place in places]
+        rows[f"nsr_{name}"] = [_nsr(meters, chosen, site) for site in sites]
     rows["gain"] = rows["nsr_per_tensor"] - rows["nsr_per_channel"]
-    ranges = channel_ranges(subject, per_tensor, set(places), batches)
-    rows["range_largest"] = [float(ranges[place].max()) for place in places]
-    rows["range_median"] = [float(ranges[place].median()) for place in places]
+    ranges = channel_ranges(subject, per_tensor, set(sites), batches)
+    rows["range_largest"] = [float(ranges[site].max()) for site in sites]
+    rows["range_median"] = [float(ranges[site].median()) for site in sites]
     rows["range_rank"] = rows["range_largest"].rank(ascending=False, method="first").astype(int)
     return rows.sort_values("gain", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def _nsr(meters: Meters, items: Iterable[QuantizedOperator], place: Place) -> float:
-    own = [meters[item.operator.name].images("nsr") for item in items if place_of(item) == place]
+def _nsr(meters: Meters, items: Iterable[QuantizedOperator], site: Site) -> float:
+    own = [meters[item.operator.name].images("nsr") for item in items if site_of(item) == site]
     return sum(float(nsr.clamp(min=LEAST).log().mean().exp()) for nsr in own)
 
 
 def channel_ranges(
     subject: Subject,
     quantized: Sequence[QuantizedOperator],
-    places: set[Place],
+    sites: set[Site],
     batches: Iterable[Tensor],
-) -> dict[Place, Tensor]:
-    """Maximum less minimum of every channel [channels] of the first inputs at each place, not quantized.
+) -> dict[Site, Tensor]:
+    """Maximum less minimum of every channel [channels] of the first inputs at each site, not quantized.
 
-    Operators of one place, such as the LayerNorms between stages, may have channels of their own: all count.
+    Operators of one site, such as the LayerNorms between stages, may have channels of their own: all count.
     """
     model = subject.model(list(quantized))
-    operators = {item.operator.name: item for item in quantized if place_of(item) in places}
+    operators = {item.operator.name: item for item in quantized if site_of(item) in sites}
     bounds: dict[str, Tensor] = {}
 
     def widen(name: str, inputs: list[Tensor], _outputs: list[Tensor]) -> None:
@@ -124,6 +124,6 @@ def channel_ranges(
         for images in batches:
             model(images, dict.fromkeys(operators, widen))
     return {
-        place: torch.cat([bounds[name].sum(0) for name, item in operators.items() if place_of(item) == place])
-        for place in places
+        site: torch.cat([bounds[name].sum(0) for name, item in operators.items() if site_of(item) == site])
+        for site in sites
     }

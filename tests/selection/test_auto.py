@@ -1,4 +1,4 @@
-"""Ranking places by what a scale a channel gains, and the recipe that needs fewest."""
+"""Ranking sites by what per-channel scales gain, and the recipe that needs fewest."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tiny_quantized import RECIPES, Tiny, images
 from ptq2themoon.evaluate.error_meter import per_image
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.tensors import QuantizedOperator
-from ptq2themoon.study.auto import Search, called, output_error, recipe_text
-from ptq2themoon.study.channel_ranking import Place, channel_ranges, differing, mixed, place_of, rank
-from ptq2themoon.study.quantizing import Subject
+from ptq2themoon.selection.auto import Search, called, output_error, recipe_text
+from ptq2themoon.selection.sites import Site, channel_ranges, differing, mixed, rank, site_of
+from ptq2themoon.selection.subject import Subject
 from ptq2themoon.vocabulary.recipes import load_recipe
 
 BATCHES = images(6, seed=5).split(4)
-FC2, NORM = Place("fc2", 1), Place("norm", None)
+FC2, NORM = Site("fc2", 1), Site("norm", None)
 Pair = tuple[list[QuantizedOperator], list[QuantizedOperator]]
 
 
@@ -46,7 +46,7 @@ def ranking(subject: Subject, pair: Pair) -> pd.DataFrame:
 def test_places_are_those_where_granularity_differs(pair: Pair) -> None:
     found = differing(*pair)
     roles = ("norm1", "qkv", "proj", "residual1", "norm2", "fc1", "fc2", "residual2")
-    assert set(found) == {Place(role, block) for role in roles for block in (0, 1)} | {NORM}
+    assert set(found) == {Site(role, block) for role in roles for block in (0, 1)} | {NORM}
     assert differing(pair[0], pair[0]) == []
 
 
@@ -55,7 +55,7 @@ def test_an_error_is_that_of_the_place_alone(subject: Subject, pair: Pair, ranki
     row = ranking[(ranking["role"] == "fc2") & (ranking["block"] == 1)].iloc[0]
     for name, quantized in zip(("per_tensor", "per_channel"), pair, strict=True):
         model = subject.model(quantized)
-        (own,) = [item.operator.name for item in quantized if place_of(item) == FC2]
+        (own,) = [item.operator.name for item in quantized if site_of(item) == FC2]
         nsr = []
         for pixels in BATCHES:
             with model.only(()):
@@ -89,7 +89,7 @@ def test_operators_of_one_place_may_differ_in_width(tmp_path: Path) -> None:
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     quantized = swin.calibrated("vanilla", batches=[pixels])[1]
     caught: list[torch.Tensor] = []
-    names = [item.operator.name for item in quantized if place_of(item) == NORM]
+    names = [item.operator.name for item in quantized if site_of(item) == NORM]
     subject.model([])(
         pixels, dict.fromkeys(names, lambda _, inputs, __: caught.append(inputs[0].flatten(0, -2)))
     )
@@ -100,7 +100,7 @@ def test_operators_of_one_place_may_differ_in_width(tmp_path: Path) -> None:
 
 def test_mixing_takes_the_chosen_places_from_the_other(pair: Pair) -> None:
     for item, first, second in zip(mixed(*pair, [FC2, NORM]), *pair, strict=True):
-        assert item is (second if place_of(item) in (FC2, NORM) else first)
+        assert item is (second if site_of(item) in (FC2, NORM) else first)
 
 
 def test_the_error_of_the_output_is_one_less_cosine(subject: Subject, pair: Pair) -> None:
@@ -115,16 +115,16 @@ def test_the_error_of_the_output_is_one_less_cosine(subject: Subject, pair: Pair
 
 # Search ---------------------------------------------------------------------------------------------
 
-PLACES = [Place("fc2", block) for block in range(10)]
+PLACES = [Site("fc2", block) for block in range(10)]
 
 
-def additive(gains: Sequence[float]) -> dict[Place, float]:
+def additive(gains: Sequence[float]) -> dict[Site, float]:
     return dict(zip(PLACES, gains, strict=True))
 
 
-def searched(gains: Sequence[float], share: float) -> tuple[Search, list[Place]]:
+def searched(gains: Sequence[float], share: float) -> tuple[Search, list[Site]]:
     worth = additive(gains)
-    search = Search(lambda chosen: 10 - sum(worth[place] for place in chosen), PLACES, share)
+    search = Search(lambda chosen: 10 - sum(worth[site] for site in chosen), PLACES, share)
     return search, search.run()
 
 
@@ -153,8 +153,8 @@ def test_every_step_is_told_with_its_share() -> None:
     search, chosen = searched([5, 3, 1, 0.5, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05], 0.8)
     steps = pd.DataFrame(search.steps)
     assert steps["share"].iloc[:2].tolist() == [0, 1]
-    last = steps[(steps["share"] >= 0.8)].sort_values("places").iloc[0]
-    assert last["places"] == len(chosen)
+    last = steps[(steps["share"] >= 0.8)].sort_values("sites").iloc[0]
+    assert last["sites"] == len(chosen)
     assert last["share"] == pytest.approx(search.removed)
 
 
@@ -164,7 +164,7 @@ def test_every_step_is_told_with_its_share() -> None:
 def test_the_recipe_quantizes_the_chosen_places_per_channel_and_nothing_else(
     tiny: Tiny, pair: Pair, ranking: pd.DataFrame, tmp_path: Path
 ) -> None:
-    chosen = [FC2, NORM, Place("qkv", 0), Place("qkv", 1)]
+    chosen = [FC2, NORM, Site("qkv", 0), Site("qkv", 1)]
     ranked = ranking.assign(rank=range(1, len(ranking) + 1))
     text = recipe_text(load_recipe(RECIPES / "vanilla.yaml"), chosen, ranked, ["Found like this."])
     (tmp_path / "auto.yaml").write_text(text)

@@ -1,6 +1,6 @@
-"""A small set of places to quantize per channel, and the recipe that says so.
+"""A small set of sites to quantize per channel, and the recipe that says so.
 
-Of the places with a gain, best first, the shortest beginning that removes the share asked for of the
+Of the sites with a gain, best first, the shortest beginning that removes the share asked for of the
 error that all of them remove together, found by bisection; then each of it is left out, the one of the
 smallest gain first, where the rest still does. The error is that of the whole quantized model on
 images of the calibration set: no image that the recipe will be tested on decides anything.
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ptq2themoon.evaluate.error_meter import ErrorMeter
 from ptq2themoon.quantize.simulation import SimulatedModel
-from ptq2themoon.study.channel_ranking import Place
+from ptq2themoon.selection.sites import Site
 from ptq2themoon.vocabulary.recipes import Recipe
 
-Measure = Callable[[Sequence[Place]], float]
+Measure = Callable[[Sequence[Site]], float]
 SETTINGS = {"granularity": "per-channel", "observer": "minmax", "weight_axis": "input"}
 
 
@@ -38,65 +38,65 @@ class Search:
     """The candidates tried, in order.
 
     Attributes:
-        measure: error of the model with some places per channel and all else per tensor.
-        places: all candidates, best first.
+        measure: error of the model with some sites per channel and all else per tensor.
+        sites: all candidates, best first.
         share: of the removable error that must be removed.
-        steps: one a candidate set: what was tried, how many places it has, its error and share.
-        removed: the share of the places chosen.
+        steps: one per candidate set: what was tried, how many sites it has, its error and share.
+        removed: the share of the sites chosen.
     """
 
     measure: Measure
-    places: Sequence[Place]
+    sites: Sequence[Site]
     share: float
     steps: list[dict[str, Any]] = field(default_factory=list)
     removed: float = 0.0
 
-    def run(self) -> list[Place]:
-        """The places chosen; none where a scale a channel removes no error."""
+    def run(self) -> list[Site]:
+        """The sites chosen; none where per-channel scales remove no error."""
         self._worst = self.measure([])
-        self._best = self.measure(self.places)
+        self._best = self.measure(self.sites)
         self._note("none", [], self._worst)
-        self._note("all with a gain", self.places, self._best)
+        self._note("all with a gain", self.sites, self._best)
         if self._best >= self._worst:
             return []
         self.removed = 1.0
         return self._without_needless(self._shortest_beginning())
 
-    def _shortest_beginning(self) -> list[Place]:
-        low, high = 0, len(self.places)  # `low` places are too few, `high` are enough
+    def _shortest_beginning(self) -> list[Site]:
+        low, high = 0, len(self.sites)  # `low` sites are too few, `high` are enough
         while high - low > 1:
             middle = (low + high) // 2
-            enough = self._enough(f"first {middle}", self.places[:middle])
+            enough = self._enough(f"first {middle}", self.sites[:middle])
             low, high = (low, middle) if enough else (middle, high)
-        return list(self.places[:high])
+        return list(self.sites[:high])
 
-    def _without_needless(self, chosen: list[Place]) -> list[Place]:
-        for place in reversed(chosen.copy()):
-            rest = [other for other in chosen if other != place]
-            if rest and self._enough(f"without {called(place)}", rest):
+    def _without_needless(self, chosen: list[Site]) -> list[Site]:
+        for site in reversed(chosen.copy()):
+            rest = [other for other in chosen if other != site]
+            if rest and self._enough(f"without {called(site)}", rest):
                 chosen = rest
         return chosen
 
-    def _enough(self, what: str, places: Sequence[Place]) -> bool:
-        share = self._note(what, places, self.measure(places))
+    def _enough(self, what: str, sites: Sequence[Site]) -> bool:
+        share = self._note(what, sites, self.measure(sites))
         if share >= self.share:
             self.removed = share  # of what is chosen now: later candidates are smaller
         return share >= self.share
 
-    def _note(self, what: str, places: Sequence[Place], error: float) -> float:
+    def _note(self, what: str, sites: Sequence[Site], error: float) -> float:
         removable = self._worst - self._best
         share = (self._worst - error) / removable if removable > 0 else 0.0
-        self.steps.append({"tried": what, "places": len(places), "error": error, "share": share})
+        self.steps.append({"tried": what, "sites": len(sites), "error": error, "share": share})
         return share
 
 
-def called(place: Place) -> str:
+def called(site: Site) -> str:
     """`fc2 · 5`, or the role alone outside the blocks."""
-    return place.role if place.block is None else f"{place.role} · {place.block}"
+    return site.role if site.block is None else f"{site.role} · {site.block}"
 
 
-def recipe_text(base: Recipe, chosen: Sequence[Place], ranking: pd.DataFrame, facts: Sequence[str]) -> str:
-    """A recipe that extends none: all rules of the base, then a rule a role with its evidence.
+def recipe_text(base: Recipe, chosen: Sequence[Site], ranking: pd.DataFrame, facts: Sequence[str]) -> str:
+    """A recipe that extends none: all rules of the base, then one rule per role with its evidence.
 
     Args:
         facts: lines on how it was found, for its head.
@@ -108,8 +108,8 @@ def recipe_text(base: Recipe, chosen: Sequence[Place], ranking: pd.DataFrame, fa
     lines += [_dump({"defaults": base.defaults.model_dump()}), "rules:"]
     for located in base.rules:
         lines.append(f"  - {_flow(located.rule.given)}")
-    for role in dict.fromkeys(place.role for place in chosen):
-        lines += _rule(role, [place.block for place in chosen if place.role == role], ranking)
+    for role in dict.fromkeys(site.role for site in chosen):
+        lines += _rule(role, [site.block for site in chosen if site.role == role], ranking)
     return "\n".join(lines) + "\n"
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from families import FAMILIES, SWIN, image_shape, made
 from onnx import numpy_helper
+from stretched import stretched
 from tiny_methods import FLOATING_WEIGHTS, Case, recipe, repq, sqnr
 from torch import Tensor, nn
 
@@ -194,20 +195,6 @@ def test_with_quantized_weights_a_layer_differs_by_its_weights_steps(vit: Case) 
 
 
 # What it is for -----------------------------------------------------------------------------------
-
-
-def stretched(module: nn.Module, largest: float = 100) -> nn.Module:
-    """The same function; each LayerNorm's channels grow by 1 to `largest`, its readers' weights shrink."""
-    generator = torch.Generator().manual_seed(1)
-    for block in module.modules():
-        if not (hasattr(block, "norm1") and hasattr(block, "mlp")):
-            continue
-        for norm, layer in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.fc1)):
-            r = 1 + (largest - 1) * torch.rand(norm.weight.shape, generator=generator)
-            norm.weight.data *= r
-            norm.bias.data *= r
-            layer.weight.data /= r
-    return module
 
 
 @pytest.mark.parametrize("family", ["vit", "swin"])

@@ -12,9 +12,10 @@ from ptq2themoon.deploy.deploy_report import Placement
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.integers import grid_at, not_integer, operands_of, problem, unit_of_scales
 from ptq2themoon.deploy.kinds import Forms, Formula, Unwritten, forms_of
-from ptq2themoon.deploy.linear_layers import Linear, as_linear, write_product
+from ptq2themoon.deploy.linear_layers import weight_grid, weight_values, write_product
 from ptq2themoon.deploy.writer import S8, U8, Writer
 from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
+from ptq2themoon.graph.forms.linear import Linear, as_linear
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.vocabulary.modes import Profile
 
@@ -134,8 +135,8 @@ class Faithful:
         if grid is None:
             return self.writer.constant(stem, value) if linear else node.input[position]
         if isinstance(grid, Formula):
-            return self.writer.constant(stem, linear.values(grid) if linear else grid.values(value))
-        grid = linear.grid(grid) if linear else grid
+            return self.writer.constant(stem, weight_values(linear, grid) if linear else grid.values(value))
+        grid = weight_grid(linear, grid) if linear else grid
         if value.ndim <= SMALL or not self.writer.has_integers(grid):
             return self.writer.constant(stem, grid.values(value))
         channels = _output_axis(node, linear)
@@ -177,7 +178,7 @@ class Faithful:
         if operands[1] == "weight":
             if left.per_channel:
                 return Placement("float", "activations with a scale for each channel of the reduction axis")
-            stored = linear.grid(right) if linear else right
+            stored = weight_grid(linear, right) if linear else right
             if stored.per_channel and stored.axis != _output_axis(node, linear):
                 return Placement("float", "weights with a scale for each channel of the reduction axis")
         elif left.per_channel or right.per_channel:

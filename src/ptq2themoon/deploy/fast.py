@@ -12,12 +12,13 @@ from ptq2themoon.deploy.deploy_report import Placement, ScaleMigration
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.integers import Operands, grid_at, integer_type, not_integer, problem, unit_of_scales
 from ptq2themoon.deploy.kinds import Forms, forms_of
-from ptq2themoon.deploy.linear_layers import Linear, as_linear, write_product
+from ptq2themoon.deploy.linear_layers import weight_grid, write_product
 from ptq2themoon.deploy.patches import Patches, as_patches
 from ptq2themoon.deploy.scale_migration import layernorm_migrations, scaled_parameters, scaled_weight
 from ptq2themoon.deploy.writer import S8, U8, Writer
 from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
 from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
+from ptq2themoon.graph.forms.linear import Linear, as_linear
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.vocabulary.modes import Profile
 
@@ -124,7 +125,7 @@ class Fast:
 
     def _weight(self, linear: Linear, forms: Forms) -> tuple[np.ndarray, Grid, Placement]:
         """Values [in, out] and their grid, per tensor or per output channel."""
-        values, grid = linear.weight, linear.grid(grid_at(forms, "weight", 1))
+        values, grid = linear.weight, weight_grid(linear, grid_at(forms, "weight", 1))
         if grid_at(forms, "input", 0).per_channel:
             values = scaled_weight(values, grid_at(forms, "input", 0))
             return values, Grid.of_weight(values, 1, grid.bits), CARRYING

@@ -169,12 +169,16 @@ class Program:
     def compute(self, step: Step, known: Mapping[str, Tensor]) -> tuple[list[Any], list[Tensor]]:
         """Inputs and outputs of one operator, as quantized."""
         try:
-            inputs = [self._value(item, known) for item in step.inputs]
+            inputs = self.read_by(step, known)
             return inputs, self._outputs(step, inputs)
         except UserError:
             raise
         except Exception as error:
             raise RuntimeError(f"operator {step.name!r} ({step.operation.type}): {error}") from error
+
+    def read_by(self, step: Step, known: Mapping[str, Tensor]) -> list[Any]:
+        """Inputs of one operator, as quantized."""
+        return [self._value(item, known) for item in step.inputs]
 
     def _value(self, item: Input, known: Mapping[str, Tensor]) -> Any:
         if item.constant is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
 from ptq2themoon.ppq_compat import quiet_ppq
-from ptq2themoon.quantize.calibration import calibrate, fit, observe
+from ptq2themoon.quantize.calibration import calibrate, observe
+from ptq2themoon.quantize.layers import Walk, fit_constant, input_maxima
+from ptq2themoon.quantize.migration import NormGroup, ValuePath, norm_groups, value_paths
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.program import Values
@@ -71,12 +74,32 @@ class Tools:
 
         It is on its grid where the recipe quantizes it, and `value` where it does not.
         """
-        found = torch.from_numpy(value).to(self.device)
-        for slot, tensor in model.slots():
-            if slot.operator == operator and slot.position == position and tensor.is_parameter:
-                tensor.quantizer = fit(slot, tensor, found)
-                return tensor.quantizer(found)
-        return found
+        return fit_constant(model, operator, position, torch.from_numpy(value).to(self.device))
+
+    def walk(self, model: QuantizedModel, layers: Collection[str], *, exact: bool = False) -> Walk:
+        """All images taken through the quantized model, with a stop at each of these linear layers.
+
+        Args:
+            exact: take them through the model in floating point too, where stops ask for it.
+        """
+        simulation, floating = self.simulation(model), self.floating(model) if exact else None
+        pair = None if floating is None else (floating.program(), self.states(floating))
+        return Walk(model, layers, simulation.program(), self.states(simulation), self.device, pair)
+
+    def input_maxima(self, model: QuantizedModel, operators: Collection[str]) -> dict[str, Tensor]:
+        """Largest magnitude of each channel of operators' first inputs, float64 [channels], unquantized."""
+        return input_maxima(self.floating(model), operators, self.batches)
+
+    def norm_groups(
+        self, model: QuantizedModel, *, past: frozenset[str] = KEEPING_LAST_AXIS
+    ) -> list[NormGroup]:
+        """LayerNorms that quantized linear layers alone read, past operators of these types."""
+        return norm_groups(model, self.plan(model), past)
+
+    def value_paths(self, model: QuantizedModel) -> list[ValuePath]:
+        """Ways of attentions' values from the layer that makes them to the quantized one after attention."""
+        with self.without_gradients():
+            return value_paths(model, self.floating(model), self.plan(model))
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:

@@ -7,10 +7,15 @@ methods that rewrite a model and for the INT8 models that runtimes execute.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from onnx import NodeProto
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute
 from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS, data_inputs
+
+# These too leave a factor of a channel what it is: the classifier reads one token, or the mean of all.
+KEEPING_FACTORS = KEEPING_LAST_AXIS | {"Gather", "ReduceMean"}
 
 
 def scalable_norms(graph: Graph) -> list[NodeProto]:
@@ -24,17 +29,22 @@ def scalable_norms(graph: Graph) -> list[NodeProto]:
     ]
 
 
-def readers_of(graph: Graph, shapes: Shapes, norm: NodeProto) -> list[NodeProto] | None:
+def readers_of(
+    graph: Graph, shapes: Shapes, norm: NodeProto, past: Container[str] = KEEPING_LAST_AXIS
+) -> list[NodeProto] | None:
     """What reads the LayerNorm's output as its first input, past operators that keep its last axis.
 
     None where something else does.
+
+    Args:
+        past: types of these operators.
     """
     carried, readers = {norm.output[0]}, []
     for node in graph.nodes:
         read = [name for name in node.input if name in carried]
         if not read or node.op_type == "Shape":
             continue
-        if _keeps_channels(graph, shapes, node, carried):
+        if node.op_type in past and _keeps_channels(graph, shapes, node, carried):
             carried.update(node.output)
         elif read == [node.input[0]]:
             readers.append(node)
@@ -45,16 +55,17 @@ def readers_of(graph: Graph, shapes: Shapes, norm: NodeProto) -> list[NodeProto]
 
 def _keeps_channels(graph: Graph, shapes: Shapes, node: NodeProto, carried: set[str]) -> bool:
     """Whether the node only moves data of the LayerNorm, and the channels stay on the last axis."""
-    if node.op_type not in KEEPING_LAST_AXIS:
-        return False
     before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
     if not carried.issuperset(data_inputs(node)) or not before or not after or before[-1] != after[-1]:
         return False
     last = len(before) - 1
     if node.op_type == "Transpose":
         return attribute(node, "perm", [])[-1:] == [last]
-    if node.op_type == "Concat":
-        return attribute(node, "axis") not in (-1, last)
+    if node.op_type in ("Concat", "Gather"):
+        return attribute(node, "axis", 0) not in (-1, last)
+    if node.op_type == "ReduceMean":
+        axes = _axes(graph, node)
+        return axes is not None and not {-1, last}.intersection(axes)
     if node.op_type == "Slice" and len(node.input) > 4:
         steps = graph.constants.get(node.input[4])
         return steps is not None and bool((steps > 0).all())
@@ -62,6 +73,14 @@ def _keeps_channels(graph: Graph, shapes: Shapes, node: NodeProto, carried: set[
         fill = graph.constants.get(node.input[2])
         return fill is not None and not fill.any()  # another value than 0 would have to be scaled too
     return isinstance(before[-1], int)
+
+
+def _axes(graph: Graph, node: NodeProto) -> list[int] | None:
+    """Of a reduction; None where they are no constants, or all axes are meant."""
+    if len(node.input) > 1:
+        found = graph.constants.get(node.input[1])
+        return None if found is None else [int(axis) for axis in found]
+    return attribute(node, "axes")
 
 
 def is_padded(graph: Graph, norm: NodeProto, readers: list[NodeProto]) -> bool:

@@ -88,6 +88,11 @@ class Uniform(Quantizer):
         bounds = self.quant_min, self.quant_max
         return type(self)(checked_scale(scale), self.zero_point, self.bits, *bounds, self.axis)
 
+    def part(self, index: Tensor) -> Self:
+        """The quantizer of some channels, of a quantizer with a scale for each; `index`: which, [n]."""
+        scale, zero_point = self.scale[index.cpu()], self.zero_point[index.cpu()]
+        return type(self)(scale, zero_point, self.bits, self.quant_min, self.quant_max, self.axis)
+
     def settings(self) -> dict[str, Any]:
         """Least and largest code."""
         return {"quant_min": self.quant_min, "quant_max": self.quant_max}

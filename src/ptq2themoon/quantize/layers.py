@@ -1,0 +1,221 @@
+"""Linear layers in graph order with what they read: for methods that change weights.
+
+`Walk` takes all calibration images through the quantized graph one operator at a time, and stops at each
+linear layer. There a method can ask for sums over the rows that the layer reads, and put a new weight in
+force, with which later layers are computed. Memory: what the images have at one place of the graph (the
+residual stream, and what is made of it), and the sums of one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptq2themoon.graph.editing.operator_types import BIAS
+from ptq2themoon.graph.forms.linear import Linear, linear_layers
+from ptq2themoon.progress import progress
+from ptq2themoon.quantize.calibration import fit
+from ptq2themoon.quantize.program import Program, Step, Values
+from ptq2themoon.quantize.quantizers import Quantizer, Uniform
+from ptq2themoon.quantize.simulation import SimulatedModel
+from ptq2themoon.quantize.tensors import QuantizedTensor, Slot
+
+if TYPE_CHECKING:
+    from ptq2themoon.quantize.model import QuantizedModel
+
+WEIGHT = 1  # position of the weight among the inputs of a linear layer
+
+
+def input_maxima(
+    model: SimulatedModel, operators: Collection[str], batches: Iterable[Tensor]
+) -> dict[str, Tensor]:
+    """Largest magnitude of each channel of operators' first inputs, float64 [channels], over all images."""
+    found: dict[str, Tensor] = {}
+
+    def see(name: str, inputs: list[Tensor], _: list[Tensor]) -> None:
+        largest = inputs[0].flatten(0, -2).abs().amax(0).double().cpu()
+        found[name] = torch.maximum(found[name], largest) if name in found else largest
+
+    for images in progress(batches, desc="ranges of channels"):
+        for part in model.parts(images):
+            model(part, dict.fromkeys(operators, see))
+    return found
+
+
+@dataclass
+class Moments:
+    """Sums over the rows x that a layer reads, and over the rows y that it reads in floating point.
+
+    Attributes:
+        count: of rows: images times tokens.
+        gram: of x_i x_j, float64 [in, in].
+        total: of x, float64 [in].
+        cross: of x_i y_j, float64 [in, in]; None where y was not asked for.
+        exact_total: of y, float64 [in]; None as `cross`.
+    """
+
+    count: int
+    gram: Tensor
+    total: Tensor
+    cross: Tensor | None = None
+    exact_total: Tensor | None = None
+
+
+@dataclass
+class Stop:
+    """A linear layer that waits for its weight, everything before it as quantized.
+
+    Attributes:
+        layer: with the weight and bias as they are now.
+        weight: how the weight is quantized; None where it is not.
+    """
+
+    layer: Linear
+    weight: QuantizedTensor | None
+    _walk: Walk = field(repr=False)
+    _step: Step = field(repr=False)
+
+    def matrix(self) -> Tensor:
+        """The layer's weight before quantization, float64 [in, out]."""
+        return torch.tensor(self.layer.weight, dtype=torch.float64, device=self._walk.device)
+
+    def rows(self) -> Iterator[Tensor]:
+        """What the layer reads, quantized, float32 [rows, in], some images at a time."""
+        program = self._walk.program
+        for state in self._walk.states:
+            yield program.read_by(self._step, state)[0].flatten(0, -2)
+
+    def exact_rows(self) -> Iterator[Tensor]:
+        """As `rows`, of the same images in floating point, from the first operator on."""
+        return self._walk.exact_rows(self.layer.name)
+
+    def moments(self, *, exact: bool = False) -> Moments:
+        """Sums over all rows; `exact`: with those of floating point."""
+        found = None
+        others = self.exact_rows() if exact else None
+        for x in self.rows():
+            y = None if others is None else next(others)
+            part = Moments(
+                len(x),
+                (x.T @ x).double(),
+                x.double().sum(0),
+                None if y is None else (x.T @ y).double(),
+                None if y is None else y.double().sum(0),
+            )
+            found = part if found is None else _sum(found, part)
+        assert found is not None
+        return found
+
+    def fit(self, weight: Tensor) -> None:
+        """Give the weight the quantizer that the recipe's observer finds for `weight`, [in, out]."""
+        assert self.weight is not None
+        self.weight.quantizer = fit(self._slot, self.weight, self._stored(weight))
+
+    def rounded(self, rows: Tensor, index: Tensor) -> Tensor:
+        """Some rows of a weight quantized, float64 [n, out], by the quantizer of the whole weight.
+
+        Args:
+            index: of the rows' input channels, [n].
+        """
+        assert self.weight is not None
+        quantizer: Quantizer = self.weight.ready()
+        if quantizer.axis == self.layer.input_axis:
+            assert isinstance(quantizer, Uniform)  # no other kind has a scale for each channel
+            quantizer = quantizer.part(index)
+        return self._turned(quantizer(self._stored(rows))).double()
+
+    def put(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Let the layer have this weight [in, out], quantized where the recipe says so, and bias [out]."""
+        stored = self._stored(weight)
+        self._walk.values[self.layer.name, WEIGHT] = stored.cpu().numpy()
+        self._step.inputs[WEIGHT].constant = self.weight.ready()(stored) if self.weight else stored
+        if bias is not None:
+            self._walk.values[self.layer.name, BIAS] = bias.float().cpu().numpy()
+            constant = fit_constant(self._walk.model, self.layer.name, BIAS, bias.float())
+            self._step.inputs[BIAS].constant = constant
+
+    @property
+    def _slot(self) -> Slot:
+        return Slot(self.layer.name, "weight", WEIGHT)
+
+    def _stored(self, weight: Tensor) -> Tensor:
+        return self._turned(weight.float()).contiguous()
+
+    def _turned(self, weight: Tensor) -> Tensor:
+        return weight.T if self.layer.transposed else weight
+
+
+def _sum(a: Moments, b: Moments) -> Moments:
+    return Moments(
+        a.count + b.count,
+        a.gram + b.gram,
+        a.total + b.total,
+        None if a.cross is None or b.cross is None else a.cross + b.cross,
+        None if a.exact_total is None or b.exact_total is None else a.exact_total + b.exact_total,
+    )
+
+
+class Walk:
+    """All images on their way through a quantized model; iterated once, within `tools.without_gradients`.
+
+    After the last operator the new weights and biases are the model's.
+
+    Args:
+        names: of the layers to stop at.
+        program, states: of the quantized model, and the images before its first operator.
+        device: a torch device.
+        exact: the same of the model in floating point, where rows of it are asked for.
+    """
+
+    def __init__(
+        self,
+        model: QuantizedModel,
+        names: Collection[str],
+        program: Program,
+        states: list[Values],
+        device: str,
+        exact: tuple[Program, list[Values]] | None = None,
+    ) -> None:
+        self.model, self.program, self.states, self.device = model, program, states, device
+        self.values: dict[tuple[str, int], np.ndarray] = {}
+        self._layers = {layer.name: layer for layer in linear_layers(model.graph()) if layer.name in names}
+        self._tensors = dict(model.slots())
+        self._exact = exact
+        self._waiting = [] if exact is None else list(exact[0].steps)
+
+    def __iter__(self) -> Iterator[Stop]:
+        for step in progress(self.program.steps, desc="layer by layer"):
+            if step.name in self._layers:
+                weight = self._tensors.get(Slot(step.name, "weight", WEIGHT))
+                yield Stop(self._layers[step.name], weight, self, step)
+            for state in self.states:
+                self.program.advance(step, state)
+        self.model.set_parameters(self.values, equal=False)
+
+    def exact_rows(self, name: str) -> Iterator[Tensor]:
+        """What an operator reads in floating point, after that model was taken up to it."""
+        assert self._exact is not None
+        program, states = self._exact
+        while self._waiting[0].name != name:
+            step = self._waiting.pop(0)
+            for state in states:
+                program.advance(step, state)
+        for state in states:
+            yield program.read_by(self._waiting[0], state)[0].flatten(0, -2)
+
+
+def fit_constant(model: QuantizedModel, operator: str, position: int, value: Tensor) -> Tensor:
+    """A parameter's new value as the quantized model will have it, with a quantizer that fits it.
+
+    It is on its grid where the recipe quantizes it, and `value` where it does not.
+    """
+    for slot, tensor in model.slots():
+        if slot.operator == operator and slot.position == position and tensor.is_parameter:
+            tensor.quantizer = fit(slot, tensor, value)
+            return tensor.quantizer(value)
+    return value

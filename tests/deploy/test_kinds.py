@@ -38,6 +38,7 @@ def made(tiny: Tiny, folder: Path, *rules: dict[str, Any]) -> Quantized:
     [
         [{"select": SOFTMAX, **LOG}, {"select": LEFT, **LOG}],
         [{"select": LEFT, **LOG}],
+        [{"select": LEFT, "kind": "log2"}],
         [{"select": {"operand": ["input", "output"]}, **ASYMMETRIC}],
         [{"select": {"operand": ["input", "output"]}, **ASYMMETRIC, **UNSIGNED}],
         [{"select": {"operand": "weight"}, **ASYMMETRIC}],
@@ -59,7 +60,16 @@ def made(tiny: Tiny, folder: Path, *rules: dict[str, Any]) -> Quantized:
         [{"select": {"operand": ["input", "output"]}, **ASYMMETRIC, "bits": 4}],
     ],
     ids=[
-        *("log twice", "log read", "asymmetric", "unsigned", "weights", "channels", "channels of weights"),
+        *(
+            "log twice",
+            "log read",
+            "log2 read",
+            "asymmetric",
+            "unsigned",
+            "weights",
+            "channels",
+            "channels of weights",
+        ),
         *("heads", "heads asymmetric", "4 bits"),
     ],
 )

@@ -15,6 +15,8 @@ from torch import Tensor
 from ptq2themoon.ppq_compat import core, uniform_config
 from ptq2themoon.ppq_compat import fake_quantize as ppq_fake_quantize
 from ptq2themoon.quantize.quantizers import LogSqrt2, Quantizer, Uniform
+from ptq2themoon.quantize.quantizers.base_powers import Powers
+from ptq2themoon.quantize.quantizers.log2 import Log2
 from ptq2themoon.vocabulary.recipes import TensorSpec
 
 CHANNELS = 3
@@ -231,6 +233,25 @@ def test_log_sqrt2_from_a_range() -> None:
         LogSqrt2.from_range(torch.tensor(-0.1), torch.tensor(0.6), chosen, None)
 
 
+@settings(deadline=None)
+@given(SHARES, st.floats(2.0**-10, 2.0**10, width=32), st.integers(2, 8))
+def test_log2_is_its_formula(shares: np.ndarray, scale: float, bits: int) -> None:
+    value = shares * np.float32(1.5 * scale) - np.float32(0.1 * scale)
+    with np.errstate(divide="ignore"):
+        exact = -np.log2(np.maximum(value.astype(np.float64), 0) / scale)
+    codes = np.maximum(np.rint(exact), 0)
+    wanted = np.where(codes < 2**bits, scale * 2.0**-codes, 0)
+    finite = np.where(np.isfinite(exact), exact, 0)
+    edge = np.abs(finite - np.floor(finite) - 0.5) < 1e-4
+    quantizer = Log2(torch.tensor(scale), bits)
+    found = quantizer(torch.from_numpy(value))
+    np.testing.assert_allclose(found.numpy()[~edge], wanted[~edge], rtol=1e-6, atol=0)
+    assert torch.equal(quantizer(found), found)
+    assert torch.equal(quantizer.straight_through(torch.from_numpy(value)), found)
+    assert Log2.from_settings(bits, None, quantizer.settings(), quantizer.arrays()) == quantizer
+    assert quantizer != LogSqrt2(torch.tensor(scale), bits)
+
+
 # Gradients ------------------------------------------------------------------------------------------
 
 
@@ -319,22 +340,24 @@ def test_gradients_of_uniform_are_those_of_rounding_as_the_identity(
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_gradients_of_log_sqrt2_are_those_of_rounding_as_the_identity(bits: int) -> None:
+@pytest.mark.parametrize("kind", [LogSqrt2, Log2])
+def test_gradients_of_powers_are_those_of_rounding_as_the_identity(kind: type[Powers], bits: int) -> None:
     generator = torch.Generator().manual_seed(bits)
     value = torch.rand(60, generator=generator, dtype=torch.float64).square() * 1.5 - 0.05
     scale = torch.tensor(0.6, dtype=torch.float64)
-    exact = -2 * torch.log2(value.clamp(min=1e-30) / scale)
+    dense = kind(scale, bits).codes_per_octave
+    exact = -dense * torch.log2(value.clamp(min=1e-30) / scale)
     value = value[(exact.round() != 0) & (value != 0)]  # code 0 is a clip's very edge
-    exact = -2 * torch.log2(value.clamp(min=1e-30) / scale)
+    exact = -dense * torch.log2(value.clamp(min=1e-30) / scale)
     left, kept = exact.round() - exact, (exact.round() < 2**bits) & (value > 0)
 
     def surrogate(value: Tensor, scale: Tensor) -> Tensor:
-        codes = (-2 * torch.log2(value.clamp(min=1e-30) / scale) + left).clamp(min=0)
-        return torch.where(kept, scale * torch.exp2(-codes / 2), 0.0)
+        codes = (-dense * torch.log2(value.clamp(min=1e-30) / scale) + left).clamp(min=0)
+        return torch.where(kept, scale * torch.exp2(-codes / dense), 0.0)
 
-    by_value, by_scale = assert_gradients(LogSqrt2(scale, bits), value, surrogate, ["scale"])
+    by_value, by_scale = assert_gradients(kind(scale, bits), value, surrogate, ["scale"])
     assert (by_value[~kept] == 0).all()
-    clipped = value > scale * 2**0.25
+    clipped = value > scale * 2 ** (0.5 / dense)
     assert (by_value[clipped] == 0).all()
     assert by_scale.item() == pytest.approx(int(clipped.sum()))
     assert (by_value[kept & ~clipped] > 0).all()

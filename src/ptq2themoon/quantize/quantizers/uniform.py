@@ -158,3 +158,6 @@ class Uniform(Quantizer):
         """Kind, scales, zero points, axis and range of codes."""
         values = tuple(self.scale.flatten().tolist()), tuple(self.zero_point.flatten().tolist())
         return self.kind, *values, self.axis if self.scale.ndim else None, self.quant_min, self.quant_max
+
+
+QUANTIZER = Uniform

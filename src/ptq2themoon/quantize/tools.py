@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptq2themoon.graph.forms.linear import Linear
 from ptq2themoon.ppq_compat import quiet_ppq
 from ptq2themoon.quantize.calibration import calibrate, fit, observe
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.program import Values
 from ptq2themoon.quantize.quantizers import Quantizer
+from ptq2themoon.quantize.samples import sampled_inputs
+from ptq2themoon.quantize.shift import Shiftable, planned_weight, quantized_weight, shift, shiftable
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
 from ptq2themoon.vocabulary.recipe_language import Rule
@@ -77,6 +80,33 @@ class Tools:
                 tensor.quantizer = fit(slot, tensor, found)
                 return tensor.quantizer(found)
         return found
+
+    def sampled_inputs(
+        self, model: QuantizedModel, operators: Mapping[str, int], size: int
+    ) -> dict[str, list[Tensor]]:
+        """What operators read in floating point: `size` pieces of each at most, drawn evenly.
+
+        Args:
+            operators: dimensions of a piece, by operator: 1 for rows of channels, 2 for matrices.
+        """
+        return sampled_inputs(self.floating(model), self.batches, operators, size, self.seed)
+
+    def planned_weight(self, model: QuantizedModel, layer: Linear) -> np.ndarray:
+        """The weight of a layer as the recipe will quantize it, float64 [in, out]."""
+        return planned_weight(layer, self.plan(model))
+
+    def quantized_weight(self, model: QuantizedModel, layer: Linear) -> np.ndarray:
+        """The weight of a layer as it is quantized, float64 [in, out]; after calibration."""
+        found = (t.ready() for s, t in model.slots() if s == Slot(layer.name, "weight", 1))
+        return quantized_weight(layer, next(found, None))
+
+    def shiftable(self, model: QuantizedModel, layers: Sequence[str]) -> list[Shiftable]:
+        """How the inputs of these linear layers can be shifted by constants, in graph order."""
+        return list(shiftable(model, layers))
+
+    def shift(self, model: QuantizedModel, group: Shiftable, amount: np.ndarray) -> None:
+        """Shift what a group of layers reads by `amount` [channels]; floating point stays equal."""
+        shift(model, group, amount)
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:

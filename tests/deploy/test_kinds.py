@@ -58,6 +58,7 @@ def made(tiny: Tiny, folder: Path, *rules: dict[str, Any]) -> Quantized:
             }
         ],
         [{"select": {"operand": ["input", "output"]}, **ASYMMETRIC, "bits": 4}],
+        [{"select": {"role": ["qkv", "fc1", "fc2"], "operand": "weight"}, "kind": "apot"}],
     ],
     ids=[
         *(
@@ -70,7 +71,7 @@ def made(tiny: Tiny, folder: Path, *rules: dict[str, Any]) -> Quantized:
             "channels",
             "channels of weights",
         ),
-        *("heads", "heads asymmetric", "4 bits"),
+        *("heads", "heads asymmetric", "4 bits", "levels"),
     ],
 )
 @pytest.mark.parametrize("profile", ["onnxruntime", "tensorrt"])

@@ -19,9 +19,12 @@ from torch import Tensor
 
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.quantize.quantizers import LogSqrt2, Quantizer, Uniform
+from ptq2themoon.quantize.quantizers.apot import APoT
 from ptq2themoon.quantize.quantizers.base import along
+from ptq2themoon.quantize.quantizers.base_levels import Levels
 from ptq2themoon.quantize.quantizers.base_powers import Powers as LogarithmicQuantizer
 from ptq2themoon.quantize.quantizers.log2 import Log2
+from ptq2themoon.quantize.quantizers.power_of_two import PowerOfTwo
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 
 if TYPE_CHECKING:
@@ -186,6 +189,19 @@ class Unwritten(Formula):
         return False
 
 
+class OnLevels(Unwritten):
+    """Weights on uneven levels, which are written as the numbers that they are, or not rounded at all."""
+
+    def __init__(self, quantizer: Levels) -> None:
+        super().__init__(quantizer.kind)
+        self._quantizer = quantizer
+        self.why = f"weights as {quantizer.kind}: no integers of one scale, so products run in floating point"
+
+    def values(self, value: np.ndarray) -> np.ndarray:
+        """`value` on its levels."""
+        return self._quantizer(torch.tensor(value)).numpy()
+
+
 Form = Grid | Formula
 Forms = Mapping[tuple[str, int], Form]  # by operand and position
 
@@ -204,6 +220,8 @@ ROWS: dict[str, Callable[..., Form]] = {
     Uniform.kind: _uniform,
     LogSqrt2.kind: Powers.of,
     Log2.kind: Powers.of,
+    PowerOfTwo.kind: OnLevels,
+    APoT.kind: OnLevels,
 }
 
 

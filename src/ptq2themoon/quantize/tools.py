@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.samples import sampled_inputs
 from ptq2themoon.quantize.shift import Shiftable, planned_weight, quantized_weight, shift, shiftable
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
-from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
+from ptq2themoon.quantize.tensors import PARAMETERS, QuantizedOperator, QuantizedTensor, Slot
 from ptq2themoon.vocabulary.recipe_language import Rule
 from ptq2themoon.vocabulary.recipes import Recipe
 from ptq2themoon.vocabulary.validation import validate
@@ -64,6 +64,27 @@ class Tools:
     def observe(self, model: QuantizedModel, wanted: Mapping[Slot, QuantizedTensor]) -> dict[Slot, Quantizer]:
         """Quantizers that the calibration images give to activations of the rewritten graph."""
         return observe(self.floating(model), wanted, self.batches)
+
+    def show(self, model: QuantizedModel, slots: Iterable[Slot], see: Callable[[Slot, Tensor], None]) -> None:
+        """Show `see` what is in these slots: parameters once, activations of the edited graph batch by batch.
+
+        Nothing is quantized meanwhile.
+        """
+        simulation = self.simulation(model)
+        operators: dict[str, list[Slot]] = {}
+        for slot in slots:
+            if slot.operand in PARAMETERS:
+                see(slot, simulation.parameter(slot.operator, slot.position))
+            else:
+                operators.setdefault(slot.operator, []).append(slot)
+
+        def hook(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+            for slot in operators[name]:
+                see(slot, (outputs if slot.operand == "output" else inputs)[slot.position])
+
+        with simulation.only(()):
+            for images in self.batches if operators else ():
+                simulation(images, dict.fromkeys(operators, hook))
 
     def calibrate(self, model: QuantizedModel) -> None:
         """Give every slot a quantizer that has none yet."""

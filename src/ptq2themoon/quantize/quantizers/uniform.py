@@ -88,6 +88,11 @@ class Uniform(Quantizer):
         bounds = self.quant_min, self.quant_max
         return type(self)(checked_scale(scale), self.zero_point, self.bits, *bounds, self.axis)
 
+    def changed(self, scale: Tensor, zero_point: Tensor) -> Self:
+        """A quantizer of the same codes with other scales and zero points, float32 of the scales' shape."""
+        bounds = self.quant_min, self.quant_max
+        return type(self)(checked_scale(scale), zero_point, self.bits, *bounds, self.axis)
+
     def settings(self) -> dict[str, Any]:
         """Least and largest code."""
         return {"quant_min": self.quant_min, "quant_max": self.quant_max}

@@ -38,6 +38,7 @@ def made(tiny: Tiny, folder: Path, *rules: dict[str, Any]) -> Quantized:
     [
         [{"select": SOFTMAX, **LOG}, {"select": LEFT, **LOG}],
         [{"select": LEFT, **LOG}],
+        [{"select": LEFT, "kind": "log2"}],
         [{"select": {"operand": ["input", "output"]}, **ASYMMETRIC}],
         [{"select": {"operand": ["input", "output"]}, **ASYMMETRIC, **UNSIGNED}],
         [{"select": {"operand": "weight"}, **ASYMMETRIC}],
@@ -57,10 +58,20 @@ def made(tiny: Tiny, folder: Path, *rules: dict[str, Any]) -> Quantized:
             }
         ],
         [{"select": {"operand": ["input", "output"]}, **ASYMMETRIC, "bits": 4}],
+        [{"select": {"role": ["qkv", "fc1", "fc2"], "operand": "weight"}, "kind": "apot"}],
     ],
     ids=[
-        *("log twice", "log read", "asymmetric", "unsigned", "weights", "channels", "channels of weights"),
-        *("heads", "heads asymmetric", "4 bits"),
+        *(
+            "log twice",
+            "log read",
+            "log2 read",
+            "asymmetric",
+            "unsigned",
+            "weights",
+            "channels",
+            "channels of weights",
+        ),
+        *("heads", "heads asymmetric", "4 bits", "levels"),
     ],
 )
 @pytest.mark.parametrize("profile", ["onnxruntime", "tensorrt"])

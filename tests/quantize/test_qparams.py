@@ -354,7 +354,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "negative position": (at("operators", 0, "tensors", 0, "position", to=-1), r"position: -1 is too small"),
     "unknown operand": (at("operators", 0, "tensors", 0, "operand", to="key"), r"operand: unknown value"),
     "unknown kind": (quantizer_at(TENSORWISE, "kind", "unifrm"), r"kind 'unifrm'; did you mean 'uniform'"),
-    "log": (quantizer_at(TENSORWISE, "kind", "log"), r"unknown kind 'log'; did you mean 'log_sqrt2'"),
+    "log": (quantizer_at(TENSORWISE, "kind", "log"), r"unknown kind 'log'; did you mean 'log2'"),
     "a uniform one made logarithmic": (quantizer_at(TENSORWISE, "kind", "log_sqrt2"), r"kind log_sqrt2 has "),
     "a logarithmic one made uniform": (quantizer_at(LOG, "kind", "uniform"), r"no 'zero_point'"),
     "asymmetric": (quantizer_at(TENSORWISE, "symmetry", "asymmetric"), r"kind uniform has .*symmetry"),

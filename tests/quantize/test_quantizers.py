@@ -15,6 +15,11 @@ from torch import Tensor
 from ptq2themoon.ppq_compat import core, uniform_config
 from ptq2themoon.ppq_compat import fake_quantize as ppq_fake_quantize
 from ptq2themoon.quantize.quantizers import LogSqrt2, Quantizer, Uniform
+from ptq2themoon.quantize.quantizers.apot import APoT
+from ptq2themoon.quantize.quantizers.base_levels import Levels
+from ptq2themoon.quantize.quantizers.base_powers import Powers
+from ptq2themoon.quantize.quantizers.log2 import Log2
+from ptq2themoon.quantize.quantizers.power_of_two import PowerOfTwo
 from ptq2themoon.vocabulary.recipes import TensorSpec
 
 CHANNELS = 3
@@ -231,6 +236,90 @@ def test_log_sqrt2_from_a_range() -> None:
         LogSqrt2.from_range(torch.tensor(-0.1), torch.tensor(0.6), chosen, None)
 
 
+@settings(deadline=None)
+@given(SHARES, st.floats(2.0**-10, 2.0**10, width=32), st.integers(2, 8))
+def test_log2_is_its_formula(shares: np.ndarray, scale: float, bits: int) -> None:
+    value = shares * np.float32(1.5 * scale) - np.float32(0.1 * scale)
+    with np.errstate(divide="ignore"):
+        exact = -np.log2(np.maximum(value.astype(np.float64), 0) / scale)
+    codes = np.maximum(np.rint(exact), 0)
+    wanted = np.where(codes < 2**bits, scale * 2.0**-codes, 0)
+    finite = np.where(np.isfinite(exact), exact, 0)
+    edge = np.abs(finite - np.floor(finite) - 0.5) < 1e-4
+    quantizer = Log2(torch.tensor(scale), bits)
+    found = quantizer(torch.from_numpy(value))
+    np.testing.assert_allclose(found.numpy()[~edge], wanted[~edge], rtol=1e-6, atol=0)
+    assert torch.equal(quantizer(found), found)
+    assert torch.equal(quantizer.straight_through(torch.from_numpy(value)), found)
+    assert Log2.from_settings(bits, None, quantizer.settings(), quantizer.arrays()) == quantizer
+    assert quantizer != LogSqrt2(torch.tensor(scale), bits)
+
+
+# Levels ---------------------------------------------------------------------------------------------
+
+LEVELS = pytest.mark.parametrize("kind", [PowerOfTwo, APoT])
+
+
+@st.composite
+def levels(draw: st.DrawFn) -> Levels:
+    """Per tensor or along axis 1."""
+    kind, bits = draw(st.sampled_from((PowerOfTwo, APoT))), draw(st.integers(2, 8))
+    axis = draw(st.sampled_from((None, 1)))
+    scales = draw(hnp.arrays(np.float32, CHANNELS, elements=st.floats(2.0**-10, 2.0**10, width=32)))
+    return kind(torch.from_numpy(scales) if axis == 1 else torch.tensor(scales[0]), bits, axis)
+
+
+def test_levels_of_four_bits_by_hand() -> None:
+    powers = [1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    found = PowerOfTwo(torch.tensor(1.0), 4, None).levels()
+    assert sorted(found[found >= 0].tolist()) == sorted([0, 1 / 64, *powers])
+    sums = [a + b for a in (0, 1 / 2, 1 / 4, 1 / 16) for b in (0, 1 / 8)]  # the paper's code, for 3 bits
+    found = APoT(torch.tensor(1.0), 4, None).levels()
+    torch.testing.assert_close(found[found >= 0], torch.tensor(sorted(sums)) / max(sums))
+    five = [a + b for a in (0, 1 / 2, 1 / 8, 1 / 32) for b in (0, 1 / 4, 1 / 16, 1 / 64)]
+    found = APoT(torch.tensor(1.0), 5, None).levels()
+    torch.testing.assert_close(found[found >= 0], torch.tensor(sorted(five)) / max(five))
+
+
+@LEVELS
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_levels_are_as_many_as_codes(kind: type[Levels], bits: int) -> None:
+    found = kind(torch.tensor(1.0), bits, None).levels()
+    assert found.tolist() == sorted(set(found.tolist()))
+    assert len(found) == 2**bits - 1
+    assert torch.equal(found, -found.flip(0))
+    assert found.max() == 1
+
+
+@settings(deadline=None)
+@given(levels(), VALUES)
+def test_levels_are_the_nearest_ones(quantizer: Levels, value: np.ndarray) -> None:
+    tensor = torch.from_numpy(value)
+    once = quantizer(tensor)
+    scale, grid = quantizer.scale.double().numpy(), quantizer.levels().double().numpy()
+    share = value.astype(np.float64) / scale
+    off = np.abs(once.double().numpy() / scale - share)
+    least = np.abs(share[..., None] - grid).min(-1)
+    assert (off <= least + 1e-6 * (1 + np.abs(share))).all()
+    torch.testing.assert_close(quantizer(once), once, rtol=1e-6, atol=0)
+    assert torch.equal(quantizer.straight_through(tensor), once)
+    again = type(quantizer).from_settings(
+        quantizer.bits, quantizer.axis, quantizer.settings(), quantizer.arrays()
+    )
+    assert again == quantizer
+    assert torch.equal(again(tensor), once)
+    assert (quantizer(torch.from_numpy(np.sort(value, axis=0))).diff(dim=0) >= 0).all()
+
+
+@LEVELS
+def test_levels_from_a_range_reach_its_largest_magnitude(kind: type[Levels]) -> None:
+    found = kind.from_range(torch.tensor([-2.0, 0.0]), torch.tensor([1.0, 0.0]), spec(4), 0)
+    assert found.scale.tolist() == [2.0, pytest.approx(1e-8)]
+    assert found.bits == 4
+    with pytest.raises(ValueError, match="has a scale and nothing else, not quant_min"):
+        kind.from_settings(4, None, {"quant_min": 0}, {"scale": torch.tensor(1.0)})
+
+
 # Gradients ------------------------------------------------------------------------------------------
 
 
@@ -319,25 +408,47 @@ def test_gradients_of_uniform_are_those_of_rounding_as_the_identity(
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_gradients_of_log_sqrt2_are_those_of_rounding_as_the_identity(bits: int) -> None:
+@pytest.mark.parametrize("kind", [LogSqrt2, Log2])
+def test_gradients_of_powers_are_those_of_rounding_as_the_identity(kind: type[Powers], bits: int) -> None:
     generator = torch.Generator().manual_seed(bits)
     value = torch.rand(60, generator=generator, dtype=torch.float64).square() * 1.5 - 0.05
     scale = torch.tensor(0.6, dtype=torch.float64)
-    exact = -2 * torch.log2(value.clamp(min=1e-30) / scale)
+    dense = kind(scale, bits).codes_per_octave
+    exact = -dense * torch.log2(value.clamp(min=1e-30) / scale)
     value = value[(exact.round() != 0) & (value != 0)]  # code 0 is a clip's very edge
-    exact = -2 * torch.log2(value.clamp(min=1e-30) / scale)
+    exact = -dense * torch.log2(value.clamp(min=1e-30) / scale)
     left, kept = exact.round() - exact, (exact.round() < 2**bits) & (value > 0)
 
     def surrogate(value: Tensor, scale: Tensor) -> Tensor:
-        codes = (-2 * torch.log2(value.clamp(min=1e-30) / scale) + left).clamp(min=0)
-        return torch.where(kept, scale * torch.exp2(-codes / 2), 0.0)
+        codes = (-dense * torch.log2(value.clamp(min=1e-30) / scale) + left).clamp(min=0)
+        return torch.where(kept, scale * torch.exp2(-codes / dense), 0.0)
 
-    by_value, by_scale = assert_gradients(LogSqrt2(scale, bits), value, surrogate, ["scale"])
+    by_value, by_scale = assert_gradients(kind(scale, bits), value, surrogate, ["scale"])
     assert (by_value[~kept] == 0).all()
-    clipped = value > scale * 2**0.25
+    clipped = value > scale * 2 ** (0.5 / dense)
     assert (by_value[clipped] == 0).all()
     assert by_scale.item() == pytest.approx(int(clipped.sum()))
     assert (by_value[kept & ~clipped] > 0).all()
+
+
+@LEVELS
+@pytest.mark.parametrize("axis", [None, 1])
+def test_gradients_of_levels_are_those_of_the_choice_as_the_identity(
+    kind: type[Levels], axis: int | None
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(30, 3, generator=generator, dtype=torch.float64)
+    scale = torch.tensor(0.9, dtype=torch.float64) if axis is None else torch.tensor([0.6, 0.9, 1.3]).double()
+    quantizer = kind(scale, 4, axis)
+    left = quantizer(value) / scale - value / scale
+    inside = value.abs() < scale
+
+    def surrogate(value: Tensor, scale: Tensor) -> Tensor:
+        return torch.where(inside, value / scale + left, value.sign()) * scale
+
+    by_value, by_scale = assert_gradients(quantizer, value, surrogate, ["scale"])
+    assert torch.equal(by_value, inside.double())
+    assert by_scale.abs().min() > 0
 
 
 # Equality -------------------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ def test_log_sqrt2_of_channels_or_heads_is_refused(tmp_path: Path, granularity: 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"kind": "log2"}, "rules[0].kind: unknown value 'log2'; did you mean 'log_sqrt2'?"),
+        ({"kind": "log_2"}, "rules[0].kind: unknown value 'log_2'; did you mean 'log2'?"),
         (
             {"symmetry": "asymetric"},
             "rules[0].symmetry: unknown value 'asymetric'; did you mean 'asymmetric'?",

@@ -19,7 +19,12 @@ from torch import Tensor
 
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.quantize.quantizers import LogSqrt2, Quantizer, Uniform
+from ptq2themoon.quantize.quantizers.apot import APoT
 from ptq2themoon.quantize.quantizers.base import along
+from ptq2themoon.quantize.quantizers.base_levels import Levels
+from ptq2themoon.quantize.quantizers.base_powers import Powers as LogarithmicQuantizer
+from ptq2themoon.quantize.quantizers.log2 import Log2
+from ptq2themoon.quantize.quantizers.power_of_two import PowerOfTwo
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 
 if TYPE_CHECKING:
@@ -99,19 +104,30 @@ class Uneven(Formula):
 
 @dataclass(frozen=True, eq=False)
 class Powers(Formula):
-    """log_sqrt2: `table` [codes + 1] holds the value of each code, the last one 0; the first is the scale."""
+    """A logarithmic kind: `table` [codes + 1] holds the value of each code, the last one 0.
 
+    Attributes:
+        table: its first value is the scale.
+        codes_per_octave: how many codes later a value is half as large.
+    """
+
+    kind: str
     table: np.ndarray
-    kind = LogSqrt2.kind
-    why = (
-        "softmax output as log_sqrt2: powers of the square root of two are no integers of one scale, "
-        "so this product runs in floating point"
-    )
+    codes_per_octave: float
+
+    @property
+    def why(self) -> str:  # type: ignore[override]
+        """What the product runs in floating point for."""
+        what = "the square root of two" if self.kind == LogSqrt2.kind else "one base"
+        return (
+            f"softmax output as {self.kind}: powers of {what} are no integers of one scale, "
+            "so this product runs in floating point"
+        )
 
     @classmethod
-    def of(cls, quantizer: LogSqrt2) -> Powers:
-        """The formula of a calibrated log_sqrt2 quantizer."""
-        return cls(quantizer.table().numpy())
+    def of(cls, quantizer: LogarithmicQuantizer) -> Powers:
+        """The formula of a calibrated quantizer of a logarithmic kind."""
+        return cls(quantizer.kind, quantizer.table().numpy(), quantizer.codes_per_octave)
 
     def written(self, writer: Writer, tensor: str, rank: int, output: str | None) -> str:
         """A value of 0 has an infinite logarithm, which is clipped to the code of 0."""
@@ -121,7 +137,9 @@ class Powers(Formula):
 
         share = writer.add("Div", [tensor, number("scale", float(self.table[0]))], f"{tensor}/divide")
         logarithm = writer.add("Log", [writer.add("Relu", [share], f"{tensor}/positive")], f"{tensor}/log")
-        codes = writer.add("Mul", [logarithm, number("base", -2 / math.log(2))], f"{tensor}/codes")
+        codes = writer.add(
+            "Mul", [logarithm, number("base", -self.codes_per_octave / math.log(2))], f"{tensor}/codes"
+        )
         rounded = writer.add("Round", [codes], f"{tensor}/round")
         bounds = [number("first", 0), number("last", len(self.table) - 1)]
         clipped = writer.add("Clip", [rounded, *bounds], f"{tensor}/clip")
@@ -133,14 +151,18 @@ class Powers(Formula):
         return self.table[np.rint(self.steps(value)).astype(np.int64)]
 
     def steps(self, value: np.ndarray) -> np.ndarray:
-        """Codes of `value`, not yet rounded: -2 log2 of its share of the scale, clipped."""
+        """Codes of `value`, not yet rounded: the logarithm of its share of the scale, clipped."""
         with np.errstate(divide="ignore"):
-            codes = -2 * np.log2(np.maximum(value / self.table[0], 0))
+            codes = -self.codes_per_octave * np.log2(np.maximum(value / self.table[0], 0))
         return np.clip(codes, 0, len(self.table) - 1)
 
     def same(self, other: object) -> bool:
-        """Whether `other` has an equal table."""
-        return isinstance(other, Powers) and np.array_equal(self.table, other.table)
+        """Whether `other` has an equal table and rounds the same logarithm."""
+        return (
+            isinstance(other, Powers)
+            and self.codes_per_octave == other.codes_per_octave
+            and np.array_equal(self.table, other.table)
+        )
 
 
 class Unwritten(Formula):
@@ -167,6 +189,19 @@ class Unwritten(Formula):
         return False
 
 
+class OnLevels(Unwritten):
+    """Weights on uneven levels, which are written as the numbers that they are, or not rounded at all."""
+
+    def __init__(self, quantizer: Levels) -> None:
+        super().__init__(quantizer.kind)
+        self._quantizer = quantizer
+        self.why = f"weights as {quantizer.kind}: no integers of one scale, so products run in floating point"
+
+    def values(self, value: np.ndarray) -> np.ndarray:
+        """`value` on its levels."""
+        return self._quantizer(torch.tensor(value)).numpy()
+
+
 Form = Grid | Formula
 Forms = Mapping[tuple[str, int], Form]  # by operand and position
 
@@ -181,7 +216,13 @@ def _uniform(quantizer: Uniform) -> Form:
     return Grid(scale, quantizer.axis, int(lows[0]), int(highs[0]))
 
 
-ROWS: dict[str, Callable[..., Form]] = {Uniform.kind: _uniform, LogSqrt2.kind: Powers.of}
+ROWS: dict[str, Callable[..., Form]] = {
+    Uniform.kind: _uniform,
+    LogSqrt2.kind: Powers.of,
+    Log2.kind: Powers.of,
+    PowerOfTwo.kind: OnLevels,
+    APoT.kind: OnLevels,
+}
 
 
 def form_of(tensor: QuantizedTensor) -> Form:

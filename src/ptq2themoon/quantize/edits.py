@@ -28,6 +28,16 @@ class Edits:
     def __bool__(self) -> bool:
         return bool(self.constants or self.nodes)
 
+    def put(self, operator: str, nodes: list[NodeProto]) -> None:
+        """Let `nodes` stand in the place of an operator, which may itself have come by an edit."""
+        for replaced, new in self.nodes.items():
+            names = [node.name for node in new]
+            if operator in names:
+                at = names.index(operator)
+                self.nodes[replaced] = [*new[:at], *nodes, *new[at + 1 :]]
+                return
+        self.nodes[operator] = nodes
+
     def apply(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The edited model; `model` itself where nothing was edited.
 

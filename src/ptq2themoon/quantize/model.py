@@ -74,7 +74,7 @@ class QuantizedModel:
             new, name = with_parameter(graph, nodes[operator], position)
             edits.constants[name] = graph.constants[name] = np.asarray(value, np.float32)
             if new is not nodes[operator]:
-                edits.nodes[operator] = [new]
+                edits.put(operator, [new])
                 nodes[operator] = new
         self._graphs.clear()
         if equal:
@@ -92,7 +92,8 @@ class QuantizedModel:
         """
         edits = self.rewrite if equal else self.changes
         edits.constants |= constants
-        edits.nodes |= nodes
+        for operator, new in nodes.items():
+            edits.put(operator, new)
         self._graphs.clear()
         self.operators = find_roles(self.edited)
 

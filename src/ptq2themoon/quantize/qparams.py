@@ -256,7 +256,7 @@ def _spec(slot: SlotEntry, quantizer: Quantizer) -> TensorSpec:
         observer=slot.observer,
         percentile=slot.percentile if slot.percentile is not None else 100.0,
         weight_axis="input",
-        kind=quantizer.kind,  # type: ignore[arg-type]
+        kind=quantizer.kind,
         symmetry="symmetric" if zero_point is None or not bool(zero_point.any()) else "asymmetric",
         codes="signed" if signed else "unsigned",
     )

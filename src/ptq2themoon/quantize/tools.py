@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
+from ptq2themoon.graph.forms.linear import Linear
 from ptq2themoon.ppq_compat import quiet_ppq
 from ptq2themoon.quantize.calibration import calibrate, observe
 from ptq2themoon.quantize.layers import Walk, fit_constant, input_maxima
@@ -20,8 +21,10 @@ from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.program import Values
 from ptq2themoon.quantize.quantizers import Quantizer
+from ptq2themoon.quantize.samples import sampled_inputs
+from ptq2themoon.quantize.shift import Shiftable, planned_weight, quantized_weight, shift, shiftable
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
-from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
+from ptq2themoon.quantize.tensors import PARAMETERS, QuantizedOperator, QuantizedTensor, Slot
 from ptq2themoon.vocabulary.recipe_language import Rule
 from ptq2themoon.vocabulary.recipes import Recipe
 from ptq2themoon.vocabulary.validation import validate
@@ -65,6 +68,27 @@ class Tools:
         """Quantizers that the calibration images give to activations of the rewritten graph."""
         return observe(self.floating(model), wanted, self.batches)
 
+    def show(self, model: QuantizedModel, slots: Iterable[Slot], see: Callable[[Slot, Tensor], None]) -> None:
+        """Show `see` what is in these slots: parameters once, activations of the edited graph batch by batch.
+
+        Nothing is quantized meanwhile.
+        """
+        simulation = self.simulation(model)
+        operators: dict[str, list[Slot]] = {}
+        for slot in slots:
+            if slot.operand in PARAMETERS:
+                see(slot, simulation.parameter(slot.operator, slot.position))
+            else:
+                operators.setdefault(slot.operator, []).append(slot)
+
+        def hook(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+            for slot in operators[name]:
+                see(slot, (outputs if slot.operand == "output" else inputs)[slot.position])
+
+        with simulation.only(()):
+            for images in self.batches if operators else ():
+                simulation(images, dict.fromkeys(operators, hook))
+
     def calibrate(self, model: QuantizedModel) -> None:
         """Give every slot a quantizer that has none yet."""
         calibrate(self.simulation(model), model.quantized, self.batches)
@@ -100,6 +124,33 @@ class Tools:
         """Ways of attentions' values from the layer that makes them to the quantized one after attention."""
         with self.without_gradients():
             return value_paths(model, self.floating(model), self.plan(model))
+
+    def sampled_inputs(
+        self, model: QuantizedModel, operators: Mapping[str, int], size: int
+    ) -> dict[str, list[Tensor]]:
+        """What operators read in floating point: `size` pieces of each at most, drawn evenly.
+
+        Args:
+            operators: dimensions of a piece, by operator: 1 for rows of channels, 2 for matrices.
+        """
+        return sampled_inputs(self.floating(model), self.batches, operators, size, self.seed)
+
+    def planned_weight(self, model: QuantizedModel, layer: Linear) -> np.ndarray:
+        """The weight of a layer as the recipe will quantize it, float64 [in, out]."""
+        return planned_weight(layer, self.plan(model))
+
+    def quantized_weight(self, model: QuantizedModel, layer: Linear) -> np.ndarray:
+        """The weight of a layer as it is quantized, float64 [in, out]; after calibration."""
+        found = (t.ready() for s, t in model.slots() if s == Slot(layer.name, "weight", 1))
+        return quantized_weight(layer, next(found, None))
+
+    def shiftable(self, model: QuantizedModel, layers: Sequence[str]) -> list[Shiftable]:
+        """How the inputs of these linear layers can be shifted by constants, in graph order."""
+        return list(shiftable(model, layers))
+
+    def shift(self, model: QuantizedModel, group: Shiftable, amount: np.ndarray) -> None:
+        """Shift what a group of layers reads by `amount` [channels]; floating point stays equal."""
+        shift(model, group, amount)
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:

@@ -26,12 +26,18 @@ Granularity = Literal["per-tensor", "per-channel", "per-head"]
 # Each module of quantize/observers but its base is one; none is imported here.
 _OBSERVERS = Path(__file__).parents[1] / "quantize" / "observers"
 OBSERVER_NAMES = tuple(sorted({path.stem for path in _OBSERVERS.glob("*.py")} - {"__init__", "base"}))
+# And each module of quantize/quantizers but the bases.
+_KINDS = Path(__file__).parents[1] / "quantize" / "quantizers"
+KIND_NAMES = tuple(
+    sorted(p.stem for p in _KINDS.glob("*.py") if p.stem != "__init__" and not p.stem.startswith("base"))
+)
 if TYPE_CHECKING:
     Observer = str
+    Kind = str
 else:
     Observer = Literal[OBSERVER_NAMES]
+    Kind = Literal[KIND_NAMES]
 Axis = Literal["input", "output"]
-Kind = Literal["uniform", "log_sqrt2"]
 Symmetry = Literal["symmetric", "asymmetric"]
 Codes = Literal["signed", "unsigned"]
 Activations = Literal["twice", "once"]

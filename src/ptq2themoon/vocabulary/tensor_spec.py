@@ -20,6 +20,7 @@ from ptq2themoon.vocabulary.recipe_language import (
 # Roles of operators whose tensors have an axis of heads.
 HEAD_ROLES: frozenset[Role] = frozenset({"attn_scores", "attn_scale", "softmax", "attn_context"})
 KL_BITS = 5  # with fewer, PPQ's observer clips nearly everything
+WEIGHT_KINDS: tuple[Kind, ...] = ("apot", "power_of_two")  # uneven levels around 0
 PER_CHANNEL_OBSERVERS: tuple[Observer, ...] = ("minmax", "percentiles")
 
 
@@ -88,6 +89,10 @@ def refuse_contradiction(
             f"{origins['observer']}: observer kl works only for kind uniform, symmetric, with signed codes, "
             f"but {where} has {spec.kind}, {spec.symmetry}, {spec.codes}"
         )
+    if spec.kind in WEIGHT_KINDS:
+        if operand != "weight":
+            raise UserError(f"{origins['kind']}: kind {spec.kind} is for weights, but selects {where}")
+        return
     if spec.kind != "uniform" and spec.granularity != "per-tensor":
         raise UserError(
             f"{origins['kind']}: kind {spec.kind} is per-tensor, but {where} is {spec.granularity}"

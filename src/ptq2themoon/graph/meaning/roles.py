@@ -92,7 +92,7 @@ class _Finder:
         is_movement = self.walk.is_movement
         value = next(name for name in context.input if self.walk.back(name, is_movement) is not softmax)
         self._label_projections((*scores.input, value), block)
-        proj = self.walk.forward(context, is_movement)
+        proj = self.walk.forward(context, self._shifts)
         if proj is not None and self.walk.is_linear(proj):
             self._set(proj, "proj", block)
             self._label_residual(proj, "residual1", block)
@@ -106,9 +106,13 @@ class _Finder:
         roles: tuple[Role, ...] = ("qkv",) if len(linear) == 1 else ("q", "k", "v")
         for node, role in zip(linear, roles, strict=True):
             self._set(node, role, block)
-        norm = self.walk.back(linear[0].input[0], self.walk.is_movement)
+        norm = self.walk.back(linear[0].input[0], self._shifts)
         if norm is not None and norm.op_type == "LayerNormalization":
             self._set(norm, "norm1", block)
+
+    def _shifts(self, node: NodeProto) -> bool:
+        """It moves data, or shifts it before a linear layer, as a method may."""
+        return self.walk.is_movement(node) or self.walk.is_bias(node)
 
     def _between(self, scores: NodeProto, softmax: NodeProto) -> Iterator[NodeProto]:
         """Scaling operators after the scores."""
@@ -145,7 +149,7 @@ class _Finder:
             return
         stream = walk.ahead(residual.output[0], walk.is_movement)
         norms = [node for node in stream if node.op_type == "LayerNormalization"]
-        first = walk.ahead(norms[0].output[0], walk.is_movement) if len(norms) == 1 else []
+        first = walk.ahead(norms[0].output[0], self._shifts) if len(norms) == 1 else []
         second = {node.name: node for fc1 in first for node in walk.ahead(fc1.output[0], walk.activates)}
         fc2 = next(iter(second.values())) if len(second) == 1 else None
         fc2 = fc2 if fc2 is not None and walk.is_linear(fc2) else None

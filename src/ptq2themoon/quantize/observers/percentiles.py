@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ptq2themoon.quantize.observers.base import Observer, rows
 from ptq2themoon.quantize.observers.percentile import percentiles_of
-from ptq2themoon.quantize.quantizers import Quantizer, Uniform
+from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 
 SHARES = (0.999, 0.9999, 0.99999)
@@ -59,12 +59,12 @@ class Percentiles(Observer):
         best = torch.as_tensor(self._errors).argmin(0)
         if self.axis is None:
             return self._candidates[int(best[0])]
-        scale, zero_point = (
-            torch.stack([getattr(c, name) for c in self._candidates]).gather(0, best[None])[0]
-            for name in Uniform.array_names
-        )
-        bounds = self.spec.quant_min, self.spec.quant_max
-        return Uniform(scale, zero_point, self.spec.bits, *bounds, self.axis)
+        first = self._candidates[0]
+        arrays = {
+            name: torch.stack([getattr(c, name) for c in self._candidates]).gather(0, best[None])[0]
+            for name in first.array_names
+        }
+        return type(first).from_settings(first.bits, self.axis, first.settings(), arrays)
 
 
 OBSERVER = Percentiles

@@ -93,6 +93,11 @@ class Uniform(Quantizer):
         scale, zero_point = self.scale[index.cpu()], self.zero_point[index.cpu()]
         return type(self)(scale, zero_point, self.bits, self.quant_min, self.quant_max, self.axis)
 
+    def changed(self, scale: Tensor, zero_point: Tensor) -> Self:
+        """A quantizer of the same codes with other scales and zero points, float32 of the scales' shape."""
+        bounds = self.quant_min, self.quant_max
+        return type(self)(checked_scale(scale), zero_point, self.bits, *bounds, self.axis)
+
     def settings(self) -> dict[str, Any]:
         """Least and largest code."""
         return {"quant_min": self.quant_min, "quant_max": self.quant_max}
@@ -163,3 +168,6 @@ class Uniform(Quantizer):
         """Kind, scales, zero points, axis and range of codes."""
         values = tuple(self.scale.flatten().tolist()), tuple(self.zero_point.flatten().tolist())
         return self.kind, *values, self.axis if self.scale.ndim else None, self.quant_min, self.quant_max
+
+
+QUANTIZER = Uniform

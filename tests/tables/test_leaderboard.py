@@ -16,7 +16,7 @@ from ptq2themoon.evaluate.row_record import Drawn, Row, as_hits, as_marks
 from ptq2themoon.tables.leaderboard_page import EQUAL, NOTHING, page
 from ptq2themoon.tables.leaderboard_rows import COLUMNS, KERNELS, Entry, leaderboard
 from ptq2themoon.tables.published import COLUMNS as PUBLISHED_COLUMNS
-from ptq2themoon.tables.published import published_page
+from ptq2themoon.tables.published import MODELS, published_page
 from ptq2themoon.vocabulary import records
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -252,11 +252,28 @@ def test_published_figures_stand_apart_with_what_they_cannot_be_compared_for(pub
     text = published_page(published)
     assert "Nothing here was measured by this project" in text
     assert text.index("Not with the leaderboard's own rows") < text.index("## W8A8")
-    head, _, *rows = block(text, "## W4A4")
-    repq = next(cells for cells in rows if cells[0] == "RepQ-ViT")
-    shown = dict(zip(head, repq, strict=True))
-    assert (shown["ViT-S"], shown["Swin-B"]) == ("65.05 (81.39)", NOTHING)
-    assert shown["Source"] == "official repository README of RepQ-ViT"
-    numbers = sum(cell[:1].isdecimal() for line in text.split("## Checkpoints")[0].splitlines()
-                  for cell in [c.strip() for c in line.split("|")[2:-3]])  # fmt: skip
-    assert numbers == len(published)
+    head, _, floating, *rows = block(text, "## W4A4")
+    assert head[1:-2] == list(MODELS)
+    assert floating[1:-2] == ["81.39", "84.54", "72.21", "79.85", "81.80", "83.23", "85.27"]
+    repq = dict(zip(head, next(cells for cells in rows if cells[0] == "RepQ-ViT"), strict=True))
+    assert (repq["ViT-S"], repq["Swin-B"]) == ("65.05", NOTHING)
+    assert repq["Source"] == "official repository README of RepQ-ViT"
+    shown = [
+        float(cell.split()[0])
+        for bits in published["bits"].unique()
+        for cells in block(text, f"## {bits.upper()}")[3:]
+        for cell in cells[1:-2]
+        if cell != NOTHING
+    ]
+    assert sorted(shown) == sorted(published["top1"])
+
+
+def test_another_checkpoint_is_marked(published: pd.DataFrame) -> None:
+    head, _, _, *rows = block(published_page(published), "## W8A8")
+    fq_vit = dict(zip(head, next(cells for cells in rows if cells[0] == "FQ-ViT"), strict=True))
+    assert fq_vit["Swin-B"] == "82.97 (83.60)"
+    assert fq_vit["Note"].startswith("LayerNorm and softmax quantized too; ")
+    assert "Swin-B: pretrained on 1k classes" in fq_vit["Note"]
+    head, _, _, *rows = block(published_page(published), "## W6A6")
+    adalog = dict(zip(head, next(cells for cells in rows if cells[0] == "AdaLog"), strict=True))
+    assert adalog["ViT-B"] == "84.80 *"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from ptq2themoon.tables.markdown import aligned_table
 
 COLUMNS = ("method", "model", "bits", "top1", "fp32", "source", "checkpoint", "note")
-NOTHING = "–"
+NOTHING, UNKNOWN = "–", "*"
+FLOATING = "FP32, as nearly all state it"
+MODELS = ("ViT-S", "ViT-B", "DeiT-T", "DeiT-S", "DeiT-B", "Swin-S", "Swin-B")
 CAVEATS = """\
 - **Not with the leaderboard's own rows.** These are top-1 on ImageNet-1k's validation images at 224 x 224
   of ImageNet models; the leaderboard measures the models of params.yaml on their own images.
@@ -29,22 +29,24 @@ CAVEATS = """\
 
 
 def published_page(table: pd.DataFrame) -> str:
-    """A table for each bits: a row a method and source, a column a model, and each figure's own FP32."""
+    """A table for each bits: a row a method and source, a column a model; floating point first."""
     lines = ["# Published figures, and what they cannot be compared for", ""]
     lines += [
-        "Nothing here was measured by this project. Top-1 in %, in brackets that of the checkpoint in FP32.",
+        "Nothing here was measured by this project. Top-1 in %; in brackets its own FP32 where that is",
+        f"another than the first line's, and {UNKNOWN} where it is another that the source does not state.",
         "",
     ]
     lines += CAVEATS.splitlines()
-    models = list(dict.fromkeys(table["model"]))
-    for bits, rows in table.fillna({"note": "", "checkpoint": ""}).groupby("bits", sort=False):
-        there = [model for model in models if (rows["model"] == model).any()]
-        body = [
-            [str(method), *(_cell(own[own["model"] == model]) for model in there), str(source), _notes(own)]
-            for (method, source), own in rows.groupby(["method", "source"], sort=False)
-        ]
-        header = ["Method", *there, "Source", "Note"]
+    usual = table.groupby("model")["fp32"].agg(lambda values: values.mode().iloc[0])
+    for bits, rows in table.fillna({"note": ""}).groupby("bits", sort=False):
+        there = [model for model in MODELS if (rows["model"] == model).any()]
+        body = [[FLOATING, *(f"{usual[model]:.2f}" for model in there), NOTHING, NOTHING]]
+        for (method, source), own in rows.groupby(["method", "source"], sort=False):
+            figures = own.set_index("model")
+            cells = [_cell(figures, model, float(usual[model])) for model in there]
+            body.append([str(method), *cells, str(source), _notes(own)])
         text = [True, *[False] * len(there), True, True]
+        header = ["Method", *there, "Source", "Note"]
         lines += ["", f"## {str(bits).upper()}", "", *aligned_table(header, body, text)]
     checkpoints = table[table["checkpoint"].notna()].drop_duplicates(["model", "fp32", "checkpoint"])
     known = [[row.model, f"{row.fp32:.2f}", f"`{row.checkpoint}`"] for row in checkpoints.itertuples()]
@@ -53,19 +55,19 @@ def published_page(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(rows: pd.DataFrame) -> str:
-    if rows.empty:
+def _cell(figures: pd.DataFrame, model: str, usual: float) -> str:
+    if model not in figures.index:
         return NOTHING
-    row = rows.iloc[0]
-    return f"{row['top1']:.2f}" + ("" if pd.isna(row["fp32"]) else f" ({row['fp32']:.2f})")
+    top1, own = figures.loc[model, ["top1", "fp32"]]
+    mark = f" {UNKNOWN}" if pd.isna(own) else "" if own == usual else f" ({own:.2f})"
+    return f"{top1:.2f}{mark}"
 
 
 def _notes(rows: pd.DataFrame) -> str:
-    """All notes of a row's figures; one of a single model after its name."""
-    notes: dict[str, list[Any]] = {}
-    for row in rows.to_dict("records"):
-        if row["note"]:
-            notes.setdefault(row["note"], []).append(row["model"])
-    every = len(rows)
-    said = [note if len(of) == every else f"{', '.join(of)}: {note}" for note, of in notes.items()]
+    """What the notes of a row's figures say, each once; after the models' names where not all say so."""
+    of: dict[str, list[str]] = {}
+    for model, note in zip(rows["model"], rows["note"], strict=True):
+        for part in note.split("; ") if note else []:
+            of.setdefault(part, []).append(model)
+    said = [part if len(names) == len(rows) else f"{', '.join(names)}: {part}" for part, names in of.items()]
     return "; ".join(said) or NOTHING

@@ -212,6 +212,34 @@ STAGES: dict[str, Options] = {
         "table": "out/study/models.csv", "dpi": 60,
         **{f"out-{kind}": f"out/study/models.{kind}" for kind in ("png", "svg")},
     },
+    "leaderboard_row": {
+        **GRAPH, **DATA, **REFERENCE, "seeds": [3, 4], "batch-size": 8, "images": 20,
+        "qparams": ["out/q/qparams.json", "out/c/qparams.json"],
+        "arrays": ["out/q/qparams.safetensors", "out/c/qparams.safetensors"],
+        "out": "out/board/w8a8-n24.json",
+    },
+    "leaderboard_kernels": {
+        "model": "out", "bits": ["w8a8"], "qparams": "out/q/qparams.json",
+        "arrays": "out/q/qparams.safetensors", "out": "out/board/kernels.csv",
+    },
+    "leaderboard_cost": {
+        "bits": ["w8a8"], "seeds": [3], "qparams": "out/q/qparams.json", "times": "published/calibrate.tsv",
+        "out": "out/board/cost.csv",
+    },
+    "leaderboard_tables": {
+        "entry": ["tiny layernorm w8a8 24 out/board/w8a8-n24.json"], "kernels": "out/board/kernels.csv",
+        "costs": "out/board/cost.csv", "bases": ["layernorm"], "out": "out/board/leaderboard.csv",
+        "out-costs": "out/board/all_costs.csv", "out-md": "out/board/leaderboard.md",
+    },
+    "leaderboard_published": {"published": "published/imagenet.csv", "out": "out/board/published.md"},
+    "plot_accuracy_by_bits": {
+        "model": "tiny", "table": "out/board/leaderboard.csv", "dpi": 60,
+        **{f"out-{kind}": f"out/board/accuracy_by_bits.{kind}" for kind in ("png", "svg")},
+    },
+    "plot_accuracy_by_cost": {
+        "model": "tiny", "table": "out/board/leaderboard.csv", "costs": "out/board/all_costs.csv", "dpi": 60,
+        **{f"out-{kind}": f"out/board/accuracy_by_cost.{kind}" for kind in ("png", "svg")},
+    },
 }  # fmt: skip
 SPLIT = ("entry", "runtime")  # options whose values are several words
 
@@ -311,6 +339,8 @@ def write_inputs(folder: Path, seed: int = 0) -> Path:
         (folder / f"{name}.safetensors").symlink_to(ROOT / f"resources/demo/{name}.safetensors")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     shutil.copytree(ROOT / "resources/study", folder / "published")
+    shutil.copy(ROOT / "resources/published/imagenet.csv", folder / "published")
+    (folder / "published/calibrate.tsv").write_text("s\tmax_rss\n12.5\t640.25\n")
     return folder
 
 

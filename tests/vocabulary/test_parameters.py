@@ -384,7 +384,7 @@ def test_a_recipe_is_checked_with_the_bits_asked_for(tmp_path: Path) -> None:
     text = (ROOT / "recipes/vanilla.yaml").read_text().replace("observer: percentile", "observer: kl")
     (tmp_path / "kl.yaml").write_text(text)
     mapping = {**without("study"), "recipes": ["kl"], "bits": ["w8a8"]}
-    del mapping["benchmark"]
+    del mapping["benchmark"], mapping["leaderboard"]
     Params.from_mapping(mapping, "params.yaml", tmp_path)
     said = refusal(
         lambda: Params.from_mapping({**mapping, "bits": ["w8a8", "w4a8"]}, "params.yaml", tmp_path)
@@ -405,3 +405,33 @@ def test_a_recipe_is_checked_with_the_bits_asked_for(tmp_path: Path) -> None:
 )
 def test_a_study_that_cannot_be_is_named(key: str, value: Any, said: str) -> None:
     assert said in refusal(lambda: params(changed(key, value)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("leaderboard.recipes", ["papers", "vanila"], "leaderboard.recipes[1]: unknown recipe 'vanila' in "),
+        ("leaderboard.recipes", ["papers", "papers"], "leaderboard.recipes: 'papers' is listed twice"),
+        (
+            "leaderboard.bases",
+            ["papers", "layernorm"],
+            "leaderboard.bases[1]: 'layernorm' is no row of the lead",
+        ),
+        ("leaderboard.bits", ["w8a8", "w9a8"], "leaderboard.bits[1]: bits 'w9a8': must lie in w2a2 to w8a8"),
+        ("leaderboard.seeds", [], "leaderboard.seeds: is empty; give at least one"),
+        ("leaderboard.images", 0, "leaderboard.images: 0 is too small; nearest valid: 1"),
+    ],
+)
+def test_a_leaderboard_that_cannot_be_is_named(key: str, value: Any, said: str) -> None:
+    assert said in refusal(lambda: params(changed(key, value)))
+
+
+def test_a_recipe_of_the_leaderboard_is_checked_with_its_bits(tmp_path: Path) -> None:
+    text = (ROOT / "recipes/vanilla.yaml").read_text()
+    (tmp_path / "vanilla.yaml").write_text(text)
+    (tmp_path / "kl.yaml").write_text(text.replace("observer: percentile", "observer: kl"))
+    board = {"recipes": ["kl"], "bases": [], "bits": ["w8a8", "w4a4"]}
+    mapping = {**without("study"), "recipes": ["vanilla"], "leaderboard": board}
+    del mapping["benchmark"]
+    said = refusal(lambda: Params.from_mapping(mapping, "params.yaml", tmp_path))
+    assert said.startswith(f"{tmp_path}/kl.yaml: defaults.observer: observer kl works from 5 bits on, ")

@@ -13,6 +13,7 @@ from ptq2themoon.vocabulary.modes import MODES
 from ptq2themoon.vocabulary.parameters import Params
 from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.study_parameters import AUTO, BASE, CHANNELWISE
+from ptq2themoon.vocabulary.times import times_of
 from ptq2themoon.vocabulary.validation import read_yaml
 
 ROOT = Path(workflow.basedir)
@@ -38,7 +39,16 @@ checked(lambda: PARAMS.check_files(FROM))
 
 # All recipes that any target needs.
 RECIPES = list(
-    dict.fromkeys([*PARAMS.recipes, *PARAMS.benchmark.recipes, *PARAMS.study.recipes, BASE, CHANNELWISE])
+    dict.fromkeys(
+        [
+            *PARAMS.recipes,
+            *PARAMS.benchmark.recipes,
+            *PARAMS.study.recipes,
+            *PARAMS.leaderboard.recipes,
+            BASE,
+            CHANNELWISE,
+        ]
+    )
 )
 RUNS = layout.runs_of(PARAMS, "")
 
@@ -148,11 +158,6 @@ def said(stage):
 
 def log_of(stage):
     return str(Path("logs", stage.where, f"{stage.stage}.log"))
-
-
-def times_of(stage):
-    """Where Snakemake writes the time and memory of a job."""
-    return str(Path("benchmarks", stage.where, f"{stage.stage}.tsv"))
 
 
 def shown(caption, category, **labels):

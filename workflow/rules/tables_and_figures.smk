@@ -2,6 +2,13 @@
 from ptq2themoon.vocabulary.stages.benchmark import BenchmarkTables
 from ptq2themoon.vocabulary.stages.evaluate import Summarize
 from ptq2themoon.vocabulary.stages.figures import PlotAttention, PlotErrors, PlotTop1
+from ptq2themoon.vocabulary.stages.leaderboard import (
+    LeaderboardCost,
+    LeaderboardPublished,
+    LeaderboardTables,
+    PlotAccuracyByBits,
+    PlotAccuracyByCost,
+)
 from ptq2themoon.vocabulary.stages.study_figures import (
     PlotRollout,
     PlotStudyAblation,
@@ -77,6 +84,17 @@ LIGHT = {
     "study_fidelity": (
         StudyFidelity,
         dict(out_csv=studied("attention_fidelity", "6 Attention", "fidelity over all images")),
+    ),
+    "leaderboard_cost": (LeaderboardCost, {}),
+    "leaderboard_tables": (LeaderboardTables, dict(out=on_board("table", "Table", "Leaderboard"))),
+    "leaderboard_published": (LeaderboardPublished, {}),
+    "plot_accuracy_by_bits": (
+        PlotAccuracyByBits,
+        dict(out_png=on_board("accuracy_by_bits", "Accuracy by bits")),
+    ),
+    "plot_accuracy_by_cost": (
+        PlotAccuracyByCost,
+        dict(out_png=on_board("accuracy_by_cost", "Accuracy by seconds of calibration")),
     ),
 }
 

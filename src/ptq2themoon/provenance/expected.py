@@ -12,8 +12,9 @@ from typing import Any
 from ptq2themoon.data import open_source
 from ptq2themoon.vocabulary.job import ANY, Job
 from ptq2themoon.vocabulary.layout import Run, calibration_draws, runs_of
+from ptq2themoon.vocabulary.leaderboard_layout import rows_of, runs_of_row
 from ptq2themoon.vocabulary.parameters import Params
-from ptq2themoon.vocabulary.stages import figures, study, study_figures, study_tables
+from ptq2themoon.vocabulary.stages import figures, leaderboard, study, study_figures, study_tables
 from ptq2themoon.vocabulary.stages.calibrate import Calibrate
 from ptq2themoon.vocabulary.stages.common import FILE_KINDS
 from ptq2themoon.vocabulary.stages.deploy import Deploy, VerifyRuntime
@@ -75,6 +76,11 @@ def expected_results(params: Params) -> list[Result]:
 def expected_study(params: Params) -> list[Result]:
     """All results of the study, each after those that it is made from; the pipeline's come before."""
     return [_result(params, *call) for call in _study(params)]
+
+
+def expected_leaderboard(params: Params) -> list[Result]:
+    """All results of the leaderboard, each after those that it is made from; the pipeline's come before."""
+    return [_result(params, *call) for call in _leaderboard(params)]
 
 
 def _result(params: Params, kind: type[Job], wildcards: Any) -> Result:
@@ -147,3 +153,19 @@ def _study_of_model(params: Params, model: str) -> Iterator[Call]:
         yield study_tables.StudyTable, SimpleNamespace(model=model, reading=reading)
         yield study_figures.PlotStudyAblation, SimpleNamespace(model=model, reading=reading)
     yield from ((kind, here) for kind in SHOWING)
+
+
+def _leaderboard(params: Params) -> Iterator[Call]:
+    for model in params.models:
+        for seed in params.leaderboard.seeds:
+            yield DrawCalibration, Run(model, images=params.leaderboard.calibration_images, seed=seed)
+        for row in rows_of(params, model):
+            yield from ((Calibrate, run) for run in runs_of_row(params, row))
+            yield leaderboard.LeaderboardRow, row
+        for recipe in params.leaderboard.recipes:
+            yield leaderboard.LeaderboardKernels, Run(model, recipe)
+            yield leaderboard.LeaderboardCost, Run(model, recipe)
+    yield from ((kind, None) for kind in (leaderboard.LeaderboardTables, leaderboard.LeaderboardPublished))
+    for model in params.models:
+        yield leaderboard.PlotAccuracyByBits, Run(model)
+        yield leaderboard.PlotAccuracyByCost, Run(model)

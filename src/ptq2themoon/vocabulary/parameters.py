@@ -13,6 +13,7 @@ from ptq2themoon.vocabulary.benchmark_layout import RANDOM, RANDOM_IMAGES, WEIGH
 from ptq2themoon.vocabulary.bits import Bits, parse_bits
 from ptq2themoon.vocabulary.class_folders import class_folders
 from ptq2themoon.vocabulary.errors import nearest
+from ptq2themoon.vocabulary.leaderboard_parameters import Leaderboard
 from ptq2themoon.vocabulary.model_parameters import Dataset, Model
 from ptq2themoon.vocabulary.model_source import (
     source_problem,
@@ -33,7 +34,7 @@ from ptq2themoon.vocabulary.validation import (
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Folders of results/ that are neither a model nor a recipe, and the suffixes of the files beside those.
-RESERVED = ("figures", "fp32", "models", "study")
+RESERVED = ("figures", "fp32", "leaderboard", "models", "study")
 SUFFIXES = (".csv", ".json", ".md", ".onnx", ".safetensors")
 
 
@@ -153,6 +154,7 @@ class Params(Strict):
     plots: Plots = Plots()
     benchmark: Benchmark = Benchmark()
     study: Study = Study()
+    leaderboard: Leaderboard = Leaderboard()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when torch sees one."""
 
@@ -189,6 +191,10 @@ class Params(Strict):
             raise failure(source, problems)
         for recipe in params.recipes:
             load_recipe(recipes_dir / f"{recipe}.yaml", [parse_bits(bits) for bits in params.bits])
+        if "leaderboard" in params.model_fields_set:
+            for recipe in params.leaderboard.recipes:
+                bits = [parse_bits(bits) for bits in params.leaderboard.bits]
+                load_recipe(recipes_dir / f"{recipe}.yaml", bits)
         return params
 
     def _broken_references(self, recipes_dir: Path) -> Iterator[tuple[Key, str]]:
@@ -208,6 +214,12 @@ class Params(Strict):
             yield from _unknown_recipes(("benchmark", "recipes"), self.benchmark.recipes, recipes_dir)
         if "study" in self.model_fields_set:
             yield from _unknown_recipes(("study", "recipes"), self.study.recipes, recipes_dir)
+        if "leaderboard" in self.model_fields_set:
+            yield from _unknown_recipes(("leaderboard", "recipes"), self.leaderboard.recipes, recipes_dir)
+            for index, base in enumerate(self.leaderboard.bases):
+                if base not in self.leaderboard.recipes:
+                    hint = nearest(base, self.leaderboard.recipes)
+                    yield ("leaderboard", "bases", index), f"{base!r} is no row of the leaderboard; {hint}"
 
     def _benchmark_problems(self) -> Iterator[tuple[Key, str]]:
         """Architectures unknown, or called as one of the models."""

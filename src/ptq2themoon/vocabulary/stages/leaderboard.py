@@ -1,0 +1,207 @@
+"""The stages of the leaderboard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from ptq2themoon.vocabulary import layout
+from ptq2themoon.vocabulary.job import Input, Job, Output, Setting
+from ptq2themoon.vocabulary.leaderboard_layout import (
+    COST,
+    COSTS,
+    KERNELS,
+    PAGE,
+    PUBLISHED,
+    PUBLISHED_PAGE,
+    ROW,
+    TABLE,
+    of_model,
+    rows_of,
+    rows_of_recipe,
+    runs_of_row,
+)
+from ptq2themoon.vocabulary.stages.calibrate import Calibrate
+from ptq2themoon.vocabulary.stages.common import Figure, OnModel
+from ptq2themoon.vocabulary.stages.evaluate import OnAllImages, ReferenceFile
+from ptq2themoon.vocabulary.times import times_of
+
+Seeds = Annotated[tuple[int, ...], Setting("leaderboard.seeds")]
+Bits = Annotated[tuple[str, ...], Setting("leaderboard.bits")]
+OF_RECIPE = "{model}/{recipe}"
+
+
+def _of_row(pattern: str) -> Input:
+    """A file of each seed of a row."""
+    return Input(lambda params, w: [layout.fill(pattern, run) for run in runs_of_row(params, w)])
+
+
+def _of_bits(pattern: str) -> Input:
+    """A file of the first seed at each bits of a recipe."""
+
+    def files(params: Any, wildcards: Any) -> list[str]:
+        rows = rows_of_recipe(params, wildcards.model, wildcards.recipe)
+        return [layout.fill(pattern, runs_of_row(params, row)[0]) for row in rows]
+
+    return Input(files)
+
+
+def _runs(params: Any, wildcards: Any) -> list[layout.Run]:
+    """Every quantization by a recipe: bits, then seeds."""
+    rows = rows_of_recipe(params, wildcards.model, wildcards.recipe)
+    return [run for row in rows for run in runs_of_row(params, row)]
+
+
+class LeaderboardRow(OnAllImages):
+    """Measure a recipe at some bits on the same images with every seed, image by image."""
+
+    stage: ClassVar[str] = "leaderboard_row"
+    where: ClassVar[str] = "{model}/{recipe}/{bits}-n{images}"
+
+    seeds: Seeds
+    """One quantized model each."""
+    qparams: Annotated[tuple[Path, ...], _of_row(layout.QPARAMS[0])]
+    """qparams.json of each seed."""
+    arrays: Annotated[tuple[Path, ...], _of_row(layout.QPARAMS[1])]
+    """qparams.safetensors of each seed."""
+    reference: ReferenceFile
+    """reference.safetensors."""
+    images: Annotated[int, Setting("leaderboard.images")]
+    """Evaluation images, at most."""
+    out: Annotated[Path, Output(ROW)]
+    """The row, with every seed's figures and images."""
+
+
+class LeaderboardKernels(OnModel):
+    """Say what of a recipe runs on integer kernels, and what stays in floating point."""
+
+    stage: ClassVar[str] = "leaderboard_kernels"
+    where: ClassVar[str] = OF_RECIPE
+
+    bits: Bits
+    """As w8a8."""
+    qparams: Annotated[tuple[Path, ...], _of_bits(layout.QPARAMS[0])]
+    """qparams.json at each bits."""
+    arrays: Annotated[tuple[Path, ...], _of_bits(layout.QPARAMS[1])]
+    """qparams.safetensors at each bits."""
+    out: Annotated[Path, Output(KERNELS)]
+    """kernels.csv, one row for each bits."""
+
+
+class LeaderboardCost(Job):
+    """Keep the time and the memory that calibrations took, as Snakemake measured them."""
+
+    stage: ClassVar[str] = "leaderboard_cost"
+    where: ClassVar[str] = OF_RECIPE
+
+    bits: Bits
+    """As w8a8."""
+    seeds: Seeds
+    """Of each bits."""
+    qparams: Annotated[
+        tuple[Path, ...],
+        Input(lambda params, w: [layout.fill(layout.QPARAMS[0], r) for r in _runs(params, w)]),
+    ]
+    """qparams.json of each bits and seed: what was timed."""
+    times: Annotated[
+        tuple[Path, ...],
+        Setting(
+            lambda params, w: [layout.fill(times_of(Calibrate), run) for run in _runs(params, w)],
+            recorded=False,
+        ),
+    ]
+    """What Snakemake wrote of each; not kept, so a clone lacks them until calibrations run again."""
+    out: Annotated[Path, Output(COST)]
+    """cost.csv, one row for each bits and seed."""
+
+
+def _entries(params: Any, _: Any) -> list[list[str]]:
+    return [
+        [row.model, row.recipe, row.bits, str(row.images), layout.fill(ROW, row)]
+        for model in params.models
+        for row in rows_of(params, model)
+    ]
+
+
+def _of_recipes(pattern: str) -> Input:
+    """A file of each recipe of each model."""
+    return Input(
+        lambda params, _: [
+            layout.fill(pattern, layout.Run(model, recipe))
+            for model in params.models
+            for recipe in params.leaderboard.recipes
+        ]
+    )
+
+
+class LeaderboardTables(Job):
+    """Put all rows in one table, each difference judged on the same images."""
+
+    stage: ClassVar[str] = "leaderboard_tables"
+    where: ClassVar[str] = ""
+
+    entry: Annotated[tuple[tuple[str, str, str, int, Path], ...], Setting(_entries)]
+    """MODEL RECIPE BITS IMAGES and the row's file."""
+    kernels: Annotated[tuple[Path, ...], _of_recipes(KERNELS)]
+    """kernels.csv of each model and recipe."""
+    costs: Annotated[tuple[Path, ...], _of_recipes(COST)]
+    """cost.csv of each model and recipe."""
+    bases: Annotated[tuple[str, ...], Setting("leaderboard.bases")] = ()
+    """Recipes that others of their protocol are judged against."""
+    out: Annotated[Path, Output(TABLE)]
+    """CSV, without times: equal bits give equal bytes."""
+    out_costs: Annotated[Path, Output(COSTS)]
+    """CSV of times and memory."""
+    out_md: Annotated[Path, Output(PAGE)]
+    """Markdown of both."""
+
+    def inputs(self) -> list[Path]:
+        return [*(entry[-1] for entry in self.entry), *super().inputs()]
+
+    def parameters(self) -> dict[str, Any]:
+        return {"rows": [list(entry[:-1]) for entry in self.entry], "bases": list(self.bases)}
+
+
+class LeaderboardPublished(Job):
+    """Put the published figures in tables, with what they cannot be compared for."""
+
+    stage: ClassVar[str] = "leaderboard_published"
+    where: ClassVar[str] = ""
+
+    published: Annotated[Path, Input(PUBLISHED)]
+    """Published figures."""
+    out: Annotated[Path, Output(PUBLISHED_PAGE)]
+    """Markdown."""
+
+
+class OfModel(Figure):
+    """A figure of one model's rows."""
+
+    model: Annotated[str, Setting("{model}")]
+    """The model whose rows are drawn."""
+    table: Annotated[Path, Input(TABLE)]
+    """leaderboard.csv."""
+
+
+class PlotAccuracyByBits(OfModel):
+    """Draw accuracy against bits, a line a recipe."""
+
+    stage: ClassVar[str] = "plot_accuracy_by_bits"
+
+    out_png: Annotated[Path, Output(of_model("accuracy_by_bits.png"))]
+    """The figure."""
+    out_svg: Annotated[Path, Output(of_model("accuracy_by_bits.svg"))]
+    """The figure."""
+
+
+class PlotAccuracyByCost(OfModel):
+    """Draw accuracy against the seconds of calibration."""
+
+    stage: ClassVar[str] = "plot_accuracy_by_cost"
+
+    costs: Annotated[Path, Input(COSTS)]
+    """cost.csv of all rows."""
+    out_png: Annotated[Path, Output(of_model("accuracy_by_cost.png"))]
+    """The figure."""
+    out_svg: Annotated[Path, Output(of_model("accuracy_by_cost.svg"))]
+    """The figure."""

@@ -17,6 +17,7 @@ from ptq2themoon.vocabulary.times import times_of
 from ptq2themoon.vocabulary.validation import read_yaml
 
 ROOT = Path(workflow.basedir)
+AWAY = Path.cwd() != ROOT  # with --directory
 ENVIRONMENT = "../../environment.yml"
 OBSERVERS = ROOT / "src/ptq2themoon/quantize/observers"
 
@@ -147,13 +148,18 @@ def option(name, given):
 def script(stage):
     """The script of that name, in whichever theme's folder."""
     (found,) = ROOT.glob(f"workflow/scripts/*/{stage.stage}.py")
-    return str(found.relative_to(ROOT))
+    return here(found)
 
 
 def said(stage):
     """What a job says: of which model or run, and what its stage does."""
     what = stage.__doc__.splitlines()[0].rstrip(".")
     return f"{stage.where.replace('{', '{wildcards.')}: {what}" if stage.where else what
+
+
+def here(path):
+    """A file of the repository, as jobs name it."""
+    return str(path if AWAY else path.relative_to(ROOT))
 
 
 def log_of(stage):
@@ -199,7 +205,7 @@ def modules_of(stage, methods):
         found += [module for module in imported(path) if module not in found]
         if path == OBSERVERS / "__init__.py":  # which imports them by their names
             found += [module for module in sorted(OBSERVERS.glob("*.py")) if module not in found]
-    return [str(path.relative_to(ROOT)) for path in found]
+    return [here(path) for path in found]
 
 
 @cache

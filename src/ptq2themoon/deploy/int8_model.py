@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 
+from ptq2themoon import __version__
 from ptq2themoon.deploy.deploy_report import Deployed
 from ptq2themoon.deploy.faithful import Faithful
 from ptq2themoon.deploy.fast import Fast
 from ptq2themoon.deploy.products import multiply_accumulates
+from ptq2themoon.quantize.qparams import Header
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.model_info import ModelInfo
 from ptq2themoon.vocabulary.modes import Mode, Profile
+
+
+def metadata(made_from: Header, info: ModelInfo, mode: Mode) -> dict[str, str]:
+    """What a user of the file must know, by key: its recipe, and how images become inputs (JSON)."""
+    preprocessing = info.preprocessing.model_dump(mode="json")
+    return {
+        "ptq2themoon": __version__,
+        "recipe": made_from.recipe,
+        "bits": made_from.bits,
+        "mode": mode,
+        "preprocessing": json.dumps(preprocessing),
+        "label_names": json.dumps(info.label_names),
+    }
 
 
 def deploy(

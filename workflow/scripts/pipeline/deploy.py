@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import onnx
+from onnx import helper
 
 from ptq2themoon.deploy.deploy_records import DeployReport
-from ptq2themoon.deploy.int8_model import deploy
+from ptq2themoon.deploy.int8_model import deploy, metadata
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.stage import Stage, run_job, sha256
@@ -17,8 +18,10 @@ from ptq2themoon.vocabulary.validation import validate
 def main(job: Deploy) -> None:
     with Stage.of(job) as stage:
         fused = FusedModel.open(job.model, job.qparams)
-        model = read_qparams(*job.qparams).model(fused.graph)
+        qparams = read_qparams(*job.qparams)
+        model = qparams.model(fused.graph)
         made = deploy(model.edited, model.quantized, job.mode, job.profile, source=fused.path)
+        helper.set_model_props(made.model, metadata(qparams.header, fused.info, job.mode))
         onnx.save(made.model, stage.temporary(job.out))
         report = {
             **made.report(item.operator for item in model.quantized),

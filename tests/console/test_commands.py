@@ -1,0 +1,114 @@
+"""`ptq2themoon` as a new user calls it: refusals in one line, and an ONNX file to INT8 in one command."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import tiny_stages
+import yaml
+from click.testing import CliRunner
+from tiny_images import picture
+
+from ptq2themoon.console.commands import main
+from ptq2themoon.console.machine_check import findings
+from ptq2themoon.vocabulary.parameters import load_params
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Forty pictures without labels, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(40):
+        picture(index).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.onnx", "--images", "photos"], "error: model.onnx: no such file"),
+        (["photos.onnx", "--images", "photos"], "give --mean and --std, for ImageNet's --mean 0.485,"),
+        (["vit_tiny_patch16_224", "--images", "none"], "error: none: no folder of images"),
+        (["vit_tiny_patch16_224", "--images", "empty"], "error: empty: no images"),
+        (["vit_tinny_patch16_224", "--images", "photos"], "did you mean 'vit_tiny_patch16_224'?"),
+        (["vit_tiny_patch16_224", "--images", "photos", "--recipe", "shipp"], "did you mean 'ship'?"),
+        (["vit_tiny_patch16_224", "--images", "photos", "--bits", "8"], "bits"),
+        (["vit_tiny_patch16_224", "--images", "photos", "--mean", "a,b"], "give numbers with commas"),
+    ],
+)
+def test_refusals(photos: Path, words: list[str], said: str) -> None:
+    (photos.parent / "photos.onnx").touch()
+    (photos.parent / "empty").mkdir()
+    before = set(photos.parent.iterdir())
+    for command in ("init", "quantize"):
+        ended = CliRunner().invoke(main, [command, *words])
+        assert ended.exit_code == 2
+        assert said in ended.output
+        assert "Traceback" not in ended.output
+    assert set(photos.parent.iterdir()) == before
+
+
+def test_init_writes_parameters_that_the_workflow_takes(photos: Path) -> None:
+    ended = CliRunner().invoke(
+        main, ["init", "vit_tiny_patch16_224", "--images", "photos", "--classes", "3", "-o", "mine.yaml"]
+    )
+    assert ended.exit_code == 0, ended.output
+    params = load_params(Path("mine.yaml"), RECIPES)
+    assert params.models["vit_tiny_patch16_224"].arguments == {"num_classes": 3}
+    assert (params.calibration.images, params.evaluation.images, params.errors.images) == (40, 40, 40)
+    assert yaml.safe_load(Path("mine.yaml").read_text())["recipes"] == ["ship"]
+    again = CliRunner().invoke(
+        main, ["init", "vit_tiny_patch16_224", "--images", "photos", "-o", "mine.yaml"]
+    )
+    assert (again.exit_code, again.output) == (
+        2,
+        "error: mine.yaml: is there already; give another name with -o\n",
+    )
+
+
+def test_doctor_names_what_it_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    found = dict(findings())
+    assert "does not answer" in found["model hub"]
+    assert "onnxruntime" in found["packages"]
+    assert "GB" in found["memory"]
+
+
+@pytest.mark.slow
+def test_an_onnx_file_and_forty_photos_become_int8_in_one_command(
+    tmp_path_factory: pytest.TempPathFactory, photos: Path
+) -> None:
+    chain = tiny_stages.chain(tmp_path_factory.getbasetemp())
+    shutil.copy(chain / "out/model.onnx", "tiny.onnx")
+    words = [
+        "quantize",
+        "tiny.onnx",
+        "--images",
+        "photos",
+        "--mean",
+        "0.5",
+        "--std",
+        "0.5",
+        "-o",
+        "small.onnx",
+    ]
+    call = "from ptq2themoon.console.commands import main; main()"
+    done = subprocess.run([sys.executable, "-c", call, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "To ship: small.onnx (ship, w8a8)" in done.stdout
+    assert "agreement" in done.stdout
+    assert "calibrated; give others with --test" in done.stdout
+    session = onnxruntime.InferenceSession("small.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["recipe"] == "ship"
+    assert any(node.op_type == "QuantizeLinear" for node in onnx.load("small.onnx").graph.node)
+    assert not Path("results").exists(), "all results lie in the work folder"

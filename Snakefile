@@ -53,3 +53,8 @@ rule all:
     default_target: True
     input:
         layout.pipeline_files(PARAMS),
+
+
+onsuccess:
+    for line in ending():
+        print(line)

@@ -189,6 +189,11 @@ def table(caption, label):
     return shown(caption, "{model}", subcategory="Tables", labels=labels)
 
 
+def on_board(caption, shows, category="Leaderboard: {model}"):
+    """Marks a PNG or table of the leaderboard for the report."""
+    return shown(f"leaderboard_{caption}", category, labels={"shows": shows})
+
+
 def code(stage, recipes=(), wildcards=None):
     """A stage's script and the modules that it imports, directly or not: its inputs too.
 
@@ -250,3 +255,18 @@ def decoders(wildcards):
     """Threads that decode images; arrays need none."""
     model = PARAMS.every_model[wildcards.model]
     return 1 if PARAMS.every_dataset[model.dataset].kind == "arrays" else 4
+
+
+def ending():
+    """What to look at after a run; nothing where a target of its own was made."""
+    summary = Path(layout.SUMMARY[1])
+    if not summary.is_file():
+        return
+    yield f"One row per model and recipe: {summary}"
+    for model in PARAMS.models:
+        yield f"Figures of {model}: {Path(layout.figure('top1', 'png').format(model=model)).parent}"
+        ships = [
+            layout.fill(layout.INT8, run.as_mode(layout.SHIPPED)) for run in layout.runs_of(PARAMS, model)
+        ]
+        yield from (f"INT8 to ship: {file}" for file in ships if Path(file).is_file())
+    yield "Next: `snakemake --report report.html` makes one page of all; docs/your_model.md takes a model of yours"

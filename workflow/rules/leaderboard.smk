@@ -2,11 +2,6 @@ from ptq2themoon.vocabulary import leaderboard_layout
 from ptq2themoon.vocabulary.stages.leaderboard import LeaderboardKernels, LeaderboardRow
 
 
-def on_board(caption, shows, category="Leaderboard: {model}"):
-    """Marks a PNG or table of the leaderboard for the report."""
-    return shown(f"leaderboard_{caption}", category, labels={"shows": shows})
-
-
 rule leaderboard_row:
     input:
         **inputs(LeaderboardRow),

@@ -21,7 +21,7 @@ from ptq2themoon.vocabulary.layout import Run
 from ptq2themoon.vocabulary.model_info import ModelInfo
 from ptq2themoon.vocabulary.records import read
 
-ROUNDS, MODE = 11, "fast"
+ROUNDS = 11
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def outcome(folder: Path, run: Run, threads: int) -> Outcome:
         folder: where Snakemake ran.
         threads: of each runtime.
     """
-    run = run.as_mode(MODE)
+    run = run.as_mode(layout.SHIPPED)
 
     def at(pattern: str) -> Path:
         return folder / layout.fill(pattern, run)
@@ -59,7 +59,7 @@ def outcome(folder: Path, run: Run, threads: int) -> Outcome:
     plain, int8 = at(layout.ONNX_MODEL), at(layout.INT8)
     metrics = read(at(layout.RUNTIME), RuntimeReport).fast
     if metrics is None:
-        raise UserError(f"{int8}: mode {MODE} was not deployed; name it under deploy.modes")
+        raise UserError(f"{int8}: mode {layout.SHIPPED} was not deployed; name it under deploy.modes")
     images = np.zeros((1, *read(at(layout.MODEL_INFO), ModelInfo).input_size), np.float32)
     runs = [ort(path, threads, quantized=quantized) for path, quantized in ((plain, False), (int8, True))]
     times = {"ONNX Runtime": timed(runs, images)}

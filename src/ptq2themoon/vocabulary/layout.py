@@ -12,6 +12,7 @@ from typing import Any
 
 RESULTS = "results"
 RECIPES = "recipes"
+SHIPPED = "fast"  # the mode of the INT8 model to ship
 FP32 = "fp32"  # stands where a recipe's name does, for floating point
 
 HEAVY = f"{RESULTS}/models/{{model}}"  # DVC keeps it

@@ -99,7 +99,7 @@ def test_figures_and_published_figures_are_there(tree: Path) -> None:
 
 
 def test_the_run_without_a_target_makes_none_of_it(tree: Path, tmp_path: Path) -> None:
-    fresh = clone(tmp_path / "fresh")
+    fresh = clone(tmp_path)
     write_weights(fresh / "weights")
     (fresh / "resources").symlink_to(ROOT / "resources")
     write_params(fresh)

@@ -1,4 +1,4 @@
-"""Accuracy of one model against bits: a line a recipe, a row of panels a protocol."""
+"""Accuracy of one model against bits: one line per recipe, one row of panels per protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy of one model against the seconds of calibration: a panel for each bits, a row a protocol."""
+"""Accuracy of one model against the seconds of calibration: a panel for each bits, one row per protocol."""
 
 from __future__ import annotations
 

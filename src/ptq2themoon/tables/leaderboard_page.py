@@ -94,7 +94,7 @@ def _recipe(row: dict[str, Any]) -> str:
 
 
 def _where(block: pd.DataFrame) -> list[str]:
-    """One line a recipe and what is the same of it at several bits."""
+    """One line per recipe and what is the same of it at several bits."""
     header = [
         "Recipe",
         "Bits",

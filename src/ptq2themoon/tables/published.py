@@ -29,7 +29,7 @@ CAVEATS = """\
 
 
 def published_page(table: pd.DataFrame) -> str:
-    """A table for each bits: a row a method and source, a column a model; floating point first."""
+    """A table for each bits: one row per method and source, floating point first."""
     lines = ["# Published figures, and what they cannot be compared for", ""]
     lines += [
         "Nothing here was measured by this project. Top-1 in %; in brackets its own FP32 where that is",

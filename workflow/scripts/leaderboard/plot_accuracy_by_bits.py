@@ -1,4 +1,4 @@
-"""Draw accuracy of one model against bits, a line a recipe."""
+"""Draw accuracy of one model against bits, one line per recipe."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ class OfModel(Figure):
 
 
 class PlotAccuracyByBits(OfModel):
-    """Draw accuracy against bits, a line a recipe."""
+    """Draw accuracy against bits, one line per recipe."""
 
     stage: ClassVar[str] = "plot_accuracy_by_bits"
 

@@ -41,9 +41,10 @@ class Graph:
         }
         self.inputs = [i.name for i in model.graph.input if i.name not in self.constants]
         self.outputs = [o.name for o in model.graph.output]
-        self._index()
+        self.reindex()
 
-    def _index(self) -> None:
+    def reindex(self) -> None:
+        """Look again who makes and who reads each tensor, after nodes were changed."""
         self._producer = {name: node for node in self.nodes for name in node.output}
         self._consumers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.nodes:
@@ -92,7 +93,7 @@ class Graph:
         position = max(i for i, node in enumerate(self.nodes) if id(node) in gone)
         before = [node for node in self.nodes[: position + 1] if id(node) not in gone]
         self.nodes = [*before, *new, *self.nodes[position + 1 :]]
-        self._index()
+        self.reindex()
 
     def rename_uses(self, old: str, new: str) -> None:
         """Let every reader of `old` read `new`."""
@@ -103,13 +104,13 @@ class Graph:
         for graph in [graph for node in self.nodes for graph in subgraphs(node)]:
             for output in graph.output:
                 output.name = new if output.name == old else output.name
-        self._index()
+        self.reindex()
 
     def drop_dead(self) -> None:
         """Remove nodes and constants that no output needs."""
         self.nodes, needed = live_nodes(self.nodes, self.outputs)
         self.constants = {name: value for name, value in self.constants.items() if name in needed}
-        self._index()
+        self.reindex()
 
     def finish(self) -> onnx.ModelProto:
         """A model with this graph: the original's header, inputs and outputs, and no stale shapes."""
@@ -185,14 +186,7 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
 
 def tensor_shapes(model: onnx.ModelProto, batch: int | None = None) -> Shapes:
     """Shape of every tensor that shape inference can tell; of so many images where `batch` is given."""
-    light = _without_weights(model)
-    if batch is not None:
-        constants = {tensor.name for tensor in model.graph.initializer}
-        for value in (*light.graph.input, *light.graph.output):
-            if value.name not in constants and value.type.tensor_type.shape.dim:
-                value.type.tensor_type.shape.dim[0].dim_value = batch
-        light.graph.ClearField("value_info")
-    inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+    inferred = _inferred(model, batch)
     shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
     for value in [*inferred.input, *inferred.value_info, *inferred.output]:
         if not value.type.tensor_type.HasField("shape"):
@@ -202,6 +196,26 @@ def tensor_shapes(model: onnx.ModelProto, batch: int | None = None) -> Shapes:
             d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims
         )
     return shapes
+
+
+def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Type of the elements of every tensor that inference can tell, by TensorProto's numbers."""
+    inferred = _inferred(model, None)
+    types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    for value in [*inferred.input, *inferred.value_info, *inferred.output]:
+        types[value.name] = value.type.tensor_type.elem_type
+    return types
+
+
+def _inferred(model: onnx.ModelProto, batch: int | None) -> onnx.GraphProto:
+    light = _without_weights(model)
+    if batch is not None:
+        constants = {tensor.name for tensor in model.graph.initializer}
+        for value in (*light.graph.input, *light.graph.output):
+            if value.name not in constants and value.type.tensor_type.shape.dim:
+                value.type.tensor_type.shape.dim[0].dim_value = batch
+        light.graph.ClearField("value_info")
+    return onnx.shape_inference.infer_shapes(light, data_prop=True).graph
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -26,6 +26,9 @@ from ptq2themoon.graph.editing.onnx_graph import (
 )
 from ptq2themoon.graph.forms.attention_scale import rewrite_scale
 from ptq2themoon.graph.forms.linear_form import rewrite_linear
+from ptq2themoon.graph.forms.numbers import to_float32
+from ptq2themoon.graph.forms.old_opsets import restore_softmax
+from ptq2themoon.graph.forms.stem import fold_image_steps
 from ptq2themoon.graph.forms.support import (
     branch_taken,
     check_domains,
@@ -53,7 +56,7 @@ def normalise(model: onnx.ModelProto) -> onnx.ModelProto:
         raise UserError(f"the model has {len(graph_inputs)} inputs {graph_inputs}; one image input is needed")
     batch = _batch_of(model, graph_inputs[0])
     model = fold_constants(_fix_batch(to_opset(model, FUSED_OPSET), batch))
-    model = _rewrite(model, batch)
+    model = _rewrite(to_float32(model), batch)
     check_types(model)
     return free_batch(model, batch)
 
@@ -67,6 +70,8 @@ def _batch_of(model: onnx.ModelProto, graph_input: str) -> int:
 
 def _rewrite(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     graph, shapes = Graph(model), tensor_shapes(model)
+    fold_image_steps(graph, shapes)
+    restore_softmax(graph, shapes)
     for node in graph.nodes:
         rank = len(shapes.get(node.input[0], ())) if node.input else 0
         _last_axis(graph, node, rank)

@@ -166,11 +166,11 @@ class _Finder:
             self._label_residual(fc2, "residual2", block)
 
     def _label_stem(self) -> None:
-        """The layer that reads the image and makes tokens; position embedding and LayerNorm after it."""
-        readers, walk = self.walk.readers(self.graph.inputs[0]), self.walk
+        """The layer that reads the image, past what prepares it, and makes tokens; position embedding and
+        LayerNorm after it."""
+        walk = self.walk
+        readers = walk.ahead(self.graph.inputs[0], walk.prepares)
         node = readers[0] if len(readers) == 1 else None
-        if node is not None and walk.is_movement(node):
-            node = walk.forward(node, walk.is_movement)
         if node is None or not (self._makes_tokens(node) or walk.is_linear(node)):
             return
         self._set(node, "patch_embed")

@@ -15,6 +15,8 @@ ACTIVATION_TYPES = frozenset({  # between two layers of an MLP
     "Softplus", "Mish", "Pow", "Mul", "Div", "LayerNormalization",
 })
 # fmt: on
+# Of an image: besides what moves it, and scales or shifts it by a constant.
+PREPARING_TYPES = frozenset({"BatchNormalization", "Cast", "Clip", "Pad", "Resize"})
 POOLING_TYPES = ("ReduceMean", "GlobalAveragePool")
 Test = Callable[[NodeProto], bool]
 
@@ -99,6 +101,11 @@ class Walk:
     def is_bias(self, node: NodeProto) -> bool:
         """Add of an activation and a constant."""
         return node.op_type == "Add" and self.graph.split_operands(node) is not None
+
+    def prepares(self, node: NodeProto) -> bool:
+        """It may stand before the first layer: it normalises, cuts or resizes the image."""
+        shifts = node.op_type in ("Add", "Sub") and self.graph.split_operands(node) is not None
+        return self.is_movement(node) or self.is_scaling(node) or shifts or node.op_type in PREPARING_TYPES
 
     def activates(self, node: NodeProto) -> bool:
         """It may stand between two layers of an MLP: an activation, a gate, a norm, data movement."""

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptq2themoon.graph.editing.onnx_graph import Graph
 from ptq2themoon.graph.editing.operator_types import BIAS
 from ptq2themoon.graph.forms.linear import Linear, linear_layers
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.calibration import fit
 from ptq2themoon.quantize.program import Program, Step, Values
 from ptq2themoon.quantize.quantizers import Quantizer, Uniform
+from ptq2themoon.quantize.quantizers.base import along
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedTensor, Slot
 
@@ -49,21 +51,21 @@ def input_maxima(
 
 @dataclass
 class Moments:
-    """Sums over the rows x that a layer reads, and over the rows y that it reads in floating point.
+    """Sums over the rows x that a layer reads, and over d, how far they are from those in floating point.
 
     Attributes:
         count: of rows: images times tokens.
         gram: of x_i x_j, float64 [in, in].
         total: of x, float64 [in].
-        cross: of x_i y_j, float64 [in, in]; None where y was not asked for.
-        exact_total: of y, float64 [in]; None as `cross`.
+        cross: of x_i d_j with x + d in floating point, float64 [in, in]; None where it was not asked for.
+        difference: of d, float64 [in]; None as `cross`.
     """
 
     count: int
     gram: Tensor
     total: Tensor
     cross: Tensor | None = None
-    exact_total: Tensor | None = None
+    difference: Tensor | None = None
 
 
 @dataclass
@@ -84,6 +86,10 @@ class Stop:
         """The layer's weight before quantization, float64 [in, out]."""
         return torch.tensor(self.layer.weight, dtype=torch.float64, device=self._walk.device)
 
+    def exact_layer(self) -> Linear:
+        """The layer in floating point."""
+        return self._walk.exact_layers[self.layer.name]
+
     def rows(self) -> Iterator[Tensor]:
         """What the layer reads, quantized, float32 [rows, in], some images at a time."""
         program = self._walk.program
@@ -95,18 +101,14 @@ class Stop:
         return self._walk.exact_rows(self.layer.name)
 
     def moments(self, *, exact: bool = False) -> Moments:
-        """Sums over all rows; `exact`: with those of floating point."""
+        """Sums over all rows; `exact`: with `cross` and `difference`."""
         found = None
         others = self.exact_rows() if exact else None
         for x in self.rows():
-            y = None if others is None else next(others)
-            part = Moments(
-                len(x),
-                (x.T @ x).double(),
-                x.double().sum(0),
-                None if y is None else (x.T @ y).double(),
-                None if y is None else y.double().sum(0),
-            )
+            part = Moments(len(x), (x.T @ x).double(), x.double().sum(0))
+            if others is not None:
+                d = next(others) - x  # small: from x and x + d themselves rounding would hide it
+                part.cross, part.difference = (x.T @ d).double(), d.double().sum(0)
             found = part if found is None else _sum(found, part)
         assert found is not None
         return found
@@ -128,6 +130,28 @@ class Stop:
             assert isinstance(quantizer, Uniform)  # no other kind has a scale for each channel
             quantizer = quantizer.part(index)
         return self._turned(quantizer(self._stored(rows))).double()
+
+    def other_side(self, rows: Tensor, nearest: Tensor, index: Tensor) -> Tensor:
+        """The next value of a uniform grid on the other side of `rows`, float64 [n, out].
+
+        It is `nearest` itself where a value lies on the grid, or where the grid ends.
+
+        Args:
+            nearest: what `rounded` gave for the rows.
+        """
+        assert self.weight is not None
+        quantizer = self.weight.ready()
+        assert isinstance(quantizer, Uniform)
+        if quantizer.axis == self.layer.input_axis:
+            quantizer = quantizer.part(index)
+        stored, rounding = self._turned(rows), self._turned(nearest)
+        scale, low, high = (
+            along(each.to(rows.device).double(), quantizer.axis, 2)
+            for each in (quantizer.scale, quantizer.lowest, quantizer.highest)
+        )
+        codes = (rounding / scale).round() + (stored - rounding).sign()
+        inside = (codes >= low) & (codes <= high)
+        return self._turned(torch.where(inside, codes * scale, rounding))
 
     def put(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Let the layer have this weight [in, out], quantized where the recipe says so, and bias [out]."""
@@ -156,7 +180,7 @@ def _sum(a: Moments, b: Moments) -> Moments:
         a.gram + b.gram,
         a.total + b.total,
         None if a.cross is None or b.cross is None else a.cross + b.cross,
-        None if a.exact_total is None or b.exact_total is None else a.exact_total + b.exact_total,
+        None if a.difference is None or b.difference is None else a.difference + b.difference,
     )
 
 
@@ -184,6 +208,7 @@ class Walk:
         self.model, self.program, self.states, self.device = model, program, states, device
         self.values: dict[tuple[str, int], np.ndarray] = {}
         self._layers = {layer.name: layer for layer in linear_layers(model.graph()) if layer.name in names}
+        self.exact_layers = {layer.name: layer for layer in linear_layers(Graph(model.rewritten))}
         self._tensors = dict(model.slots())
         self._exact = exact
         self._waiting = [] if exact is None else list(exact[0].steps)

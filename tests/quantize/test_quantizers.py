@@ -15,6 +15,7 @@ from torch import Tensor
 from ptq2themoon.ppq_compat import core, uniform_config
 from ptq2themoon.ppq_compat import fake_quantize as ppq_fake_quantize
 from ptq2themoon.quantize.quantizers import LogSqrt2, Quantizer, Uniform
+from ptq2themoon.quantize.quantizers.adalog import AdaLog
 from ptq2themoon.quantize.quantizers.apot import APoT
 from ptq2themoon.quantize.quantizers.base_levels import Levels
 from ptq2themoon.quantize.quantizers.base_powers import Powers
@@ -255,6 +256,39 @@ def test_log2_is_its_formula(shares: np.ndarray, scale: float, bits: int) -> Non
     assert quantizer != LogSqrt2(torch.tensor(scale), bits)
 
 
+@settings(deadline=None)
+@given(SHARES, st.floats(2.0**-10, 2.0**10, width=32), st.integers(2, 8), st.integers(10, 148))
+def test_adalog_is_its_formula(shares: np.ndarray, scale: float, bits: int, q: int) -> None:
+    value = shares * np.float32(1.5 * scale) - np.float32(0.1 * scale)
+    with np.errstate(divide="ignore"):
+        exact = -37 / q * np.log2(np.maximum(value.astype(np.float64), 0) / scale)
+    codes = np.maximum(np.rint(exact), 0)
+    kept = codes < 2**bits
+    whole, grid = np.where(kept, codes, 0).astype(int), max(2 ** (bits + 1) - 2, 14)
+    table = np.rint(2.0 ** -(whole * q % 37 / 37) * grid) / grid
+    wanted = np.where(kept, scale * 2.0 ** -(whole * q // 37) * table, 0)
+    finite = np.where(np.isfinite(exact), exact, 0)
+    edge = np.abs(finite - np.floor(finite) - 0.5) < 1e-3
+    quantizer = AdaLog(torch.tensor(scale), bits, q)
+    tensor = torch.from_numpy(value)
+    found = quantizer(tensor)
+    np.testing.assert_allclose(found.numpy()[~edge], wanted[~edge], rtol=1e-6, atol=1e-42)
+    assert torch.equal(quantizer(found), found)
+    assert torch.equal(quantizer.straight_through(tensor), found)
+    assert (quantizer(torch.from_numpy(np.sort(value))).diff() >= 0).all()
+    again = AdaLog.from_settings(bits, None, quantizer.settings(), quantizer.arrays())
+    assert again == quantizer
+    assert AdaLog(torch.tensor(scale), bits, q + 1) != quantizer
+
+
+@pytest.mark.parametrize("q", [True, 9, 149, 20.5, None])
+def test_adalog_refuses_a_q_that_is_none(q: Any) -> None:
+    with pytest.raises(ValueError, match="must be a whole number from 10 to 148"):
+        AdaLog.from_settings(4, None, {"q": q}, {"scale": torch.tensor(1.0)})
+    with pytest.raises(ValueError, match="kind adalog has q and one scale, not nothing"):
+        AdaLog.from_settings(4, None, {}, {"scale": torch.tensor(1.0)})
+
+
 # Levels ---------------------------------------------------------------------------------------------
 
 LEVELS = pytest.mark.parametrize("kind", [PowerOfTwo, APoT])
@@ -449,6 +483,20 @@ def test_gradients_of_levels_are_those_of_the_choice_as_the_identity(
     by_value, by_scale = assert_gradients(quantizer, value, surrogate, ["scale"])
     assert torch.equal(by_value, inside.double())
     assert by_scale.abs().min() > 0
+
+
+def test_gradients_of_adalog_are_those_of_its_logarithm() -> None:
+    """Of scale * 2^(-code q / 37); the grid of its table has no slope."""
+    value = torch.tensor([0.9, 0.31, 0.05, 0.004, 2.0, 1e-9], dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    quantizer = AdaLog(scale, 4, 30)
+    by_value, by_scale = torch.autograd.grad(quantizer.straight_through(value).sum(), [value, scale])
+    codes = (-37 / 30 * value.detach().log2()).round()
+    smooth = torch.exp2(-codes * 30 / 37)
+    kept = (codes >= 0) & (codes < 16)
+    torch.testing.assert_close(by_value, torch.where(kept, smooth / value, 0.0).detach())
+    assert kept.tolist() == [True, True, True, True, False, False]
+    assert by_scale == pytest.approx(1.0)  # of the value above the scale alone
 
 
 # Equality -------------------------------------------------------------------------------------------

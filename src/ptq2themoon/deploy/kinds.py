@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.quantize.quantizers import LogSqrt2, Quantizer, Uniform
+from ptq2themoon.quantize.quantizers.adalog import AdaLog
 from ptq2themoon.quantize.quantizers.apot import APoT
 from ptq2themoon.quantize.quantizers.base import along
 from ptq2themoon.quantize.quantizers.base_levels import Levels
@@ -120,7 +121,8 @@ class Powers(Formula):
         """What the product runs in floating point for."""
         what = "the square root of two" if self.kind == LogSqrt2.kind else "one base"
         return (
-            f"softmax output as {self.kind}: powers of {what} are no integers of one scale, "
+            f"{'activations' if self.kind == AdaLog.kind else 'softmax output'} as {self.kind}: "
+            f"powers of {what} are no integers of one scale, "
             "so this product runs in floating point"
         )
 
@@ -220,6 +222,7 @@ ROWS: dict[str, Callable[..., Form]] = {
     Uniform.kind: _uniform,
     LogSqrt2.kind: Powers.of,
     Log2.kind: Powers.of,
+    AdaLog.kind: Powers.of,
     PowerOfTwo.kind: OnLevels,
     APoT.kind: OnLevels,
 }

@@ -35,7 +35,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ptq2themoon.graph.editing.operator_types import BIAS
 from ptq2themoon.graph.forms.linear import linear_layers
 from ptq2themoon.methods.base import Method
 from ptq2themoon.progress import progress
@@ -99,14 +98,12 @@ class NoisyQuant(Method):
             u = 2 * torch.rand(x.shape[1], generator=generator, dtype=torch.float64) - 1
             slot = slots[group.readers[0]][0]
             calibrated: Uniform = model.fixed.get(slot) or found[slot]  # type: ignore[assignment]
-            error = _output_error(model, tools, group, x)
+            error = tools.output_error(model, group.readers, x)
             quantizer, noise = self._searched(calibrated, u, x, error)
             model.fixed |= {slots[name][0]: quantizer for name in group.readers}
             if noise.any():
                 tools.shift(model, group, noise.numpy())
                 self._noises |= dict.fromkeys(group.readers, noise.numpy())
-        layers = linear_layers(model.graph())
-        self._weights = {layer.name: layer.weight.astype(np.float64) for layer in layers}
 
     def _searched(
         self, calibrated: Uniform, u: Tensor, x: Tensor, error: Callable[[Tensor], float]
@@ -134,15 +131,7 @@ class NoisyQuant(Method):
 
     def after(self, model: QuantizedModel, tools: Tools) -> None:
         """Take out of the biases what the noise makes of the weights' rounding: N (W^ - W)."""
-        values = {}
-        for layer in linear_layers(model.graph()):
-            if layer.name in self._noises:
-                assert layer.bias is not None
-                now = tools.quantized_weight(model, layer)
-                left = self._noises[layer.name] @ (now - self._weights[layer.name])
-                values[layer.name, BIAS] = (layer.bias - left).astype(np.float32)
-                tools.fit_constant(model, layer.name, BIAS, values[layer.name, BIAS])
-        model.set_parameters(values, equal=False)
+        tools.remove_shifts(model, self._noises)
 
 
 def _slots(model: QuantizedModel, tools: Tools) -> Slots:
@@ -168,33 +157,6 @@ def _groups(
             yield group
         else:
             yield from (replace(group, norm=None, readers=(name,)) for name in group.readers)
-
-
-def _output_error(
-    model: QuantizedModel, tools: Tools, group: Shiftable, x: Tensor
-) -> Callable[[Tensor], float]:
-    """The squared error that the outputs of a group have where it reads another tensor than `x`.
-
-    Weights are quantized as the recipe says. Where a layer has more outputs than inputs, the error is
-    taken from products of weights with themselves: a smaller matrix, the same number.
-    """
-    import torch
-
-    layers = [layer for layer in linear_layers(model.graph()) if layer.name in group.readers]
-    exact = torch.from_numpy(np.hstack([layer.weight for layer in layers])).double()
-    rounded = torch.from_numpy(np.hstack([tools.planned_weight(model, layer) for layer in layers]))
-    if rounded.shape[1] <= rounded.shape[0]:
-        wanted, weight = x @ exact.float(), rounded.float()
-        return lambda read: float((read @ weight - wanted).double().square().sum())
-    square = (rounded @ rounded.T).float()
-    left = x.double() @ (rounded - exact)
-    slope, constant = 2 * (left @ rounded.T).float(), float(left.square().sum())
-
-    def error(read: Tensor) -> float:
-        off = read - x
-        return float((off * (off @ square + slope)).double().sum()) + constant
-
-    return error
 
 
 METHOD = NoisyQuant

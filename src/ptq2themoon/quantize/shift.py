@@ -7,7 +7,7 @@ Add does it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from ptq2themoon.graph.forms.linear import Linear, linear_layers
 from ptq2themoon.quantize.calibration import fit
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.quantizers import Quantizer
-from ptq2themoon.quantize.tensors import QuantizedOperator
+from ptq2themoon.quantize.tensors import QuantizedOperator, Slot
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,26 @@ def shift(model: QuantizedModel, group: Shiftable, amount: np.ndarray) -> None:
     if group.norm is None:
         for name in group.readers:
             _add_before(model, name, amount)
+
+
+def remove_shift(
+    model: QuantizedModel, amounts: Mapping[str, np.ndarray]
+) -> dict[tuple[str, int], np.ndarray]:
+    """Biases without what shifts make of the weights' rounding, t (W^ - W), by operator and position.
+
+    Args:
+        amounts: by which the input of each layer was shifted; the model is calibrated.
+    """
+    exact = {layer.name: layer.weight for layer in linear_layers(Graph(model.rewritten))}
+    found = {}
+    for layer in linear_layers(model.graph()):
+        if layer.name in amounts:
+            quantizers = (t.ready() for slot, t in model.slots() if slot == Slot(layer.name, "weight", 1))
+            rounded = quantized_weight(layer, next(quantizers, None))
+            bias = 0.0 if layer.bias is None else layer.bias.astype(np.float64)
+            left = amounts[layer.name] @ (rounded - exact[layer.name].astype(np.float64))
+            found[layer.name, BIAS] = (bias - left).astype(np.float32)
+    return found
 
 
 def _add_before(model: QuantizedModel, reader: str, amount: np.ndarray) -> None:

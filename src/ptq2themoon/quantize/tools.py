@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
-from ptq2themoon.graph.forms.linear import Linear
+from ptq2themoon.graph.forms.linear import linear_layers
 from ptq2themoon.ppq_compat import quiet_ppq
 from ptq2themoon.quantize.calibration import calibrate, observe
 from ptq2themoon.quantize.layers import Walk, fit_constant, input_maxima
 from ptq2themoon.quantize.migration import NormGroup, ValuePath, norm_groups, value_paths
 from ptq2themoon.quantize.model import QuantizedModel
+from ptq2themoon.quantize.output_error import output_error
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.program import Values
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.samples import sampled_inputs
-from ptq2themoon.quantize.shift import Shiftable, planned_weight, quantized_weight, shift, shiftable
+from ptq2themoon.quantize.shift import Shiftable, remove_shift, shift, shiftable
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tensors import PARAMETERS, QuantizedOperator, QuantizedTensor, Slot
 from ptq2themoon.vocabulary.recipe_language import Rule
@@ -135,14 +136,12 @@ class Tools:
         """
         return sampled_inputs(self.floating(model), self.batches, operators, size, self.seed)
 
-    def planned_weight(self, model: QuantizedModel, layer: Linear) -> np.ndarray:
-        """The weight of a layer as the recipe will quantize it, float64 [in, out]."""
-        return planned_weight(layer, self.plan(model))
-
-    def quantized_weight(self, model: QuantizedModel, layer: Linear) -> np.ndarray:
-        """The weight of a layer as it is quantized, float64 [in, out]; after calibration."""
-        found = (t.ready() for s, t in model.slots() if s == Slot(layer.name, "weight", 1))
-        return quantized_weight(layer, next(found, None))
+    def output_error(
+        self, model: QuantizedModel, layers: Sequence[str], x: Tensor
+    ) -> Callable[[Tensor], float]:
+        """The squared error of outputs of layers that all read `x` [rows, in], by what they read instead."""
+        found = [layer for layer in linear_layers(model.graph()) if layer.name in layers]
+        return output_error(found, self.plan(model), x)
 
     def shiftable(self, model: QuantizedModel, layers: Sequence[str]) -> list[Shiftable]:
         """How the inputs of these linear layers can be shifted by constants, in graph order."""
@@ -151,6 +150,13 @@ class Tools:
     def shift(self, model: QuantizedModel, group: Shiftable, amount: np.ndarray) -> None:
         """Shift what a group of layers reads by `amount` [channels]; floating point stays equal."""
         shift(model, group, amount)
+
+    def remove_shifts(self, model: QuantizedModel, amounts: Mapping[str, np.ndarray]) -> None:
+        """After calibration: take out of biases what shifts, by layer, make of the weights' rounding."""
+        biases = remove_shift(model, amounts)
+        for (operator, position), value in biases.items():
+            self.fit_constant(model, operator, position, value)
+        model.set_parameters(biases, equal=False)
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:

@@ -21,6 +21,8 @@ from ptq2themoon.quantize.quantizers.base import (
 )
 from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 
+ROUND_OFF = 1e-6  # of the largest value: a sum that should be 0 may fall below it by so much
+
 
 class Powers(Quantizer):
     """scale * base^-code for codes 0 to 2^bits - 1; smaller values are 0. Per tensor.
@@ -44,7 +46,7 @@ class Powers(Quantizer):
     @classmethod
     def from_range(cls, low: Tensor, high: Tensor, spec: TensorSpec, axis: int | None) -> Self:
         """The quantizer whose first code is `high`; raises `ValueError` for values below 0."""
-        if bool((low < 0).any()):
+        if bool((low < -ROUND_OFF * high.clamp(min=0)).any()):
             raise ValueError(f"values below 0 (least {low.min():.6g}) have no logarithm; use kind uniform")
         scale = high.double().cpu().clamp(min=SMALLEST_SCALE)
         return cls(checked_scale(scale), spec.bits)

@@ -21,6 +21,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 SOFTMAX = {"role": "softmax", "operand": "output"}
 ATTENTION = {"role": ["attn_scores", "softmax", "attn_context"], "operand": ["input", "output"]}
 LEFT = {"role": "attn_context", "operand": "input", "position": 0}
+TWIN = {"kind": "twin_uniform"}
 LOG = {"kind": "log_sqrt2"}
 UNSIGNED = {"codes": "unsigned"}
 ASYMMETRIC = {"symmetry": "asymmetric"}
@@ -38,6 +39,7 @@ def made(tiny: Tiny, folder: Path, *rules: dict[str, Any]) -> Quantized:
     [
         [{"select": SOFTMAX, **LOG}, {"select": LEFT, **LOG}],
         [{"select": LEFT, **LOG}],
+        [{"select": SOFTMAX, **TWIN}, {"select": {"role": "fc2", "operand": "input"}, **TWIN}],
         [{"select": LEFT, "kind": "log2"}],
         [{"select": LEFT, "kind": "adalog"}],
         [{"select": {"operand": ["input", "output"]}, **ASYMMETRIC}],
@@ -65,6 +67,7 @@ def made(tiny: Tiny, folder: Path, *rules: dict[str, Any]) -> Quantized:
         *(
             "log twice",
             "log read",
+            "twin",
             "log2 read",
             "adalog read",
             "asymmetric",

@@ -26,6 +26,7 @@ from ptq2themoon.quantize.quantizers.base_levels import Levels
 from ptq2themoon.quantize.quantizers.base_powers import Powers as LogarithmicQuantizer
 from ptq2themoon.quantize.quantizers.log2 import Log2
 from ptq2themoon.quantize.quantizers.power_of_two import PowerOfTwo
+from ptq2themoon.quantize.quantizers.twin_uniform import TwinUniform
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 
 if TYPE_CHECKING:
@@ -167,6 +168,56 @@ class Powers(Formula):
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Twin(Formula):
+    """twin_uniform: two roundings of each value, of which a comparison picks one."""
+
+    quantizer: TwinUniform
+    kind = TwinUniform.kind
+    why = (
+        "two ranges of different steps in one tensor: no integers of one scale, "
+        "so this product runs in floating point"
+    )
+
+    def written(self, writer: Writer, tensor: str, rank: int, output: str | None) -> str:
+        """Add Div, Round, Clip and Mul for each range, and Where; returns the result's name."""
+
+        def number(name: str, value: float) -> str:
+            return writer.constant(f"{tensor}/{name}", np.array(value, np.float32))
+
+        low, high, least, most = self.quantizer.bounds
+        rounded = []
+        for name, scale, *bounds in (
+            ("fine", self.quantizer.fine_scale, low, high),
+            ("coarse", self.quantizer.scale, least, most),
+        ):
+            step = number(f"{name}/scale", float(scale))
+            ends = [
+                number(f"{name}/{end}", bound) for end, bound in zip(("low", "high"), bounds, strict=True)
+            ]
+            codes = writer.add("Div", [tensor, step], f"{tensor}/{name}/divide")
+            codes = writer.add("Round", [codes], f"{tensor}/{name}/round")
+            codes = writer.add("Clip", [codes, *ends], f"{tensor}/{name}/clip")
+            rounded.append(writer.add("Mul", [codes, step], f"{tensor}/{name}/multiply"))
+        split = number("split", float(self.quantizer.split))
+        is_fine = writer.add("LessOrEqual", [tensor, split], f"{tensor}/is_fine")
+        return writer.add("Where", [is_fine, *rounded], tensor, output)
+
+    def values(self, value: np.ndarray) -> np.ndarray:
+        return self.quantizer(torch.tensor(value)).numpy()
+
+    def steps(self, value: np.ndarray) -> np.ndarray:
+        """Codes of the fine range, and above them those of the other."""
+        low, high, least, most = self.quantizer.bounds
+        fine = np.clip(value / self.quantizer.fine_scale.numpy(), low, high)
+        coarse = high + np.clip(value / self.quantizer.scale.numpy(), least, most)
+        return np.where(self.quantizer.is_fine(torch.tensor(value)).numpy(), fine, coarse)
+
+    def same(self, other: object) -> bool:
+        """Whether `other` has equal ranges."""
+        return isinstance(other, Twin) and self.quantizer == other.quantizer
+
+
 class Unwritten(Formula):
     """A kind without a row."""
 
@@ -223,6 +274,7 @@ ROWS: dict[str, Callable[..., Form]] = {
     LogSqrt2.kind: Powers.of,
     Log2.kind: Powers.of,
     AdaLog.kind: Powers.of,
+    TwinUniform.kind: Twin,
     PowerOfTwo.kind: OnLevels,
     APoT.kind: OnLevels,
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field, model_validator
 
 from ptq2themoon.vocabulary.validation import Strict
 
@@ -13,6 +15,25 @@ if TYPE_CHECKING:
 
 class NoSettings(Strict):
     """Of a method that has none."""
+
+
+class GridSettings(Strict):
+    """Of methods that try multiples of a scale: alpha + i (beta - alpha) / n for i = 0 to n."""
+
+    alpha: Annotated[float, Field(gt=0)] = 0.5
+    """The least multiple of the scale that the recipe's observer found."""
+    beta: Annotated[float, Field(gt=0)] = 1.2
+    """The greatest multiple."""
+    n: Annotated[int, Field(ge=1)] = 100
+    """Steps between them: n + 1 multiples are tried, and the scale itself."""
+    rounds: Annotated[int, Field(ge=0)] = 1
+    """How often weights and inputs take turns at most; 0: nothing is searched."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> GridSettings:
+        if self.beta <= self.alpha:
+            raise ValueError(f"beta {self.beta} must be above alpha {self.alpha}")
+        return self
 
 
 class Method:

@@ -15,6 +15,7 @@ from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
 from ptq2themoon.graph.forms.linear import linear_layers
 from ptq2themoon.ppq_compat import quiet_ppq
 from ptq2themoon.quantize.calibration import calibrate, observe
+from ptq2themoon.quantize.factors import Alternatives, Grid, Product, products
 from ptq2themoon.quantize.layers import Walk, fit_constant, input_maxima
 from ptq2themoon.quantize.migration import NormGroup, ValuePath, norm_groups, value_paths
 from ptq2themoon.quantize.model import QuantizedModel
@@ -23,6 +24,8 @@ from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.program import Values
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.samples import sampled_inputs
+from ptq2themoon.quantize.scores import SCORES, Score
+from ptq2themoon.quantize.search import search_scales, search_tensors
 from ptq2themoon.quantize.shift import Shiftable, remove_shift, shift, shiftable
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tensors import PARAMETERS, QuantizedOperator, QuantizedTensor, Slot
@@ -157,6 +160,40 @@ class Tools:
         for (operator, position), value in biases.items():
             self.fit_constant(model, operator, position, value)
         model.set_parameters(biases, equal=False)
+
+    def search_scales(
+        self,
+        model: QuantizedModel,
+        grid: Grid,
+        score: str,
+        *,
+        scores: Mapping[str, Score] | None = None,
+        alternatives: Alternatives = lambda *_: None,
+        gradients: bool = False,
+    ) -> list[Product]:
+        """Choose the scales of what goes into matrix products by the products' outputs.
+
+        Args:
+            grid: multiples to try, and how often the two factors take turns.
+            score: a name of `SCORES`, or `tensor`: each quantized tensor by its own squared error.
+            scores: of single operators, by name, in the place of `score`.
+            alternatives: candidates of a slot in the place of multiples of its scale.
+            gradients: whether squared errors are weighted by squared gradients.
+
+        Returns:
+            What was searched, with the loss before and after each turn.
+        """
+        graphs, own = (self.floating(model), self.simulation(model)), dict(scores or {})
+        if score == "tensor":
+            return search_tensors(model, graphs, self.batches, grid)
+
+        def score_of(operator: str) -> Score:
+            return own.get(operator) or SCORES[score]()
+
+        found = products(model, graphs, grid, score_of, alternatives)
+        seed = self.seed if gradients else None
+        search_scales(found, graphs[0], self.batches, grid.rounds, seed)
+        return found
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:

@@ -122,7 +122,8 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     import torch
 
     mean = hessian.diagonal().mean()
-    damped = hessian + damping * (mean if mean > 0 else 1.0) * torch.eye(len(hessian), dtype=hessian.dtype)
+    eye = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+    damped = hessian + damping * (mean if mean > 0 else 1.0) * eye
     lower, failed = torch.linalg.cholesky_ex(damped)
     if not failed:
         upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)

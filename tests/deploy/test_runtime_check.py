@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import pytest
 import tiny_stages
 import torch
 from onnx import numpy_helper
+from scripts import script_path
 from tiny_deployed import Quantized, sqnr
 from tiny_quantized import Tiny, images
 from tiny_stages import STAGES, run_stage
 
 from ptq2themoon.benchmark.runtimes import OpenVino, openvino_runner
 from ptq2themoon.deploy.compare import Difference, compare
+from ptq2themoon.deploy.deploy_records import RuntimeMetrics
 from ptq2themoon.deploy.runtime_check import Comparison, compare_runs, departure, least_agreement
 from ptq2themoon.graph.editing.onnx_run import runner, session
 from ptq2themoon.stage import sha256
@@ -224,3 +227,14 @@ def test_files_of_another_model_are_refused(folder: Path, tmp_path: Path) -> Non
     assert "out/fusion.json: mode: missing (and" in ended.err
     assert ended.err.endswith("; run the deploy stage again\n")
     assert run_stage(folder, "verify_runtime", operator_images=0).status == 2
+
+
+def test_products_that_run_otherwise_than_deploy_says_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    warn = runpy.run_path(str(script_path("verify_runtime.py")))["warn"]
+    found = RuntimeMetrics.model_construct(kernels={"MatMulIntegerToFloat": 2, "MatMul": 1}, agrees=None)
+    warn(Path("int8.onnx"), found, 2)
+    assert capsys.readouterr().err == ""
+    warn(Path("int8.onnx"), found, 3)
+    said = capsys.readouterr().err
+    assert said.startswith("warning: int8.onnx: deploy.json says that 3 products run in integers")
+    assert "ONNX Runtime runs 2" in said

@@ -14,7 +14,7 @@ from families import FAMILIES, image_shape
 from onnx import numpy_helper
 from tiny_models import random_images, to_onnx
 from tiny_quantized import Tiny
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptq2themoon.deploy.deploy_report import Deployed
 from ptq2themoon.deploy.int8_model import deploy
@@ -48,9 +48,21 @@ class Quantized:
         bits: tuple[int, int] = (8, 8),
         dynamic_batch: bool = True,
     ) -> Quantized:
-        shape = image_shape(family)
+        made = FAMILIES[family](), image_shape(family)
+        return cls.of_module(folder, *made, recipe, bits, dynamic_batch)
+
+    @classmethod
+    def of_module(
+        cls,
+        folder: Path,
+        module: nn.Module,
+        shape: tuple[int, int, int],
+        recipe: Recipe | str = "vanilla",
+        bits: tuple[int, int] = (8, 8),
+        dynamic_batch: bool = True,
+    ) -> Quantized:
         batch = 1 if dynamic_batch else 3
-        fused, _ = fuse(normalise(to_onnx(FAMILIES[family](), (batch, *shape), dynamic_batch)))
+        fused, _ = fuse(normalise(to_onnx(module, (batch, *shape), dynamic_batch)))
         operators, _ = rename_operators(fused, find_roles(fused))
         path = folder / "fused.onnx"
         onnx.save(fused, path)

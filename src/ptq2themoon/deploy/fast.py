@@ -150,7 +150,7 @@ class Fast:
             self.migrations.append(ScaleMigration(node.name, norm, len(grid.scale)))
             grid = grid.unit()
         rank = len(self.shapes[linear.x])
-        return self.writer.quantized(x, grid, self._type(grid), rank), np.float32(grid.scale)
+        return self.writer.quantized(x, grid, self._type(grid), rank, own=True), np.float32(grid.scale)
 
     def _norm_of(self, tensor: str) -> str | None:
         """The LayerNorm before, if it was divided by the scales: everything between only moves data."""
@@ -192,7 +192,8 @@ class Fast:
         move = graph.producer(tensor)
         readers = [node for node in graph.nodes if tensor in node.input]
         if move is None or move.op_type != "Transpose" or len(readers) > 1 or tensor in graph.outputs:
-            return self.writer.quantized(self.writer.read(tensor), grid, self._type(grid), rank)
+            read = self.writer.read(tensor)
+            return self.writer.quantized(read, grid, self._type(grid), rank, own=True)
         before = self.writer.quantized(self.writer.read(move.input[0]), grid, self._type(grid), rank)
         self.writer.nodes = [node for node in self.writer.nodes if tensor not in node.output]
         self.writer.keep(move, [before])

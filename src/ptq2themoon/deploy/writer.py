@@ -107,15 +107,25 @@ class Writer:
         return found is not None and form.same(found[0])
 
     def quantized(
-        self, tensor: str, grid: Form, dtype: np.dtype, rank: int, output: str | None = None
+        self,
+        tensor: str,
+        grid: Form,
+        dtype: np.dtype,
+        rank: int,
+        output: str | None = None,
+        *,
+        own: bool = False,
     ) -> str:
         """`tensor` (of the new graph) quantized and dequantized; made once for each grid and type.
+
+        With `own`, anew for each reader: ONNX Runtime joins a DequantizeLinear with one product at most, and
+        leaves other readers of it in floating point.
 
         Per channel it is divided by the vector of scales, quantized with scale 1 and multiplied again:
         no runtime has integer kernels for the other way, QuantizeLinear along an axis, and it is slow.
         """
         for made, of_type, name in self._made.get((tensor, "values"), []):
-            if output is None and grid.same(made) and of_type == dtype:
+            if output is None and not own and grid.same(made) and of_type == dtype:
                 return name
         stem = tensor
         if isinstance(grid, Formula):

@@ -18,7 +18,7 @@ from ptq2themoon.deploy.runtime_check import compare_runs, operator_table, verdi
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.evaluation_images import evaluated_images
 from ptq2themoon.evaluate.outputs import Reference, load_simulated, reference_of, simulation_of
-from ptq2themoon.graph.editing.onnx_run import product_kernels, runner, session
+from ptq2themoon.graph.editing.onnx_run import integer_products, product_kernels, runner, session
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.quantize.simulation import simulated
@@ -58,11 +58,22 @@ def main(job: VerifyRuntime) -> None:
         table.to_csv(stage.temporary(job.out_operators), index=False, float_format="%.8g")
         records.write(stage.temporary(job.out), RuntimeReport(runtime="ONNX Runtime", **found))
     for mode, path in zip(found, job.int8, strict=True):
-        warn(path, found[mode])
+        warn(path, found[mode], reports[mode].products.integer)
 
 
-def warn(int8: Path, found: RuntimeMetrics) -> None:
-    """Say so where the model agrees less with the simulation than it should."""
+def warn(int8: Path, found: RuntimeMetrics, claimed: int) -> None:
+    """Say so where the model agrees less with the simulation than it should, or runs less in integers.
+
+    Args:
+        claimed: products in integers, as deploy.json says.
+    """
+    runs = integer_products(found.kernels)
+    if runs != claimed:
+        print(
+            f"warning: {int8}: deploy.json says that {claimed} products run in integers, "
+            f"ONNX Runtime runs {runs}; all of them: {found.kernels}",
+            file=sys.stderr,
+        )
     if found.agrees is False:
         first = found.first_departing or "none: every operator alone is within its bounds"
         print(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -117,6 +117,11 @@ def _reason(error: Exception) -> str:
 def kernel_counts(optimised: Path) -> Counter[str]:
     """How many operators of each type a graph has that `session` wrote as the one which really runs."""
     return Counter(node.op_type for node in onnx.load(optimised).graph.node)
+
+
+def integer_products(kernels: Mapping[str, int]) -> int:
+    """How many of `product_kernels` are integer ones."""
+    return sum(count for kernel, count in kernels.items() if kernel in INTEGER_KERNELS)
 
 
 def product_kernels(model: Path | onnx.ModelProto, folder: Path, *, quantized: bool) -> dict[str, int]:

@@ -8,8 +8,12 @@ from snakemake.utils import min_version
 min_version("9.19")
 
 
+include: "workflow/rules/reading.smk"
+
+
 # A file given on the command line that names models stands alone; `--config` overrides single keys.
 if "models" not in config:
+    checked(lambda: read_yaml(Path("params.yaml")))  # before Snakemake's own reader, which may run code
 
     configfile: "params.yaml"
 

@@ -16,7 +16,7 @@ from ptq2themoon.vocabulary.operators import ROLES, Operator
 from ptq2themoon.vocabulary.parameters import Params
 from ptq2themoon.vocabulary.recipe_language import Defaults, RecipeFile, Rule, Select
 from ptq2themoon.vocabulary.recipes import load_recipe
-from ptq2themoon.vocabulary.validation import read_yaml
+from ptq2themoon.vocabulary.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "resources/demo/README.md"]

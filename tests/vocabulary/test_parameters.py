@@ -19,7 +19,7 @@ from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.parameters import Params, load_params, parse_bits
 from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.records import write_json
-from ptq2themoon.vocabulary.validation import read_yaml
+from ptq2themoon.vocabulary.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "workflow" / "schemas"
@@ -109,6 +109,15 @@ SLIPS: list[tuple[str, Any, str]] = [
     ("evaluation.images", -5, "evaluation.images: -5 is too small; nearest valid: 1"),
     ("attention.block", "last", "attention.block: must be an integer, not 'last'"),
     ("plots.dpi", 9000, "plots.dpi: 9000 is too large; nearest valid: 1200"),
+    ("plots.colormap", "viridis; touch x; true", "plots.colormap: 'viridis; touch x; true' names no"),
+    ("plots.colormap", "", "plots.colormap: '' names no colour map; letters, digits, _ are allowed"),
+    ("datasets.demo.evaluation", "", "datasets.demo.evaluation: is empty; give a file or folder"),
+    ("datasets.demo.evaluation", "-x", "evaluation: '-x' would be taken for an option; write './-x'"),
+    ("datasets.demo.calibration", "it's {x}.safetensors", "would put another word in place of {x}; rename"),
+    ("models.demo.checkpoint", "weights {v1}.pth", "models.demo.checkpoint: 'weights {v1}.pth': Snakemake"),
+    ("models.demo.checkpoint", "{model}/{w,[a-z]+}.pth", "in place of {model}; rename the file"),
+    ("models.demo.checkpoint", "--help", "'--help' would be taken for an option; write './--help'"),
+    ("device", "x" * 10_000, "device: unknown value 'xxx"),
     ("device", "gpu", "device: unknown value 'gpu'; did you mean 'cpu'?"),
     ("datasets.demo.kind", "folders", "datasets.demo.kind: unknown value 'folders'; did you mean 'folder'?"),
     ("datasets.demo.classes", "imagnet", "did you mean 'imagenet'?"),

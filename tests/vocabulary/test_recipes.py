@@ -259,7 +259,7 @@ def test_a_slip_in_an_extended_recipe_names_that_file(tmp_path: Path) -> None:
         ("extends: a\nextends: b\n", "mine.yaml: key 'extends' is given twice, again in line 2"),
         ("rules:\n- select: {role: q, role: k}\n", "mine.yaml: key 'role' is given twice, again in line 2"),
         ("rules: !!python/object/apply:os.system [echo]\n", "mine.yaml: not readable as YAML: could not"),
-        ("rules: &a [*a]\n", "mine.yaml: rules[0]: must be a mapping"),
+        ("rules: &a [*a]\n", "mine.yaml: line 1: *a stands within what it names"),
         ("? [a]\n: 1\n", "mine.yaml: not readable as YAML: while constructing a mapping"),
         ("1: x\n", "mine.yaml: 1: unknown key; a key must be text"),
     ],

@@ -4,30 +4,18 @@ import re
 from functools import cache, partial
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
 from ptq2themoon.vocabulary import layout, study_layout
-from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.job import Input, Job, Machine, Output, Setting, files_behind, words
 from ptq2themoon.vocabulary.modes import MODES
-from ptq2themoon.vocabulary.parameters import Params
+from ptq2themoon.vocabulary.parameters import Params, Plots
 from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.study_parameters import AUTO, BASE, CHANNELWISE
 from ptq2themoon.vocabulary.times import times_of
-from ptq2themoon.vocabulary.validation import read_yaml
 
 ROOT = Path(workflow.basedir)
 AWAY = Path.cwd() != ROOT  # with --directory
 ENVIRONMENT = "../../environment.yml"
 OBSERVERS = ROOT / "src/ptq2themoon/quantize/observers"
-
-
-def checked(make):
-    """What `make` returns; what is wrong for the user becomes Snakemake's own error."""
-    try:
-        return make()
-    except UserError as error:
-        raise WorkflowError(str(error)) from None
 
 
 # Read again: Snakemake's own reader takes the last of two equal keys.
@@ -37,6 +25,10 @@ for path in workflow.configfiles:
 FROM = ", ".join(map(str, workflow.configfiles)) or "--config"
 PARAMS = checked(lambda: Params.from_mapping(config, FROM))
 checked(lambda: PARAMS.check_files(FROM))
+if PARAMS.plots.colormap != Plots().colormap:
+    from ptq2themoon.plots.heatmap import check_colormap  # only matplotlib knows the names
+
+    checked(lambda: check_colormap(PARAMS.plots.colormap))
 
 # All recipes that any target needs.
 RECIPES = list(

@@ -12,12 +12,16 @@ from ptq2themoon.vocabulary.model_source import (
     ONNX,
     Exporter,
     PreprocessingChanges,
+    name_problem,
     opset_problem,
+    option_problem,
 )
 from ptq2themoon.vocabulary.torchvision_names import parse_torchvision
 from ptq2themoon.vocabulary.validation import (
     Strict,
 )
+
+FILE_KINDS = ("arrays", "csv")  # data sets that are one file; of others the listing counts
 
 
 class Model(Strict):
@@ -52,8 +56,9 @@ class Model(Strict):
             if missing:
                 yield "preprocessing", f"{' and '.join(missing)} missing; an ONNX file does not tell them"
             return
-        problem = opset_problem(self.exporter, self.opset)
-        if problem:
+        if self.checkpoint is not None and (problem := name_problem(self.checkpoint)):
+            yield "checkpoint", problem
+        if problem := opset_problem(self.exporter, self.opset):
             yield "opset", f"{self.opset}: {problem}"
 
 
@@ -74,8 +79,11 @@ class Dataset(Strict):
 
     @field_validator("calibration", "evaluation")
     @classmethod
-    def _torchvision(cls, place: str, info: ValidationInfo) -> str:
-        if info.data.get("kind") == "torchvision":
+    def _place(cls, place: str, info: ValidationInfo) -> str:
+        kind = info.data.get("kind")
+        if problem := (name_problem if kind in FILE_KINDS else option_problem)(place):
+            raise ValueError(problem)
+        if kind == "torchvision":
             try:
                 parse_torchvision(place)
             except UserError as error:

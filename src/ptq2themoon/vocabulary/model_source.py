@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,6 +17,8 @@ from ptq2themoon.vocabulary.validation import Strict
 
 LOCAL, HUB, ONNX = "local-dir:", "hf-hub:", "onnx:"
 Exporter = Literal["torchscript", "dynamo"]
+# What Snakemake replaces in the name of a file that a job reads.
+WILDCARD = re.compile(r"\{\s*[.\w]+\s*(,.*?)?\}")
 OPSETS: Mapping[str, tuple[int, int]] = {"torchscript": (11, 17), "dynamo": (18, 20)}
 
 
@@ -48,16 +51,33 @@ def opset_problem(exporter: Exporter, opset: int) -> str | None:
     return f"{exporter} writes {least} to {most}; nearest valid: {min(max(opset, least), most)}"
 
 
+def option_problem(path: str) -> str | None:
+    """What keeps a path from being a value on a command line."""
+    if not path:
+        return "is empty; give a file or folder"
+    return f"{path!r} would be taken for an option; write {'./' + path!r}" if path.startswith("-") else None
+
+
+def name_problem(path: str) -> str | None:
+    """What keeps a file from being read by a job."""
+    found = WILDCARD.search(path)
+    if found:
+        return f"{path!r}: Snakemake would put another word in place of {found[0]}; rename the file or folder"
+    return option_problem(path)
+
+
 def source_problem(source: str) -> str | None:
     """What is wrong with a source, as far as names and local files tell."""
     if source.startswith(HUB):
         return None
     if source.startswith(LOCAL):
         config = Path(source.removeprefix(LOCAL)) / "config.json"
-        return None if config.is_file() else f"{source!r}: no file {config}"
+        if not config.is_file():
+            return f"{source!r}: no file {config}"
+        return next(filter(None, (name_problem(str(path)) for path in Source(source).files())), None)
     if source.startswith(ONNX):
         file = Path(source.removeprefix(ONNX))
-        return None if file.is_file() else f"{source!r}: no file {file}"
+        return name_problem(str(file)) if file.is_file() else f"{source!r}: no file {file}"
     if ":" in source:
         prefix = source.partition(":")[0] + ":"
         return f"unknown prefix {prefix!r}; {nearest(prefix, [LOCAL, HUB, ONNX])}"

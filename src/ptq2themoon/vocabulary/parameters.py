@@ -28,9 +28,10 @@ from ptq2themoon.vocabulary.validation import (
     Positive,
     Strict,
     failure,
-    read_yaml,
+    shown,
     validate,
 )
+from ptq2themoon.vocabulary.yaml_files import read_yaml
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Folders of results/ that are neither a model nor a recipe, and the suffixes of the files beside those.
@@ -128,10 +129,22 @@ class Benchmark(Strict):
         }
 
 
+COLORMAP = re.compile(r"[A-Za-z0-9_]+")
+
+
+def _colormap(name: str) -> str:
+    """Refuse what can't be a name; which names there are only matplotlib knows."""
+    if not COLORMAP.fullmatch(name):
+        raise ValueError(f"{shown(name)} names no colour map; letters, digits, _ are allowed, as in viridis")
+    return name
+
+
 class Plots(Strict):
     dpi: int = Field(default=150, ge=50, le=1200)
     """Resolution of the PNG files."""
-    colormap: str = "viridis"
+    colormap: Annotated[
+        str, AfterValidator(_colormap), Field(json_schema_extra={"pattern": f"^{COLORMAP.pattern}$"})
+    ] = "viridis"
     """A matplotlib colour map, for attention."""
 
 

@@ -30,7 +30,8 @@ from ptq2themoon.vocabulary.recipe_language import (
     Select,
 )
 from ptq2themoon.vocabulary.tensor_spec import TensorSpec, refuse_contradiction
-from ptq2themoon.vocabulary.validation import failure, place, read_yaml, validate
+from ptq2themoon.vocabulary.validation import failure, place, validate
+from ptq2themoon.vocabulary.yaml_files import read_yaml
 
 __all__ = [
     "OPERANDS", "ROLES", "Axis", "Granularity", "Observer", "Operand", "Operator", "Recipe",

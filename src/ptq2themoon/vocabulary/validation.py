@@ -1,4 +1,4 @@
-"""YAML in, a checked model out; what is wrong is said with file, key, value and nearest valid one."""
+"""Plain data in, a checked model out; what is wrong is said with file, key, value and nearest valid one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -55,42 +54,6 @@ UNIQUE = (Field(json_schema_extra={"uniqueItems": True}), AfterValidator(no_repe
 SOME = (Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(no_repeats))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; only plain data, and no key twice."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        data = yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: must hold a mapping (key: value), not {shown(data)}")
-    return data
-
-
-def _refuse_repeated_keys(root: yaml.Node | None, path: Path) -> None:
-    waiting, seen = [root] if root else [], set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:  # an alias may even hold itself
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-        elif isinstance(node, yaml.MappingNode):
-            keys = set()
-            for key, value in node.value:
-                waiting.append(value)
-                if not isinstance(key, yaml.ScalarNode):  # the loader refuses it
-                    continue
-                if key.value in keys:
-                    line = key.start_mark.line + 1
-                    raise UserError(f"{path}: key {key.value!r} is given twice, again in line {line}")
-                keys.add(key.value)
-
-
 def validate(model: type[M], data: Mapping[str, Any], source: str) -> M:
     """`data` as a `model`, or a `UserError` with one line for each thing wrong in it."""
     try:
@@ -119,7 +82,7 @@ def shown(value: Any) -> str:
     if value is None:
         return "empty"
     if isinstance(value, str):
-        return repr(value)
+        return repr(value if len(value) <= 200 else f"{value[:200]}...")
     try:
         text = json.dumps(value)
     except (TypeError, ValueError):  # a date, or a list that holds itself

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.job import Input, Job, Setting
+from ptq2themoon.vocabulary.model_parameters import FILE_KINDS
 from ptq2themoon.vocabulary.recipes import load_recipe
-
-FILE_KINDS = ("arrays", "csv")  # data sets that are one file; of others the listing counts
 
 
 def dataset(params: Any, wildcards: Any) -> Any:

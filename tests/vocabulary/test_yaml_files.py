@@ -1,0 +1,101 @@
+"""YAML files that are broken, endless or not plain: one short line, at once."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.yaml_files import LONGEST, check_configfiles, read_yaml
+
+ALIASES = "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+MERGES = "".join(
+    f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 10)}], {b}: 1}}\n"
+    for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+CHAIN = "".join(f"k{i}: &k{i} {'[' * 30}*k{i - 1}{']' * 30}\n" if i else "k0: &k0 [1]\n" for i in range(100))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nday: 2024-99-99\n", "line 2: '2024-99-99' is no timestamp; put quotes around it"),
+        ("day: 2024-01-01 99:00:00\n", "line 1: '2024-01-01 99:00:00' is no timestamp"),
+        ("a: 1\nb:\n  - 2023-02-29\n", "line 3: '2023-02-29' is no timestamp"),
+        ("a: !!int many\n", "line 1: 'many' is no int"),
+        ("a: !!float [1]\n", "expected a scalar node"),
+        ("a: !!bool maybe\n", "line 1: 'maybe' is no bool"),
+        ("a: !!timestamp noon\n", "line 1: 'noon' is no timestamp"),
+        (f"a: {'9' * 5000}\n", "line 1: '9999"),
+        (f"a: 0x{'f' * 5000}\n", "line 1: '0xfff"),
+        (f"a: 0b{'1' * 70}\n", "is larger than 64 bits hold"),
+        (f"a: -{'1' * 30}\n", "is larger than 64 bits hold"),
+        (f"a: {'x' * (LONGEST + 1)}\n", f"{LONGEST + 1} characters are too many"),
+        (f"a: {'[' * 1000}{']' * 1000}\n", "line 1: lists and mappings lie more than 60 deep"),
+        (f"a: {'{b: ' * 1000}1{'}' * 1000}\n", "line 1: lists and mappings lie more than 60 deep"),
+        ("".join(f"{' ' * i}a:\n" for i in range(300)), "line 60: lists and mappings lie more than 60 deep"),
+        (f"a:\n{'- ' * 500}1\n", "line 2: lists and mappings lie more than 60 deep"),
+        (CHAIN, "lists and mappings lie more than 60 deep"),
+        (f"a: &a [{', '.join('0' * 10)}]\n{ALIASES}", "more than 100000 entries, with aliases written out"),
+        (f"a: &a {{k: 1}}\n{MERGES}", "more than 100000 entries, with aliases written out"),
+        ("a: &a [1, *a]\n", "line 1: *a stands within what it names"),
+        ("a: &a\n  b: {c: *a}\n", "line 2: *a stands within what it names"),
+        ("a: *b\n", "found undefined alias"),
+        ('a: "x\\0y"\n', "line 1: 'x\\x00y' holds a character that is none of any text"),
+        ('a: "\\uD800"\n', "line 1: '\\ud800' holds a character"),
+        ("__use_yte__: true\na: ?1\n", "__use_yte__: templates run code, so none is read"),
+        ("__use_yte__: false\n", "__use_yte__: templates run code"),
+        ("base: &b {__use_yte__: true}\n<<: *b\n", "__use_yte__: templates run code"),
+        ('? "__use_yte__"\n: true\n', "__use_yte__: templates run code"),
+        ('{"__use_yte__": true}', "__use_yte__: templates run code"),
+        ("!!python/str __use_yte__: true\n", "could not determine a constructor"),
+        ("a: 1\n---\na: 2\n", "expected a single document"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_in_a_short_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(text)
+    start = time.monotonic()
+    with pytest.raises(UserError) as error:
+        read_yaml(path)
+    line = str(error.value)
+    assert line.startswith(f"{path}: ")
+    assert said in line
+    assert "\n" not in line
+    assert len(line) < 500
+    assert time.monotonic() - start < 5  # of which a machine at rest needs a tenth
+
+
+def test_aliases_and_dates_in_moderation(tmp_path: Path) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(f"a: &a {{x: [1, 2]}}\nb: *a\nc: {{<<: *a, y: 3}}\nd: {'[' * 50}{']' * 50}\n")
+    found = read_yaml(path)
+    assert found["b"] == {"x": [1, 2]}
+    assert found["c"] == {"x": [1, 2], "y": 3}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--configfile", "{}"],
+        ["--configfile={}"],
+        ["study", "--configfiles", "{}", "-n"],
+        ["--config", "a=1", "--configfile", "{}"],
+    ],
+)
+def test_files_that_snakemake_is_told_to_read(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text("a: 2024-99-99\n")
+    with pytest.raises(SystemExit) as ended:
+        check_configfiles([word.format(path) for word in words])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: {path}: line 1: '2024-99-99' is no timestamp")
+    path.write_text("a: 1\n")
+    check_configfiles([word.format(path) for word in words])
+    check_configfiles(["--config", "a=1", "-n"])

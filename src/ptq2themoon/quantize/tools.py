@@ -16,12 +16,20 @@ from ptq2themoon.graph.forms.linear import Linear
 from ptq2themoon.ppq_compat import quiet_ppq
 from ptq2themoon.quantize.calibration import calibrate, observe
 from ptq2themoon.quantize.layers import Walk, fit_constant, input_maxima
-from ptq2themoon.quantize.migration import NormGroup, ValuePath, norm_groups, value_paths
+from ptq2themoon.quantize.migration import (
+    Multiplied,
+    NormGroup,
+    ValuePath,
+    multiplied,
+    norm_groups,
+    value_paths,
+)
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.program import Values
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.samples import sampled_inputs
+from ptq2themoon.quantize.sensitivity import input_sensitivities
 from ptq2themoon.quantize.shift import Shiftable, planned_weight, quantized_weight, shift, shiftable
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tensors import PARAMETERS, QuantizedOperator, QuantizedTensor, Slot
@@ -110,7 +118,7 @@ class Tools:
         pair = None if floating is None else (floating.program(), self.states(floating))
         return Walk(model, layers, simulation.program(), self.states(simulation), self.device, pair)
 
-    def input_maxima(self, model: QuantizedModel, operators: Collection[str]) -> dict[str, Tensor]:
+    def input_maxima(self, model: QuantizedModel, operators: Collection[str]) -> dict[str, np.ndarray]:
         """Largest magnitude of each channel of operators' first inputs, float64 [channels], unquantized."""
         return input_maxima(self.floating(model), operators, self.batches)
 
@@ -151,6 +159,18 @@ class Tools:
     def shift(self, model: QuantizedModel, group: Shiftable, amount: np.ndarray) -> None:
         """Shift what a group of layers reads by `amount` [channels]; floating point stays equal."""
         shift(model, group, amount)
+
+    def multiplied(self, model: QuantizedModel) -> list[Multiplied]:
+        """Linear layers quantized per tensor: a multiplication before them can divide their channels."""
+        return multiplied(model, self.plan(model))
+
+    def input_sensitivities(
+        self, model: QuantizedModel, wanted: Mapping[Slot, QuantizedTensor]
+    ) -> dict[str, float]:
+        """Squared error of the output, by operator of which the first input alone is quantized so."""
+        quantizers = {slot.operator: found for slot, found in self.observe(model, wanted).items()}
+        with self.without_gradients():
+            return input_sensitivities(self.floating(model), quantizers, self.batches)
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:

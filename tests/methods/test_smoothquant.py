@@ -151,6 +151,43 @@ def test_outliers_of_values_migrate(vit: Case) -> None:
     assert abs(chosen - vit.sqnr(smooth())) < 1
 
 
+# fc2 -----------------------------------------------------------------------------------------------
+
+
+def loud(case_of: str = "vit") -> Case:
+    """fc2 of block 1 reads one channel with far larger values than the others."""
+    module = FAMILIES[case_of]()
+    with torch.no_grad():
+        module.blocks[1].mlp.fc1.bias[9] = 40  # type: ignore[union-attr, index]
+    return Case.of(module, image_shape(case_of))
+
+
+def test_layers_that_lose_most_are_multiplied_before() -> None:
+    case = loud()
+    model = case.quantized(smooth(multiplied=1, alpha=0.5))
+    found = [node for node in model.edited.graph.node if node.name.endswith("/factors")]
+    assert [(node.op_type, node.name) for node in found] == [("Mul", "blocks.1.fc2/factors")]
+    wanted = case.floating()
+    assert (
+        SimulatedModel(model.rewritten, "cpu")(case.images) - wanted
+    ).abs().max() <= 1e-5 * wanted.abs().max()
+    weight = parameters(case.reference, "blocks.1.fc2")[0]
+    s = np.sqrt(np.abs(read(case, "blocks.1.fc2")).max(0) / np.abs(weight).max(1))
+    np.testing.assert_allclose(parameters(model.rewritten, "blocks.1.fc2")[0], weight * s[:, None], rtol=1e-5)
+    roles = [{o.name: o.role for o in operators} for operators in (case.operators, model.operators)]
+    assert roles[1] == {**roles[0], "blocks.1.fc2/factors": None}
+    bits = (8, 6)
+    assert case.sqnr(smooth(multiplied=1), bits) > case.sqnr(smooth(), bits) + 3
+    placements = deploy(model.edited, model.quantized, "fast").placements
+    assert {place.runs for place in placements.values()} == {"integer"}
+
+
+def test_more_are_asked_for_than_there_are(vit: Case) -> None:
+    model = vit.quantized(smooth(multiplied=9))
+    found = [node.name for node in model.edited.graph.node if node.name.endswith("/factors")]
+    assert found == ["blocks.0.fc2/factors", "blocks.1.fc2/factors"]
+
+
 # Switches, refusals, deployed ---------------------------------------------------------------------
 
 

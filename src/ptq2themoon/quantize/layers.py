@@ -35,7 +35,7 @@ WEIGHT = 1  # position of the weight among the inputs of a linear layer
 
 def input_maxima(
     model: SimulatedModel, operators: Collection[str], batches: Iterable[Tensor]
-) -> dict[str, Tensor]:
+) -> dict[str, np.ndarray]:
     """Largest magnitude of each channel of operators' first inputs, float64 [channels], over all images."""
     found: dict[str, Tensor] = {}
 
@@ -46,7 +46,7 @@ def input_maxima(
     for images in progress(batches, desc="ranges of channels"):
         for part in model.parts(images):
             model(part, dict.fromkeys(operators, see))
-    return found
+    return {name: largest.numpy() for name, largest in found.items()}
 
 
 @dataclass

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from onnx import helper
 from torch import Tensor
 
-from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, tensor_shapes
+from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, copied, tensor_shapes
 from ptq2themoon.graph.editing.operator_types import BIAS, DATA_MOVEMENT
 from ptq2themoon.graph.forms.layernorms import is_padded, readers_of, scalable_norms
 from ptq2themoon.graph.forms.linear import Linear, as_linear, linear_layers
@@ -41,7 +42,7 @@ class NormGroup:
     readers: list[str]
     per_channel: dict[Slot, QuantizedTensor]
 
-    def weights(self, model: QuantizedModel) -> np.ndarray:
+    def weight(self, model: QuantizedModel) -> np.ndarray:
         """Of all readers side by side, [in, outputs of all]."""
         return np.concatenate([layer.weight for layer in _layers(model, self.readers)], 1)
 
@@ -156,6 +157,47 @@ class ValuePath:
             values[self.maker, BIAS] = bias
         values[self.reader, 1] = reader.stored(reader.weight.astype(np.float64) * factors[:, None])
         model.set_parameters(values, equal=True)
+
+
+@dataclass(frozen=True)
+class Multiplied:
+    """A quantized linear layer before which a multiplication takes the factors: nothing there can carry them.
+
+    Attributes:
+        slot: of its input.
+        input: how that is quantized.
+    """
+
+    reader: str
+    slot: Slot
+    input: QuantizedTensor
+
+    def weight(self, model: QuantizedModel) -> np.ndarray:
+        """Of the layer, [in, out]."""
+        return _layers(model, [self.reader])[0].weight
+
+    def rescale(self, model: QuantizedModel, factors: np.ndarray) -> None:
+        """Divide what the layer reads by `factors`, float64 [channels]; its weight undoes it."""
+        graph = model.graph()
+        (node,) = (node for node in graph.nodes if node.name == self.reader)
+        layer = _layers(model, [self.reader])[0]
+        reciprocal = graph.free_tensor(f"{self.reader}/reciprocal")
+        divided = graph.free_tensor(f"{self.reader}/divided")
+        new = copied(node)
+        new.input[0] = divided
+        name = f"{self.reader}/factors"
+        multiply = helper.make_node("Mul", [node.input[0], reciprocal], [divided], name=name)
+        constants = {reciprocal: (1 / factors).astype(np.float32)}
+        model.replace_operators({self.reader: [multiply, new]}, constants, equal=True)
+        weight = layer.weight.astype(np.float64) * factors[:, None]
+        model.set_parameters({(self.reader, 1): layer.stored(weight)}, equal=True)
+
+
+def multiplied(model: QuantizedModel, planned: Sequence[QuantizedOperator]) -> list[Multiplied]:
+    """Every linear layer whose input is quantized per tensor."""
+    layers, inputs = linear_layers(model.graph()), first_inputs(planned)
+    found = [(layer.name, *inputs[layer.name]) for layer in layers if layer.name in inputs]
+    return [Multiplied(*each) for each in found if _can_be_scaled(each[2])]
 
 
 def value_paths(

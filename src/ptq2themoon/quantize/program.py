@@ -170,7 +170,7 @@ class Program:
         """Inputs and outputs of one operator, as quantized."""
         try:
             inputs = self.read_by(step, known)
-            return inputs, self._outputs(step, inputs)
+            return inputs, self.apply(step, inputs)
         except UserError:
             raise
         except Exception as error:
@@ -188,7 +188,8 @@ class Program:
             return value
         return item.quantizer.straight_through(value) if self.trainable else item.quantizer(value)
 
-    def _outputs(self, step: Step, inputs: list[Any]) -> list[Tensor]:
+    def apply(self, step: Step, inputs: list[Any]) -> list[Tensor]:
+        """Outputs of one operator, as quantized, from these inputs."""
         found = step.forward(inputs)
         outputs = list(found) if isinstance(found, list | tuple) else [found]
         for i, (_, quantizer) in enumerate(step.outputs):

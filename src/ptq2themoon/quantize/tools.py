@@ -17,7 +17,14 @@ from ptq2themoon.ppq_compat import quiet_ppq
 from ptq2themoon.quantize.calibration import calibrate, observe
 from ptq2themoon.quantize.factors import Alternatives, Grid, Product, products
 from ptq2themoon.quantize.layers import Walk, fit_constant, input_maxima
-from ptq2themoon.quantize.migration import NormGroup, ValuePath, norm_groups, value_paths
+from ptq2themoon.quantize.migration import (
+    Multiplied,
+    NormGroup,
+    ValuePath,
+    multiplied,
+    norm_groups,
+    value_paths,
+)
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.output_error import output_error
 from ptq2themoon.quantize.plan import plan
@@ -26,6 +33,7 @@ from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.samples import sampled_inputs
 from ptq2themoon.quantize.scores import SCORES, Score
 from ptq2themoon.quantize.search import search_scales, search_tensors
+from ptq2themoon.quantize.sensitivity import input_sensitivities
 from ptq2themoon.quantize.shift import Shiftable, remove_shift, shift, shiftable
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tensors import PARAMETERS, QuantizedOperator, QuantizedTensor, Slot
@@ -114,7 +122,7 @@ class Tools:
         pair = None if floating is None else (floating.program(), self.states(floating))
         return Walk(model, layers, simulation.program(), self.states(simulation), self.device, pair)
 
-    def input_maxima(self, model: QuantizedModel, operators: Collection[str]) -> dict[str, Tensor]:
+    def input_maxima(self, model: QuantizedModel, operators: Collection[str]) -> dict[str, np.ndarray]:
         """Largest magnitude of each channel of operators' first inputs, float64 [channels], unquantized."""
         return input_maxima(self.floating(model), operators, self.batches)
 
@@ -194,6 +202,18 @@ class Tools:
         seed = self.seed if gradients else None
         search_scales(found, graphs[0], self.batches, grid.rounds, seed)
         return found
+
+    def multiplied(self, model: QuantizedModel) -> list[Multiplied]:
+        """Linear layers quantized per tensor: a multiplication before them can divide their channels."""
+        return multiplied(model, self.plan(model))
+
+    def input_sensitivities(
+        self, model: QuantizedModel, wanted: Mapping[Slot, QuantizedTensor]
+    ) -> dict[str, float]:
+        """Squared error of the output, by operator of which the first input alone is quantized so."""
+        quantizers = {slot.operator: found for slot, found in self.observe(model, wanted).items()}
+        with self.without_gradients():
+            return input_sensitivities(self.floating(model), quantizers, self.batches)
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:

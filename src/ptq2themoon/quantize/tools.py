@@ -19,7 +19,7 @@ from ptq2themoon.quantize.factors import Alternatives, Grid, Product, products
 from ptq2themoon.quantize.layers import Walk, fit_constant, input_maxima
 from ptq2themoon.quantize.migration import NormGroup, ValuePath, norm_groups, value_paths
 from ptq2themoon.quantize.model import QuantizedModel
-from ptq2themoon.quantize.output_error import output_error
+from ptq2themoon.quantize.layer_error import output_error
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.program import Values
 from ptq2themoon.quantize.quantizers import Quantizer

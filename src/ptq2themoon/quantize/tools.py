@@ -14,8 +14,9 @@ from torch import Tensor
 from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
 from ptq2themoon.graph.forms.linear import linear_layers
 from ptq2themoon.ppq_compat import quiet_ppq
-from ptq2themoon.quantize.calibration import calibrate, observe
+from ptq2themoon.quantize.calibration import calibrate, fit, observe
 from ptq2themoon.quantize.factors import Alternatives, Grid, Product, products
+from ptq2themoon.quantize.layer_error import output_error
 from ptq2themoon.quantize.layers import Walk, fit_constant, input_maxima
 from ptq2themoon.quantize.migration import (
     Multiplied,
@@ -26,7 +27,6 @@ from ptq2themoon.quantize.migration import (
     value_paths,
 )
 from ptq2themoon.quantize.model import QuantizedModel
-from ptq2themoon.quantize.output_error import output_error
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.program import Values
 from ptq2themoon.quantize.quantizers import Quantizer
@@ -104,6 +104,10 @@ class Tools:
     def calibrate(self, model: QuantizedModel) -> None:
         """Give every slot a quantizer that has none yet."""
         calibrate(self.simulation(model), model.quantized, self.batches)
+
+    def fitted(self, slot: Slot, tensor: QuantizedTensor, value: np.ndarray) -> Quantizer:
+        """The quantizer that the recipe's observer finds for a parameter of this value."""
+        return fit(slot, tensor, torch.tensor(value, dtype=torch.float32))
 
     def fit_constant(self, model: QuantizedModel, operator: str, position: int, value: np.ndarray) -> Tensor:
         """A parameter's new value as the quantized model will have it, with a quantizer that fits it.

@@ -62,6 +62,10 @@ class Powers(Quantizer):
             )
         return cls(checked_scale(arrays["scale"]), bits)
 
+    def with_scale(self, scale: Tensor) -> Self:
+        """A quantizer of the same codes with another scale, float32, 0-d."""
+        return self.from_settings(self.bits, None, self.settings(), {"scale": scale})
+
     def settings(self) -> dict[str, Any]:
         """Nothing: bits and scale say all."""
         return {}

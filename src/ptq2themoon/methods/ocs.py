@@ -101,10 +101,10 @@ class OCS(Method):
         maxima = tools.input_maxima(model, {g.readers[0] for g in groups} | {path.reader for path in paths})
         found = {}
         for path in paths:
-            found[path.reader] = _counts(maxima[path.reader].numpy(), self.settings.activations)
+            found[path.reader] = _counts(maxima[path.reader], self.settings.activations)
             path.rescale(model, found[path.reader].astype(np.float64))
         for group in groups:
-            counts = _counts(maxima[group.readers[0]].numpy(), self.settings.activations)
+            counts = _counts(maxima[group.readers[0]], self.settings.activations)
             group.rescale(model, counts.astype(np.float64))
             found |= dict.fromkeys(group.readers, counts)
         return found

@@ -33,9 +33,11 @@ class Score(ABC):
 
     Attributes:
         additive: whether the loss only grows as more images are seen, so that a part of it is a lower bound.
+        divisible: whether outputs may be given in pieces that cut through the windows of an image.
     """
 
     additive: ClassVar[bool]
+    divisible: ClassVar[bool] = True
 
     def of_wanted(self, wanted: Tensor, axis: int | None) -> Tensor:
         """Sums of y alone, float64 [sums, groups]; the same for every candidate."""
@@ -134,6 +136,8 @@ class Ranked(Pearson):
         attention: from scores to what follows them up to the softmax's output; last axis: keys.
         shifts: distances between the keys of a pair, each from 1 to keys - 1.
     """
+
+    divisible = False
 
     def __init__(
         self, attention: Callable[[Tensor], Tensor], gamma: float, theta: float, shifts: Sequence[int]

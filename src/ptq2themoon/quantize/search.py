@@ -86,7 +86,7 @@ class _Sums:
         for other, tensor in product.operands.items():
             if other != position:
                 inputs[other] = tensor.ready()(inputs[other])
-        pieces = list(_pieces(inputs, seen, product.constants))
+        pieces = list(_pieces(inputs, seen, product))
         for piece in pieces:
             self._wanted = self._wanted + product.score.of_wanted(piece.output, self._factor.axis)
         constant = inputs[position] if position in product.constants else None
@@ -123,12 +123,11 @@ class _Sums:
         return torch.stack(found).masked_fill(torch.tensor(self._dropped)[:, None], torch.inf)
 
 
-def _pieces(inputs: list[Tensor], seen: Seen, constants: Mapping[int, Tensor]) -> Iterator[Seen]:
+def _pieces(inputs: list[Tensor], seen: Seen, product: Product) -> Iterator[Seen]:
     """The images in pieces, where the first axis of all that is no parameter is one of images."""
+    constants, length, count = product.constants, len(seen.output), 1
     read = [value for i, value in enumerate(inputs) if i not in constants]
-    length = len(seen.output)
-    count = 1
-    if all(value.ndim and len(value) == length for value in read):
+    if product.score.divisible and all(value.ndim and len(value) == length for value in read):
         count = min(length, -(-seen.output.numel() // PIECE))
     size = -(-length // count)
     for start in range(0, length, size):

@@ -14,6 +14,7 @@ from torch import Tensor
 from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
 from ptq2themoon.graph.forms.linear import linear_layers
 from ptq2themoon.ppq_compat import quiet_ppq
+from ptq2themoon.quantize.attention_order import ranked_scores
 from ptq2themoon.quantize.calibration import calibrate, fit, observe
 from ptq2themoon.quantize.factors import Alternatives, Grid, Product, products
 from ptq2themoon.quantize.layer_error import output_error
@@ -31,7 +32,7 @@ from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.program import Values
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.samples import sampled_inputs
-from ptq2themoon.quantize.scores import SCORES, Score
+from ptq2themoon.quantize.scores import SCORES, Ranked, Score
 from ptq2themoon.quantize.search import search_scales, search_tensors
 from ptq2themoon.quantize.sensitivity import input_sensitivities
 from ptq2themoon.quantize.shift import Shiftable, remove_shift, shift, shiftable
@@ -218,6 +219,12 @@ class Tools:
         quantizers = {slot.operator: found for slot, found in self.observe(model, wanted).items()}
         with self.without_gradients():
             return input_sensitivities(self.floating(model), quantizers, self.batches)
+
+    def ranked_scores(
+        self, model: QuantizedModel, gamma: float, theta: float, pairs: int
+    ) -> dict[str, Ranked]:
+        """Scores of attention that keep the order of its keys, by the name of their product."""
+        return ranked_scores(model, self.floating(model), gamma, theta, pairs, self.seed)
 
     @contextlib.contextmanager
     def without_gradients(self) -> Iterator[None]:

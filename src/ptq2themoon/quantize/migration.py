@@ -235,13 +235,13 @@ class _Trace:
         self.program, self.shapes = floating.program(), shapes
         self.maker, self.context, self.reader = maker, context, reader
         self.known: dict[str, Tensor] = {}
-        self.outputs = floating.outputs
+        self.outputs, self.device = floating.outputs, floating.device
 
     def columns(self) -> np.ndarray | None:
         """Which output of the maker is each input of the reader; None where that is no single one."""
         values: Tensor | None = None
         arrived: Tensor | None = None
-        elsewhere = [torch.zeros(1)]
+        elsewhere = [torch.zeros(1, device=self.device)]
         for step in self.program.steps:
             read = [i.name for i in step.inputs if i.name in self.known]
             if step.name == self.maker:
@@ -263,7 +263,7 @@ class _Trace:
         rows = arrived.flatten(0, -2)
         single = bool((rows == rows[0]).all()) and len(rows[0].unique()) == len(rows[0])
         used = bool(torch.isin(values.unique(), torch.cat(elsewhere)).any())
-        return None if used or not single or not bool(rows[0].all()) else rows[0].long().numpy() - 1
+        return None if used or not single or not bool(rows[0].all()) else rows[0].long().cpu().numpy() - 1
 
     def _start(self, step: Step) -> bool:
         """Number the channels that the maker gives, from 1; 0 is what a Pad puts beside them."""
@@ -272,7 +272,7 @@ class _Trace:
         sizes = [size for size in shape if isinstance(size, int)]
         if not sizes or len(sizes) < len(shape):
             return False
-        self.known[name] = torch.arange(1.0, sizes[-1] + 1).expand(sizes)
+        self.known[name] = torch.arange(1.0, sizes[-1] + 1, device=self.device).expand(sizes)
         return True
 
     def _mixed(self, step: Step) -> Tensor | None:

@@ -10,6 +10,7 @@ from pydantic import Field, JsonValue, ValidationInfo, field_validator
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.image_folders import ClassOrder
 from ptq2themoon.vocabulary.model_source import (
+    FILE_KINDS,
     ONNX,
     Exporter,
     PreprocessingChanges,
@@ -21,8 +22,6 @@ from ptq2themoon.vocabulary.torchvision_names import parse_torchvision
 from ptq2themoon.vocabulary.validation import (
     Strict,
 )
-
-FILE_KINDS = ("arrays", "csv")  # data sets that are one file; of others the listing counts
 
 
 class Model(Strict):

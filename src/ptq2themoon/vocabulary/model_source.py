@@ -19,6 +19,7 @@ from ptq2themoon.vocabulary.validation import Strict
 INDEX = ".index.json"  # says in which file beside it each tensor lies
 LOCAL, HUB, ONNX = "local-dir:", "hf-hub:", "onnx:"
 Exporter = Literal["torchscript", "dynamo"]
+FILE_KINDS = ("arrays", "csv")  # data sets that are one file; of others the listing counts
 # What Snakemake replaces in the name of a file that a job reads.
 WILDCARD = re.compile(r"\{\s*[.\w]+\s*(,.*?)?\}")
 OPSETS: Mapping[str, tuple[int, int]] = {"torchscript": (11, 17), "dynamo": (18, 20)}

@@ -145,11 +145,22 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("size", [(10_000, 9_000), (20_000, 20_000)])
-def test_decompression_bomb_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(10_000, 9_000), (20_000, 20_000), (30_000, 20), (1, 5000)])
+def test_an_image_of_too_many_pixels_is_named_and_not_decoded(tmp_path: Path, size: tuple[int, int]) -> None:
     (tmp_path / "bomb.png").write_bytes(png_header(*size))
-    with pytest.raises(UserError, match=r"bomb\.png: .*pixels.*refused"):
-        read_image(tmp_path / "bomb.png", "bomb", 3)
+    for read in (lambda path: read_image(path, "bomb.png", 3), lambda path: check_image(path, "bomb.png")):
+        with pytest.raises(UnreadableImage, match=r"bomb\.png: .*pixels"):
+            read(tmp_path / "bomb.png")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_one_huge_image_of_many_is_left_out(tmp_path: Path) -> None:
+    for number in range(120):
+        picture(number, 8, 8).save(tmp_path / f"{number}.png")
+    (tmp_path / "huge.png").write_bytes(png_header(10_000, 9_500))
+    rows, report = list_evaluation(FolderSource(tmp_path), None, None)
+    assert len(rows) == 120
+    assert report.unreadable == ["huge.png: 10000x9500 pixels, more than 89478485"]
 
 
 def test_broken_files_are_unreadable_not_fatal(tmp_path: Path) -> None:
@@ -216,6 +227,12 @@ def test_class_count_must_be_the_models(folder: Path, arrays: Path, tmp_path: Pa
             "images: F32 [1, 1, 4, 4]; U8 [N, 1 or 3, height, width] expected",
         ),
         ({"images": torch.zeros(0, 1, 4, 4, dtype=torch.uint8)}, "holds no images"),
+        (
+            {"images": torch.zeros(12, 3, 0, 0, dtype=torch.uint8)},
+            "images: [12, 3, 0, 0]; heights and widths",
+        ),
+        ({"images": torch.zeros(2, 1, 4, 0, dtype=torch.uint8)}, "images: [2, 1, 4, 0]; heights and widths"),
+        ({"images": torch.zeros(1, 1, 1, 5000, dtype=torch.uint8)}, "images: [1, 1, 1, 5000]; heights and"),
     ],
 )
 def test_bad_arrays_are_named(tmp_path: Path, tensors: dict[str, torch.Tensor], message: str) -> None:
@@ -223,6 +240,14 @@ def test_bad_arrays_are_named(tmp_path: Path, tensors: dict[str, torch.Tensor], 
     with pytest.raises(UserError) as error:
         ArraySource(tmp_path / "a.safetensors")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [torch.uint64, torch.float32, torch.bool, torch.complex64])
+def test_labels_that_are_no_whole_numbers(tmp_path: Path, kind: torch.dtype) -> None:
+    tensors = {"images": torch.zeros(2, 1, 4, 4, dtype=torch.uint8), "labels": torch.ones(2).to(kind)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="labels: 2 whole numbers expected, -1 where unknown"):
+        _ = ArraySource(tmp_path / "a.safetensors").labels
 
 
 def test_missing_and_misnamed_sources(tmp_path: Path) -> None:

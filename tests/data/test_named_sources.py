@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ptq2themoon.data import (
     read_manifest,
 )
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.image_folders import ordered
 from ptq2themoon.vocabulary.model_info import ModelInfo
 from ptq2themoon.vocabulary.records import read
 
@@ -107,6 +109,11 @@ def test_a_csv_needs_no_labels(flat: Path, tmp_path: Path) -> None:
         ("path,label", [",1"], ":2: no path"),
         ("path,label", ["../secret.png,1"], ":2: '../secret.png' lies outside of "),
         ("path,label", ["/etc/secret.png,1"], ":2: '/etc/secret.png' lies outside of "),
+        ("path,label", ["sub/../../0.png,1"], ":2: 'sub/../../0.png' lies outside of "),
+        ("path,label", ["0.png,1", f"1.png,{10**30}"], f":3: label {10**30} is larger than any number"),
+        ("path,label", [f"0.png,{'9' * 5000}"], f":2: label {'9' * 40} is larger than any number"),
+        ("path,label", [f"{'x' * 5000}.png,1"], f":2: '{'x' * 40}'...: File name too long"),
+        ("path,label", ["sub\\0.png,1"], ":2: 'sub\\\\0.png': no such file in "),
         ("path,label", [], ": lists no images; give a line of path,label for each"),
     ],
 )
@@ -115,6 +122,22 @@ def test_a_slip_in_a_csv_is_named_with_its_line(
 ) -> None:
     path = write_list(flat, lines, header)
     assert refusal("csv", path).startswith(f"{path}{message}")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["0.png, 0", "1.png ,1 "],
+        [' "0.png", "0"', "1.png,\t1"],
+        ["sub/../0.png,0", "./1.png,1"],
+        ["{root}/0.png,0", "{root}/sub/../1.png,1"],
+    ],
+)
+def test_other_ways_to_write_a_row(flat: Path, lines: list[str]) -> None:
+    path = write_list(flat, [line.format(root=flat.resolve()) for line in lines], "path, label")
+    source = open_source("csv", path)
+    assert source.keys == ["0.png", "1.png"]
+    assert source.labels.tolist() == [0, 1]
 
 
 def test_no_csv(flat: Path) -> None:
@@ -173,13 +196,93 @@ def test_some_of_imagenets_folders_without_saying_so(tmp_path: Path) -> None:
     assert message.endswith("for class folders named as in ImageNet say `classes: imagenet`")
 
 
-def test_numbers_as_folders_must_sort_as_numbers(tmp_path: Path) -> None:
-    root = class_folders(tmp_path / "val", [str(i) for i in range(11)])
-    message = refusal("folder", root, head=11)
-    assert "class folder 10 sorts before 2" in message
-    assert "pad the names with zeros" in message
-    draw_calibration(FolderSource(root), preprocessing(), 4, 0, tmp_path / "c.safetensors")
-    check_classes(FolderSource(class_folders(tmp_path / "padded", [f"{i:02}" for i in range(11)])), 11)
+@pytest.mark.parametrize(
+    ("names", "text", "natural"),
+    [
+        ([str(i) for i in range(11)], "10, 2, 3, 4", "2, 3, 4, 5"),
+        (["class_1", "class_2", "class_10"], "class_10, class_2", "class_2, class_10"),
+        (["ant", "Bee", "cat"], "Bee, ant", "ant, Bee"),
+        (["a9b2", "a9b10", "b"], "a9b10, a9b2", "a9b2, a9b10"),
+    ],
+)
+def test_folders_whose_order_is_to_be_said(tmp_path: Path, names: list[str], text: str, natural: str) -> None:
+    root = class_folders(tmp_path / "val", names)
+    message = refusal("folder", root, head=len(names))
+    assert f" on class folders are {text}" in message
+    assert f"but {natural}" in message
+    assert message.endswith("`class_order: string` or `class_order: natural`")
+    draw_calibration(FolderSource(root), preprocessing(), 3, 0, tmp_path / "c.safetensors")
+    for order, expected in (("string", sorted(names)), ("natural", names)):
+        source = open_source("folder", root, class_order=order)  # type: ignore[arg-type]
+        check_classes(source, len(names))
+        labels = dict(zip([key.split("/")[0] for key in source.keys], source.labels.tolist(), strict=True))
+        assert [expected[labels[name]] for name in names] == names
+
+
+def test_timms_order_is_timms(tmp_path: Path) -> None:
+    from timm.data.readers.reader_image_folder import find_images_and_targets
+
+    names = ["class_1", "class_10", "class_2", "Class_3", "x", "1a", "10", "9", "b01c2", "b1c10"]
+    root = class_folders(tmp_path / "val", names)
+    _, places = find_images_and_targets(str(root))
+    assert ordered(names, "natural") == sorted(names, key=places.__getitem__)
+
+
+def test_folders_whose_orders_agree(tmp_path: Path) -> None:
+    for number, names in enumerate([[f"{i:02}" for i in range(11)], ["ant", "bee"], ["n01", "n02"]]):
+        check_classes(FolderSource(class_folders(tmp_path / str(number), names)), len(names))
+
+
+# --- what a folder holds besides
+
+
+def test_suffixes_of_images(tmp_path: Path) -> None:
+    written = {"a.jfif": "JPEG", "b.JPE": "JPEG", "c.avif": "AVIF", "d.dib": "DIB", "e.jp2": "JPEG2000",
+               "f.pbm": "PPM", "g.mpo": "MPO", "h.apng": "PNG"}  # fmt: skip
+    for name, form in written.items():
+        picture(0, mode="L" if form == "PPM" else "RGB").save(tmp_path / name, form)
+    rows, report = list_evaluation(FolderSource(tmp_path), None, None)
+    assert [row.source for row in rows] == sorted(written)
+    assert str(report) == "8 of 8 images, 0 unreadable"
+
+
+def test_what_is_passed_over_is_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = class_folders(tmp_path / "val", ["ant", "bee", "cat"])
+    (root / "bee/x.png").rename(root / "bee/x.heic")
+    (root / "ant/notes").touch()
+    (root / ".DS_Store").touch()
+    os.mkfifo(root / "ant/pipe.png")
+    rows, report = list_evaluation(FolderSource(root), 3, None)
+    assert [(row.source, row.label) for row in rows] == [("ant/x.png", 0), ("cat/x.png", 2)]
+    assert str(report) == "2 of 2 images, 0 unreadable, 3 files of other kinds passed over"
+    said = capsys.readouterr().err
+    assert f"warning: {root}: no images in class folder bee; labels count it all the same" in said
+    for kind in ("1 .heic", "1 no suffix", "1 no regular file"):
+        assert kind in said
+    for name in ("ant", "cat"):
+        (root / name / "x.png").unlink()
+    assert "), only 1 no suffix, 1 no regular file, 1 .heic; such as ant/notes; put" in refusal(
+        "folder", root
+    )
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [("ant/again", "."), ("ant/up", ".."), ("dog", "cat"), ("ant/away", "../../.."), ("d", "/")],
+)
+def test_a_folder_that_is_there_twice(tmp_path: Path, link: str, target: str) -> None:
+    root = class_folders(tmp_path / "val", ["ant", "bee", "cat"])
+    (root / link).symlink_to(target)
+    message = refusal("folder", root)
+    assert " are one folder, so images would count more than once; remove the link" in message
+    assert str(root / link) in message
+
+
+def test_a_linked_folder_of_elsewhere(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "val", ["ant"])
+    class_folders(tmp_path / "other", ["bee"])
+    (root / "bee").symlink_to(tmp_path / "other/bee")
+    assert FolderSource(root).keys == ["ant/x.png", "bee/x.png"]
 
 
 def test_classes_are_for_folders(flat: Path, tmp_path: Path) -> None:

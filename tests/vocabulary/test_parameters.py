@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from ptq2themoon.stage import Stage, sidecar_path
 from ptq2themoon.vocabulary.errors import UserError
@@ -374,6 +376,38 @@ def test_class_folders_that_differ_are_named() -> None:
     )
     mapping = changed("models.demo.classifier", False)
     params({**mapping, "datasets": {"demo": FLOWERS}}).check_files()
+
+
+def test_an_order_of_classes_that_is_to_be_said() -> None:
+    names = ["class_1", "class_2", "class_10"]
+    found = in_folders(names, names, FLOWERS)
+    assert refusal(found.check_files).startswith(
+        "params.yaml: datasets.demo.class_order: missing; from place 1 on class folders are class_10, class_2"
+    )
+    for order in ("natural", "string"):
+        params(changed("datasets.demo", {**FLOWERS, "class_order": order})).check_files()
+    mapping = changed("models.demo.classifier", False)
+    params({**mapping, "datasets": {"demo": FLOWERS}}).check_files()
+
+
+def test_more_images_than_there_are(tmp_path: Path) -> None:
+    """Told before anything runs, of each kind of data set whose images can be counted at once."""
+    save_file({"images": np.zeros((6, 1, 2, 2), np.uint8)}, "six.safetensors")
+    Path("six.csv").write_text("path\n" + "".join(f"{i}.png\n" for i in range(6)))
+    for i in range(6):
+        Path("six").mkdir(exist_ok=True)
+        Path("six", f"{i}.jpg").touch()
+    six = {"calibration": {"images": 6, "batch_size": 2, "seeds": [0]}}
+    small = {**without("errors"), "evaluation": {"images": None, "batch_size": 2}, "attention": {"images": 7}}
+    enough = {**small, "errors": {"images": 6, "logits_images": 2}, "attention": {"images": 2}}
+    keys = ("errors.images: 64, by default", "errors.logits_images: 32, by default", "attention.images: 7")
+    for kind, place in (("arrays", "six.safetensors"), ("csv", "six.csv"), ("folder", "six")):
+        data = {"datasets": {"demo": {"kind": kind, "calibration": place, "evaluation": place}}}
+        assert refusal(params({**small, **data, **six}).check_files).splitlines() == [
+            f"params.yaml: {key}, but {place!r} holds 6 images; at most that many" for key in keys
+        ]
+        params({**enough, **data, **six}).check_files()
+        assert "params.yaml: calibration.images: " in refusal(params({**enough, **data}).check_files)
 
 
 def in_folders(train: list[str], val: list[str], dataset: dict[str, str]) -> Params:

@@ -53,7 +53,9 @@ def causes() -> Iterator[Callable[[], Any]]:
     flowers, encoder = FILES["flowers"], FILES["encoder"]
     model = {**flowers["models"]["flowers"], "source": "swin_tinny_patch4_window7_224.ms_in1k"}
     yield lambda: Params.from_mapping({**flowers, "models": {"flowers": model}}, "flowers.yaml")
-    yield lambda: Params.from_mapping(flowers, "flowers.yaml").check_files("flowers.yaml")
+    few = {"calibration": {"images": 2, "batch_size": 1, "seeds": [0]}, "attention": {"images": 2}}
+    few |= {"errors": {"images": 2, "logits_images": 2}}
+    yield lambda: Params.from_mapping({**flowers, **few}, "flowers.yaml").check_files("flowers.yaml")
     bare = {**encoder["models"]["encoder"], "preprocessing": None}
     yield lambda: Params.from_mapping({**encoder, "models": {"encoder": bare}}, "encoder.yaml")
     yield lambda: load_model(Source(DEIT_NAME))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -35,7 +36,7 @@ class CsvSource(ImageFiles):
             if len(row) != len(columns):
                 raise self._error(line, f"{len(row)} fields, but {len(columns)} columns")
             self._add(row[where["path"]], line)
-            labels.append(self._label(row[where["label"]], line) if "label" in where else -1)
+            labels.append(self._label(row[where["label"]].strip(), line) if "label" in where else -1)
         if not labels:
             raise UserError(f"{path}: lists no images; give a line of {','.join(columns)} for each")
         self.keys = list(self._lines)
@@ -48,7 +49,7 @@ class CsvSource(ImageFiles):
         """The header, and each row that is not empty with the number of its line."""
         try:
             with open(self.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                reader = csv.reader(file, strict=True)
+                reader = csv.reader(file, strict=True, skipinitialspace=True)
                 rows = [(reader.line_num, row) for row in reader if row]
         except FileNotFoundError:
             raise UserError(f"{self.path}: not found; give a CSV file of path,label") from None
@@ -68,19 +69,31 @@ class CsvSource(ImageFiles):
             raise self._error(1, "no column 'path'; columns path,label expected, label where known")
 
     def _add(self, path: str, line: int) -> None:
-        inside = PurePosixPath(path)
-        if not inside.parts:
+        if not path.strip():
             raise self._error(line, "no path")
-        if inside.is_absolute() or ".." in inside.parts:
-            raise self._error(line, f"{path!r} lies outside of {self.root}; paths count from there")
-        key = inside.as_posix()
+        key = self._key(path, line) or self._key(path.strip(), line)
+        if key is None:
+            hint = "; write / between folders" if "\\" in path else ""
+            raise self._error(line, f"{path!r}: no such file in {self.root}{hint}")
         if key in self._lines:
             raise self._error(line, f"{path!r} is listed twice, first in line {self._lines[key]}")
-        if not (self.root / inside).is_file():
-            raise self._error(line, f"{path!r}: no such file in {self.root}")
         self._lines[key] = line
+
+    def _key(self, path: str, line: int) -> str | None:
+        """The path from the CSV's folder, of a file that is there."""
+        inside = PurePosixPath(os.path.normpath(path))
+        for root in (self.root.absolute(), self.root.resolve()):
+            inside = inside.relative_to(root) if inside.is_relative_to(root) else inside
+        if inside.is_absolute() or ".." in inside.parts:
+            raise self._error(line, f"{path!r} lies outside of {self.root}; paths count from there")
+        try:
+            return inside.as_posix() if (self.root / inside).is_file() else None
+        except OSError as error:
+            raise self._error(line, f"{path[:40]!r}...: {error.strerror}") from error
 
     def _label(self, text: str, line: int) -> int:
         if not (text.isascii() and text.isdecimal()):
-            raise self._error(line, f"label {text!r} is no whole number from 0 on")
+            raise self._error(line, f"label {text[:40]!r} is no whole number from 0 on")
+        if len(text.lstrip("0")) > 9:
+            raise self._error(line, f"label {text[:40]} is larger than any number of classes")
         return int(text)

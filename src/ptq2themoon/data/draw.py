@@ -23,9 +23,10 @@ from ptq2themoon.data.images import UnreadableImage
 from ptq2themoon.data.loading import ordered_map, thread_count
 from ptq2themoon.data.opening import check_classes
 from ptq2themoon.data.preprocessing import Preprocessing
-from ptq2themoon.data.sources import Source
+from ptq2themoon.data.sources import FolderSource, Source
 from ptq2themoon.progress import progress, warn
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.image_folders import summary
 
 T = TypeVar("T")
 
@@ -36,14 +37,28 @@ EVALUATION_SEED = 0  # every model and recipe is measured on the same images
 
 @dataclass
 class Report:
-    """What a draw found: images available, images taken, and a line for each that can't be read."""
+    """What a draw found: images available, files passed over, images taken, a line for each broken one."""
 
     available: int
+    passed_over: int = 0
     taken: int = 0
     unreadable: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, source: Source) -> Report:
+        """Nothing taken yet; warns of what a folder holds besides images, and of classes without any."""
+        if not isinstance(source, FolderSource):
+            return cls(len(source.keys))
+        if source.empty_classes:
+            names = ", ".join(source.empty_classes[:5]) + (", ..." if source.empty_classes[5:] else "")
+            warn(f"{source.path}: no images in class folder {names}; labels count it all the same")
+        if source.passed_over:
+            warn(f"{source.path}: {len(source.passed_over)} files passed over: {summary(source.passed_over)}")
+        return cls(len(source.keys), len(source.passed_over))
+
     def __str__(self) -> str:
-        return f"{self.taken} of {self.available} images, {len(self.unreadable)} unreadable"
+        other = f", {self.passed_over} files of other kinds passed over" if self.passed_over else ""
+        return f"{self.taken} of {self.available} images, {len(self.unreadable)} unreadable{other}"
 
 
 def draw_order(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -107,7 +122,7 @@ def draw_calibration(
 ) -> Report:
     """Draw exactly `images` images and write them, resized and cropped, in the order of the draw."""
     _check_number(source, images)
-    threads, report = thread_count(threads), Report(len(source.keys))
+    threads, report = thread_count(threads), Report.of(source)
     order = draw_order(source.labels, seed)
 
     def read(key: str) -> Tensor:
@@ -136,7 +151,7 @@ def list_evaluation(
     wanted = len(source.keys) if images is None else images
     _check_number(source, wanted)
     check_classes(source, num_classes)
-    threads, report = thread_count(threads), Report(len(source.keys))
+    threads, report = thread_count(threads), Report.of(source)
     order = draw_order(source.labels, EVALUATION_SEED) if images is not None else np.arange(wanted)
     found = _readable(source, order, wanted, source.check, threads, report)
     if images is not None:

@@ -16,13 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ptq2themoon.vocabulary.errors import UserError
-
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"},
-)
 # Pillow goes by content, not suffix, and would hand an EPS file to Ghostscript, which runs programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF", "AVIF", "JPEG2000")
 MODES = {1: "L", 3: "RGB"}
 VIA = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}  # modes that Pillow does not turn into all others
 ORIENTATION = ExifTags.Base.Orientation
@@ -36,6 +31,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb
+MAX_RATIO = 1000  # of the longer side to the shorter, which is resized to the model's
 # What Pillow's decoders raise on broken data; anything else is a fault of ours and must not pass as one.
 BROKEN = (
     OSError,
@@ -58,18 +54,23 @@ class UnreadableImage(Exception):
 def _opened(path: Path, name: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(
-                    f"{path}: {image.width}x{image.height} pixels, more than {MAX_PIXELS}: refused"
-                )
+            _check_size(image, name)
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{path}: more than {MAX_PIXELS} pixels: refused") from error
+        raise UnreadableImage(f"{name}: more than {MAX_PIXELS} pixels") from error
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"{name}: not an image of a known format") from error
     except BROKEN as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"{name}: {reason}") from error
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    size = f"{name}: {image.width}x{image.height} pixels"
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadableImage(f"{size}, more than {MAX_PIXELS}")
+    if max(image.size) > MAX_RATIO * min(image.size):
+        raise UnreadableImage(f"{size}, one side more than {MAX_RATIO} times the other")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

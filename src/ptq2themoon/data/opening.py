@@ -10,6 +10,7 @@ from ptq2themoon.data.sources import ArraySource, FolderSource, Source
 from ptq2themoon.data.torchvision_source import TorchvisionSource
 from ptq2themoon.progress import warn
 from ptq2themoon.vocabulary.errors import UserError, nearest
+from ptq2themoon.vocabulary.image_folders import ClassOrder
 
 KINDS: dict[str, Callable[[Path], Source]] = {
     "arrays": ArraySource,
@@ -19,18 +20,21 @@ KINDS: dict[str, Callable[[Path], Source]] = {
 }
 
 
-def open_source(kind: str, path: Path, classes: str | None = None) -> Source:
-    """Open a source; `classes` is how a folder's names become labels, None for their sorted places.
+def open_source(
+    kind: str, path: Path, classes: str | None = None, class_order: ClassOrder | None = None
+) -> Source:
+    """Open a source; `classes` is how a folder's names become labels, None for their places in `class_order`.
 
-    Only labels depend on `classes`: what merely reads the images of a manifest need not know it.
+    Only labels depend on these two: what merely reads the images of a manifest need not know them.
     """
     if kind not in KINDS:
         raise UserError(f"kind {kind!r} of {path} is unknown; {nearest(kind, KINDS)}")
-    if classes is None:
+    if classes is None and class_order is None:
         return KINDS[kind](path)
     if kind != "folder":
-        raise UserError(f"{path}: classes {classes!r} is for kind folder, not {kind}; leave it out")
-    return FolderSource(path, classes)
+        said = f"classes {classes!r}" if classes else f"class_order {class_order!r}"
+        raise UserError(f"{path}: {said} is for kind folder, not {kind}; leave it out")
+    return FolderSource(path, classes, class_order)
 
 
 def check_classes(source: Source, num_classes: int | None) -> None:

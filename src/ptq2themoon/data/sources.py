@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,12 +15,22 @@ from torch import Tensor
 
 from ptq2themoon.data.imagenet import CLASSES as IMAGENET_CLASSES
 from ptq2themoon.data.imagenet import imagenet_labels
-from ptq2themoon.data.images import MODES, SUFFIXES, check_image, read_image
+from ptq2themoon.data.images import MAX_RATIO, MODES, check_image, read_image
 from ptq2themoon.data.preprocessing import Preprocessing
-from ptq2themoon.vocabulary.class_folders import class_folders
 from ptq2themoon.vocabulary.errors import UserError, nearest
+from ptq2themoon.vocabulary.image_folders import (
+    SUFFIXES,
+    ClassOrder,
+    Entry,
+    class_folders,
+    entries,
+    order_problem,
+    ordered,
+    summary,
+)
 
 IMAGENET = "imagenet"
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Source(Protocol):
@@ -92,12 +100,15 @@ class ArraySource:
             raise UserError(f"{path}: images: {kind} {self.shape}; U8 [N, 1 or 3, height, width] expected")
         if not self.shape[0]:
             raise UserError(f"{path}: holds no images")
+        height, width = self.shape[2:]
+        if not min(height, width) or max(height, width) > MAX_RATIO * min(height, width):
+            raise UserError(f"{path}: images: {self.shape}; heights and widths as of pictures expected")
 
     @property
     def classes(self) -> int | None:
         """Number of classes in the file's metadata; None where it does not say."""
         said = (self._file.metadata() or {}).get("classes", "")
-        return int(said) if said.isdecimal() else None
+        return int(said) if said.isdecimal() and len(said) < 10 else None
 
     @cached_property
     def keys(self) -> list[str]:
@@ -111,7 +122,7 @@ class ArraySource:
         if "labels" not in self._tensors:
             return np.full(count, -1, dtype=np.int64)
         labels: Tensor = self._file.get_tensor("labels")
-        if labels.is_floating_point() or labels.shape != (count,) or int(labels.min()) < -1:
+        if labels.dtype not in WHOLE or labels.shape != (count,) or int(labels.min()) < -1:
             raise UserError(f"{self.path}: labels: {count} whole numbers expected, -1 where unknown")
         return np.asarray(labels.to(torch.int64))
 
@@ -162,14 +173,15 @@ class ImageFiles:
 class FolderSource(ImageFiles):
     """One folder per class, images at any depth in it.
 
-    The label is the folder's place among all, sorted by name as torchvision's ImageFolder does; with the
-    naming `imagenet` it is the class of ImageNet-1k that the name stands for, by WordNet id or index.
-    A flat folder of images has no labels. Names that begin with a dot are no part of it.
+    The label is the folder's place among all, sorted by name as torchvision's ImageFolder does, or in the
+    order `natural` by numbers and without case as timm does; with the naming `imagenet` it is the class of
+    ImageNet-1k that the name stands for, by WordNet id or index. A flat folder of images has no labels.
+    Names that begin with a dot are no part of it.
     """
 
-    def __init__(self, path: Path, naming: str | None = None) -> None:
+    def __init__(self, path: Path, naming: str | None = None, order: ClassOrder | None = None) -> None:
         super().__init__(path, path)
-        self.naming = naming
+        self.naming, self.order = naming, order
         if naming not in (None, IMAGENET):
             raise UserError(f"{path}: classes {naming!r} are unknown; {nearest(naming, [IMAGENET])}")
         if not path.is_dir():
@@ -178,36 +190,38 @@ class FolderSource(ImageFiles):
     @cached_property
     def keys(self) -> list[str]:
         """Paths of all images inside the folder, sorted."""
-        found = sorted(self._walk())
+        found = sorted(entry.key for entry in self._entries if not entry.passed_over)
         if not found:
             kinds = ", ".join(sorted(SUFFIXES))
-            raise UserError(f"{self.path}: no images ({kinds}); put there one folder of them per class")
+            other = f", only {summary(self.passed_over)}" if self.passed_over else ""
+            what = f"no images ({kinds}){other}"
+            raise UserError(f"{self.path}: {what}; put there one folder of them per class")
         loose = [key for key in found if "/" not in key]
         if loose and len(loose) < len(found):
             raise UserError(f"{self.path}: {len(loose)} images beside the class folders, such as {loose[0]}")
         return found
 
-    def _walk(self) -> list[str]:
-        def refuse(error: OSError) -> NoReturn:
-            raise UserError(f"{error.filename}: {error.strerror}") from error
+    @cached_property
+    def _entries(self) -> list[Entry]:
+        return list(entries(self.path))
 
-        found = []
-        for folder, folders, files in os.walk(self.path, followlinks=True, onerror=refuse):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            inside = Path(folder).relative_to(self.path)
-            found += [
-                (inside / name).as_posix()
-                for name in files
-                if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-            ]
-        return found
+    @property
+    def passed_over(self) -> list[Entry]:
+        """Files that are not read, with the reason."""
+        return sorted(entry for entry in self._entries if entry.passed_over)
+
+    @property
+    def empty_classes(self) -> list[str]:
+        """Class folders without an image, which keep their places among the labels."""
+        filled = {key.partition("/")[0] for key in self.keys}
+        return [name for name in self._names if name not in filled]
 
     @cached_property
     def _names(self) -> list[str]:
         """Class folders, empty ones too: they count in the labels of the others."""
         if "/" not in self.keys[0]:
             return []
-        return class_folders(self.path)
+        return ordered(class_folders(self.path), self.order)
 
     @cached_property
     def _indices(self) -> dict[str, int]:
@@ -229,16 +243,9 @@ class FolderSource(ImageFiles):
         return np.array([self._indices.get(key.partition("/")[0], -1) for key in self.keys], dtype=np.int64)
 
     def check_order(self) -> None:
-        """Refuse class folders of numbers whose places are not their numbers' order: 10 sorts before 2."""
-        names = self._names
-        if self.naming is not None or not all(name.isdecimal() for name in names):
-            return
-        for one, other in pairwise(names):
-            if int(one) > int(other):
-                raise UserError(
-                    f"{self.path}: class folder {one} sorts before {other}, so labels would not follow the "
-                    "numbers; pad the names with zeros, or list images and labels in a CSV (kind: csv)"
-                )
+        """Refuse class folders that text and numbers order differently, unless it is said which counts."""
+        if self.naming is None and self.order is None and (problem := order_problem(self._names)):
+            raise UserError(f"{self.path}: {problem}")
 
     def identity(self) -> dict[str, str]:
         """The sum of the list of images."""

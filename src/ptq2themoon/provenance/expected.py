@@ -101,7 +101,7 @@ def _listing(job: Job) -> dict[str, Any]:
     """What is recorded of a folder of images: its listing."""
     if not isinstance(job, DrawCalibration | ListEvaluation) or job.kind in FILE_KINDS:
         return {}
-    return open_source(job.kind, job.source, job.classes).identity()
+    return open_source(job.kind, job.source, job.classes, job.class_order).identity()
 
 
 def _pipeline(params: Params) -> Iterator[Call]:

@@ -8,7 +8,9 @@ from typing import Literal
 from pydantic import Field, JsonValue, ValidationInfo, field_validator
 
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.image_folders import ClassOrder
 from ptq2themoon.vocabulary.model_source import (
+    FILE_KINDS,
     ONNX,
     Exporter,
     PreprocessingChanges,
@@ -20,8 +22,6 @@ from ptq2themoon.vocabulary.torchvision_names import parse_torchvision
 from ptq2themoon.vocabulary.validation import (
     Strict,
 )
-
-FILE_KINDS = ("arrays", "csv")  # data sets that are one file; of others the listing counts
 
 
 class Model(Strict):
@@ -76,6 +76,9 @@ class Dataset(Strict):
     classes: Literal["imagenet"] | None = None
     """`imagenet`: class folders are named by WordNet id or index of ImageNet-1k; null: a label is the place
     of its folder, sorted by name."""
+    class_order: ClassOrder | None = None
+    """`string`: names of class folders are sorted as text, as torchvision does; `natural`: by the numbers in
+    them and without case, as timm does; null: as text, refused where the two differ."""
 
     @field_validator("calibration", "evaluation")
     @classmethod
@@ -90,10 +93,12 @@ class Dataset(Strict):
                 raise ValueError(str(error)) from error
         return place
 
-    @field_validator("classes")
+    @field_validator("classes", "class_order")
     @classmethod
-    def _of_folders(cls, classes: str | None, info: ValidationInfo) -> str | None:
+    def _of_folders(cls, value: str | None, info: ValidationInfo) -> str | None:
         kind = info.data.get("kind")
-        if classes and kind not in (None, "folder"):
-            raise ValueError(f"{classes!r} is for kind folder, not {kind}; leave it out")
-        return classes
+        if value and kind not in (None, "folder"):
+            raise ValueError(f"{value!r} is for kind folder, not {kind}; leave it out")
+        if value and info.field_name == "class_order" and info.data.get("classes"):
+            raise ValueError(f"{value!r}: names of ImageNet's classes tell their labels; leave it out")
+        return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ from ptq2themoon.vocabulary.errors import UserError, nearest
 from ptq2themoon.vocabulary.model_info import Above0, CropMode, ImageSize, Interpolation
 from ptq2themoon.vocabulary.validation import Strict
 
+INDEX = ".index.json"  # says in which file beside it each tensor lies
 LOCAL, HUB, ONNX = "local-dir:", "hf-hub:", "onnx:"
 Exporter = Literal["torchscript", "dynamo"]
+FILE_KINDS = ("arrays", "csv")  # data sets that are one file; of others the listing counts
 # What Snakemake replaces in the name of a file that a job reads.
 WILDCARD = re.compile(r"\{\s*[.\w]+\s*(,.*?)?\}")
 OPSETS: Mapping[str, tuple[int, int]] = {"torchscript": (11, 17), "dynamo": (18, 20)}
@@ -128,10 +131,31 @@ class Source:
         if self.onnx_file:
             return [self.onnx_file]
         files = [self.checkpoint] if self.checkpoint is not None else []
+        if self.checkpoint is not None and self.checkpoint.name.endswith(INDEX):
+            files += shards(self.checkpoint)
         folder = Path(self.source.removeprefix(LOCAL))
         if self.source.startswith(LOCAL) and folder.is_dir():
             files += sorted(path for path in folder.iterdir() if path.is_file())
         return files
+
+
+def shards(index: Path) -> list[Path]:
+    """The files of weights that an index names, each of which lies beside it.
+
+    Raises:
+        UserError: an index of another form, or a file that is not there.
+    """
+    try:
+        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(where.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index}: no index of weights (a JSON object with weight_map)") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{index}: {name!r} is no file beside it; put all files of weights there")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index}: names {name}, which is not beside it; put all files of weights there")
+    return [index.parent / name for name in names]
 
 
 def check_channels(changes: Mapping[str, Any], channels: int, where: str) -> None:

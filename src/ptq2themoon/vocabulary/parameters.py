@@ -11,7 +11,6 @@ from pydantic import AfterValidator, Field
 
 from ptq2themoon.vocabulary.benchmark_layout import RANDOM, RANDOM_IMAGES, WEIGHTS
 from ptq2themoon.vocabulary.bits import Bits, parse_bits
-from ptq2themoon.vocabulary.class_folders import class_folders
 from ptq2themoon.vocabulary.errors import nearest
 from ptq2themoon.vocabulary.leaderboard_parameters import Leaderboard
 from ptq2themoon.vocabulary.model_parameters import Dataset, Model
@@ -19,6 +18,7 @@ from ptq2themoon.vocabulary.model_source import (
     source_problem,
 )
 from ptq2themoon.vocabulary.modes import MODES, Mode
+from ptq2themoon.vocabulary.parameter_files import file_problems
 from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.study_parameters import Study
 from ptq2themoon.vocabulary.validation import (
@@ -246,34 +246,9 @@ class Params(Strict):
                 yield ("benchmark", "architectures", index), problem
 
     def check_files(self, source: str = "params.yaml") -> None:
-        """`UserError` naming each checkpoint and data set of a model that is not there."""
-        problems: list[tuple[Key, str]] = []
-        for name, model in self.models.items():
-            if model.checkpoint and not Path(model.checkpoint).is_file():
-                problems.append((("models", name, "checkpoint"), f"no file {model.checkpoint!r}"))
-        for name in sorted({model.dataset for model in self.models.values()}):
-            for part in ("calibration", "evaluation"):
-                path = getattr(self.datasets[name], part)
-                if self.datasets[name].kind != "torchvision" and not Path(path).exists():
-                    problems.append((("datasets", name, part), f"no file or folder {path!r}"))
-            problems += self._other_classes(name)
-        if problems:
+        """`UserError` naming each checkpoint and data set of a model that is not there or does not do."""
+        if problems := list(file_problems(self)):
             raise failure(source, problems)
-
-    def _other_classes(self, name: str) -> Iterator[tuple[Key, str]]:
-        """A data set whose class folders differ between its parts, so that its labels would too."""
-        data = self.datasets[name]
-        labels_count = any(model.classifier for model in self.models.values() if model.dataset == name)
-        if data.kind != "folder" or data.classes or not labels_count:
-            return
-        drawn, tested = (set(class_folders(Path(part))) for part in (data.calibration, data.evaluation))
-        if drawn and tested and drawn != tested:
-            only = ", ".join(sorted(drawn ^ tested)[:3])
-            yield (
-                ("datasets", name, "evaluation"),
-                f"{data.evaluation!r} has {len(tested)} class folders, {data.calibration!r} has {len(drawn)} "
-                f"(only in one: {only}); give both the same, or calibrate on a folder without subfolders",
-            )
 
     def _too_many_images(self) -> Iterator[tuple[Key, str]]:
         """What is asked of more images than are evaluated."""

@@ -9,7 +9,7 @@ from ptq2themoon.vocabulary.stages.origin import DrawCalibration
 
 def main(job: DrawCalibration) -> None:
     preprocessing = Preprocessing.read(job.info)
-    source = open_source(job.kind, job.source, job.classes)
+    source = open_source(job.kind, job.source, job.classes, job.class_order)
     with Stage.of(job, extra=source.identity()) as stage:
         temporary = stage.temporary(job.out)
         report = draw_calibration(source, preprocessing, job.images, job.seed, temporary, job.threads)

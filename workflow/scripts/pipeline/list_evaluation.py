@@ -15,7 +15,7 @@ from ptq2themoon.vocabulary.stages.origin import ListEvaluation
 
 def main(job: ListEvaluation) -> None:
     num_classes = read(job.info, ModelInfo).num_classes
-    source = open_source(job.kind, job.source, job.classes)
+    source = open_source(job.kind, job.source, job.classes, job.class_order)
     with Stage.of(job, extra=source.identity()) as stage:
         rows, report = list_evaluation(source, num_classes, job.most, job.threads)
         write_manifest(stage.temporary(job.out), rows)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.job import Input, Job, Setting
-from ptq2themoon.vocabulary.model_parameters import FILE_KINDS
+from ptq2themoon.vocabulary.model_source import FILE_KINDS
 from ptq2themoon.vocabulary.recipes import load_recipe
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.image_folders import ClassOrder
 from ptq2themoon.vocabulary.job import Input, Job, Machine, Output, Setting
 from ptq2themoon.vocabulary.model_source import ONNX, Exporter, PreprocessingChanges, Source
 from ptq2themoon.vocabulary.stages.common import EvaluationSource, OnDataset, dataset
@@ -91,6 +92,10 @@ class _Listing(OnDataset):
         None
     )
     """imagenet: class folders by WordNet id or index."""
+    class_order: Annotated[
+        ClassOrder | None, Setting(lambda params, wildcards: dataset(params, wildcards).class_order)
+    ] = None
+    """string or natural: what orders class folders, and so their labels."""
     info: Annotated[Path, Input(layout.MODEL_INFO)]
     """model.json of the model."""
     threads: Annotated[int | None, Machine("{threads}")] = None
@@ -98,7 +103,8 @@ class _Listing(OnDataset):
 
     def parameters(self) -> dict[str, Any]:
         found = super().parameters()
-        return found if self.classes else {key: value for key, value in found.items() if key != "classes"}
+        unsaid = {key for key in ("classes", "class_order") if getattr(self, key) is None}
+        return {key: value for key, value in found.items() if key not in unsaid}
 
 
 class DrawCalibration(_Listing):

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ptq2themoon.vocabulary.class_folders import class_folders
+from ptq2themoon.vocabulary.image_folders import class_folders
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.model_source import LOCAL, ONNX
 from ptq2themoon.vocabulary.parameters import Params

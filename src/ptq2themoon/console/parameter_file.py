@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from ptq2themoon.vocabulary.image_folders import class_folders
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.image_folders import entries
 from ptq2themoon.vocabulary.model_source import LOCAL, ONNX
 from ptq2themoon.vocabulary.parameters import Params
 
@@ -110,8 +110,7 @@ def kind_of(images: Path) -> tuple[str, int]:
             return "csv", sum(1 for line in lines if line.strip()) - 1
     if not images.is_dir():
         raise UserError(f"{images}: no folder of images, and no CSV of paths and labels")
-    folders = [images / name for name in class_folders(images)] or [images]
-    count = sum(1 for folder in folders for path in folder.rglob("*") if path.is_file())
+    count = sum(1 for entry in entries(images) if not entry.passed_over)
     if not count:
         raise UserError(f"{images}: no images")
     return "folder", count

@@ -57,8 +57,6 @@ PARTS = {"attention": (("qkv", "q", "k", "v", "proj"), "softmax"), "mlp": (("fc1
 class Liu2021Settings(GridSettings):
     """What is tried, how attention's order counts, and the budget of mixed precision."""
 
-    rounds: Annotated[int, Field(ge=0)] = 2
-    """How often weights and inputs take turns at most; 0: nothing is searched."""
     gamma: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the loss of attention's order; 0: similarity alone."""
     theta: Annotated[float, Field(ge=0)] = 0.0

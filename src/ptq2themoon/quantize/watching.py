@@ -95,7 +95,8 @@ def _with_gradients(
         for part in floating.parts(images):
             seen = _run(program, floating.input_name, part.to(floating.device), operators, generator)
             with torch.inference_mode(), quiet_ppq():
-                for name, (inputs, output, gradient) in seen.items():
+                for name in [*seen]:  # what was visited makes room before the next part is run
+                    inputs, output, gradient = seen.pop(name)
                     weight = gradient.square()
                     sizes[name] += float(weight.sum())
                     visit(Seen(name, steps[name].forward, inputs, output, weight))

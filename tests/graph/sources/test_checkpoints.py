@@ -162,7 +162,31 @@ def test_an_older_layout(tmp_path: Path, swin: State, prefix: str, more: State) 
 def test_no_weight_is_resized_in_silence(tmp_path: Path) -> None:
     other = old(randomised(made(SWIN, SWIN_TINY, window_size=8)).state_dict())
     torch.save(other, tmp_path / "w.pth")
-    assert "weights of another architecture" in refusal(tmp_path / "w.pth", name=SWIN, arguments=SWIN_TINY)
+    message = refusal(tmp_path / "w.pth", name=SWIN, arguments=SWIN_TINY)
+    assert "names of other code, by which timm would resize or merge weights (" in message
+    assert "relative_position_bias_table from [225, " in message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda weight: weight.to(torch.int8), "head.weight is of int8 (torch.strided, cpu)"),
+        (lambda weight: weight.to_sparse(), "head.weight is of float32 (torch.sparse_coo, cpu)"),
+        (lambda weight: weight.to("meta"), "head.weight is of float32 (torch.strided, meta)"),
+        (lambda weight: weight.to(torch.complex64), "head.weight is of complex64"),
+    ],
+)
+def test_weights_that_are_no_plain_numbers(
+    tmp_path: Path, state: State, change: Callable[[torch.Tensor], torch.Tensor], said: str
+) -> None:
+    torch.save({**state, "head.weight": change(state["head.weight"])}, tmp_path / "w.pth")
+    assert said in refusal(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions(tmp_path: Path, state: State, kind: torch.dtype) -> None:
+    torch.save({key: value.to(kind) for key, value in state.items()}, tmp_path / "w.pth")
+    read(tmp_path / "w.pth", {key: value.to(kind).float() for key, value in state.items()})
 
 
 def test_a_rotary_table_of_other_arguments(

@@ -49,7 +49,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     whole = {place: state for place, state in named.items() if not any(_differences(model, state))}
     if not whole:
         state = _most_alike(named, wanted)
-        state = _converted(model, state) or state
+        state = _converted(model, state, path) or state
         if any(_differences(model, state)):
             hint = "; it is one of several files: give the index beside it" if SHARD.search(path.name) else ""
             raise UserError(f"{path}: {_other_keys(state, wanted, heads)}{hint}")
@@ -58,6 +58,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
     wrong = [key for key, value in wanted.items() if key in state and value.shape != state[key].shape]
     if wrong:
         raise UserError(f"{path}: {_other_shapes(model, state, wanted, wrong)}")
+    odd = [key for key, value in wanted.items() if key in state and not _is_number(value, state[key])]
+    if odd:
+        first = state[odd[0]]
+        kind = f"{str(first.dtype).removeprefix('torch.')} ({first.layout}, {first.device})"
+        raise UserError(
+            f"{path}: {odd[0]} is of {kind}, as of a quantized or unfinished model; "
+            "give its weights in floating point"
+        )
     _compare_tables(model, state, path)
     model.load_state_dict({key: state.get(key, value) for key, value in wanted.items()})
 
@@ -112,8 +120,18 @@ def _chosen(whole: Mapping[str, State], wanted: State, path: Path) -> State:
     return first
 
 
-def _converted(model: nn.Module, state: State) -> State | None:
-    """Weights by timm's names; None where timm knows no others, or would resize what does not fit."""
+def _is_number(own: Tensor, theirs: Tensor) -> bool:
+    """Whether a tensor holds plain numbers that can stand for the model's own."""
+    plain = theirs.layout == torch.strided and not theirs.is_meta and not theirs.is_quantized
+    return plain and (theirs.is_floating_point() or not own.is_floating_point())
+
+
+def _converted(model: nn.Module, state: State, path: Path) -> State | None:
+    """Weights by timm's names; None where timm knows no others.
+
+    Raises:
+        UserError: timm would resize or merge weights, which nobody asked for.
+    """
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return None
@@ -121,8 +139,18 @@ def _converted(model: nn.Module, state: State) -> State | None:
         found: dict[str, Tensor] = dict(convert(dict(state), model))
     except FOREIGN:
         return None
-    if any(_differences(model, found)) or _size(found) != _size(state):
+    if any(_differences(model, found)):
         return None
+    if _size(found) != _size(state):
+        changed = [key for key in found if key in state and found[key].shape != state[key].shape]
+        what = "their number"
+        if changed:
+            key = changed[0]
+            what = f"{key} from {list(state[key].shape)} to {list(found[key].shape)}"
+        raise UserError(
+            f"{path}: names of other code, by which timm would resize or merge weights ({what}); give the "
+            "sizes of its training as `arguments`, or convert it with timm and save model.state_dict()"
+        )
     return found
 
 

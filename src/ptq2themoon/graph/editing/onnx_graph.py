@@ -198,6 +198,13 @@ def tensor_shapes(model: onnx.ModelProto, batch: int | None = None) -> Shapes:
     return shapes
 
 
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """How many images a graph takes; None: any number."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    sizes = [v.type.tensor_type.shape.dim for v in model.graph.input if v.name not in constants]
+    return sizes[0][0].dim_value or None if sizes and sizes[0] else None
+
+
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     """Type of the elements of every tensor that inference can tell, by TensorProto's numbers."""
     inferred = _inferred(model, None)

@@ -1,4 +1,4 @@
-"""Images in another dimension than the first, alone or with heads: any batch, whatever the file was written for."""
+"""Images in another dimension than the first, alone or with heads: any batch, whoever wrote the file."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ class Encoder(nn.Module):
         self.images_first = images_first
         self.patches, self.head = nn.Conv2d(1, 24, 4, 4), nn.Linear(24, 5)
         self.token, self.places = nn.Parameter(torch.zeros(1, 1, 24)), nn.Parameter(torch.zeros(1, 17, 24))
-        made = nn.TransformerEncoderLayer(
-            24, 3, 48, activation="gelu", batch_first=images_first, norm_first=True
-        )
+        options = {"activation": "gelu", "batch_first": images_first, "norm_first": True}
+        made = nn.TransformerEncoderLayer(24, 3, 48, **options)
         self.layers = nn.TransformerEncoder(made, 2, enable_nested_tensor=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -152,5 +151,5 @@ class Mixed(nn.Module):
 
 
 def test_images_that_change_each_other() -> None:
-    with pytest.raises(UserError, match="works across the images.*export the model with a batch of one"):
+    with pytest.raises(UserError, match=r"works across the images.*export the model with a batch of one"):
         normalise(to_onnx(Mixed(), (2, 1, 16, 16), dynamic_batch=False))

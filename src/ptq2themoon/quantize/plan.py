@@ -88,8 +88,7 @@ def _operands(node: Node) -> Iterable[tuple[Operand, int]]:
 
 def _is_hidden(node: Node, operand: Operand, position: int) -> bool:
     """Whether the tensor holds scores that a mask hides."""
-    hidden = node.hidden_outputs if operand == "output" else node.hidden_inputs
-    return position < len(hidden) and hidden[position]
+    return position in (node.hidden_outputs if operand == "output" else node.hidden_inputs)
 
 
 def _tensor(node: Node, operand: Operand, position: int, spec: TensorSpec) -> QuantizedTensor:

@@ -12,7 +12,7 @@ from onnx import NodeProto, TensorProto, helper, inliner, numpy_helper
 
 from ptq2themoon.vocabulary.errors import UserError
 
-Proto = TypeVar("Proto", onnx.ModelProto, onnx.NodeProto)
+Proto = TypeVar("Proto", onnx.ModelProto, onnx.GraphProto, onnx.NodeProto)
 Shapes = dict[str, tuple[int | str, ...]]  # a dimension is a number, or a name
 STANDARD_DOMAINS = ("", "ai.onnx")
 LIGHT = 1024  # elements; no constant that decides a shape has more

@@ -25,6 +25,7 @@ from ptq2themoon.graph.editing.onnx_graph import (
     tensor_shapes,
 )
 from ptq2themoon.graph.forms.attention_scale import rewrite_scale
+from ptq2themoon.graph.forms.einsum import rewrite_einsums
 from ptq2themoon.graph.forms.free_batch import free_batch, set_batch
 from ptq2themoon.graph.forms.images_axis import UntoldImages
 from ptq2themoon.graph.forms.linear_form import rewrite_linear
@@ -77,7 +78,7 @@ def normalise(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _at_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     """The model for so many images, without shape arithmetic."""
-    return _rewrite(to_float32(fold_constants(_fix_batch(model, batch))), batch)
+    return _rewrite(rewrite_einsums(to_float32(fold_constants(_fix_batch(model, batch)))), batch)
 
 
 def _batch_of(model: onnx.ModelProto, graph_input: str) -> tuple[int, bool]:

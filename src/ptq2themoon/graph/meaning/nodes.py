@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -32,8 +31,8 @@ class Node:
     output_ranks: list[int]
     transposed_weight: bool
     is_last: bool = False
-    hidden_inputs: Sequence[bool] = ()
-    hidden_outputs: Sequence[bool] = ()
+    hidden_inputs: frozenset[int] = frozenset()
+    hidden_outputs: frozenset[int] = frozenset()
 
 
 def read_nodes(model: onnx.ModelProto) -> dict[str, Node]:
@@ -53,8 +52,8 @@ def read_nodes(model: onnx.ModelProto) -> dict[str, Node]:
             output_ranks=[_rank(shapes, node, name) for name in node.output],
             transposed_weight=holds_out_in(node),
             is_last=node.name in last,
-            hidden_inputs=[name in hidden for name in node.input],
-            hidden_outputs=[name in hidden for name in node.output],
+            hidden_inputs=frozenset(i for i, name in enumerate(node.input) if name in hidden),
+            hidden_outputs=frozenset(i for i, name in enumerate(node.output) if name in hidden),
         )
         for node in model.graph.node
     }

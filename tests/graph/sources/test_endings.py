@@ -13,6 +13,7 @@ from onnx import GraphProto, TensorProto, helper
 from tiny_models import random_images, randomised, run_all, tiny_module, to_onnx
 from torch import Tensor, nn
 
+from ptq2themoon.graph.forms.normalise import normalise
 from ptq2themoon.graph.sources.exporting import export
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.model_info import ModelInfo
@@ -213,3 +214,33 @@ def test_random_values(tmp_path: Path) -> None:
 class Noise(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images + torch.randn_like(images)
+
+
+# Channels last ---------------------------------------------------------------------------------------
+
+
+class Rows(nn.Module):
+    """Takes [B, H, W, C], as TensorFlow's models do, and normalises there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = tiny_module(in_chans=3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(((images - 0.5) / 0.25).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_channels_last(dynamic: bool, tmp_path: Path) -> None:
+    module = Rows().eval()
+    onnx.save(to_onnx(module, (1, 16, 16, 3), dynamic_batch=dynamic), tmp_path / "mine.onnx")
+    source = Source(f"onnx:{tmp_path}/mine.onnx", preprocessing={"mean": [0.0], "std": [1.0]})
+    info = export(source, "torchscript", 13, tmp_path / "model.onnx")
+    assert info.input_size == [3, 16, 16]
+    images = random_images(2 if dynamic else 1, 3, 16, 16)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(images).permute(0, 2, 3, 1)).numpy()
+    written = onnx.load(tmp_path / "model.onnx")
+    np.testing.assert_allclose(run_all(written, images)[0], expected, atol=1e-5)
+    kinds = [node.op_type for node in normalise(written).graph.node]
+    assert kinds[0] == "Conv"

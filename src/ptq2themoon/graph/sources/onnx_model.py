@@ -19,6 +19,7 @@ from ptq2themoon.graph.editing.onnx_graph import (
     inline_functions,
     live_nodes,
 )
+from ptq2themoon.graph.sources.channels_last import take_channels_first
 from ptq2themoon.graph.sources.endings import refuse_choices, say_outputs, to_logits
 from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.graph.sources.repairs import repaired
@@ -58,6 +59,7 @@ def read_foreign(path: Path, spec: Source) -> Foreign:
             that are not ONNX's own, or not of one image input [B, C, H, W].
     """
     original = read_graph(path, lambda found: repaired(found, path))
+    take_channels_first(original)
     model = inline_functions(original)
     _check_numbers(model, path)
     _check_operators(model, path)

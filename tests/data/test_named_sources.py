@@ -152,6 +152,11 @@ def test_a_label_of_a_csv_beyond_the_head(flat: Path) -> None:
     assert "13 classes, but the model tells 10 apart (num_classes); give images of the classes" in message
 
 
+def test_two_classes_of_a_model_of_one_logit(flat: Path) -> None:
+    message = refusal("csv", write_list(flat, ["0.png,1"]), head=1)
+    assert "2 classes, but the model gives one logit, as for yes or no; say `classifier: false`" in message
+
+
 # --- ImageNet
 
 

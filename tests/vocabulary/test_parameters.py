@@ -81,7 +81,7 @@ def test_what_may_be_left_out_has_the_value_of_the_file() -> None:
     mapping = copy.deepcopy(DEFAULT)
     for key in ("errors", "attention", "plots", "device"):
         del mapping[key]
-    for key in ("checkpoint", "arguments", "exporter", "opset", "preprocessing", "classifier"):
+    for key in ("checkpoint", "arguments", "exporter", "opset", "preprocessing", "classifier", "output"):
         del mapping["models"]["demo"][key]
     assert params(mapping) == params(DEFAULT)
 

@@ -53,6 +53,11 @@ def check_classes(source: Source, num_classes: int | None) -> None:
     if isinstance(source, FolderSource):
         source.check_order()
     found = max(source.classes or 0, int(source.labels.max()) + 1)
+    if num_classes == 1 and found > 1:
+        raise UserError(
+            f"{source.path}: {found} classes, but the model gives one logit, as for yes or no; "
+            "say `classifier: false` of the model, or export it with a logit for each class"
+        )
     if found > num_classes or (source.classes and source.classes != num_classes):
         raise UserError(
             f"{source.path}: {found} classes, but the model tells {num_classes} apart (num_classes); "

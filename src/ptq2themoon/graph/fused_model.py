@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx
 
+from ptq2themoon.graph.editing.onnx_graph import fixed_batch
 from ptq2themoon.graph.meaning.fusion_record import FusionReport
 from ptq2themoon.graph.meaning.nodes import Node, read_nodes
 from ptq2themoon.graph.sources.onnx_files import read_graph
@@ -77,6 +78,10 @@ class FusedModel:
     def sha256(self) -> str:
         """Of fused.onnx: what files made for this graph record."""
         return sha256(self.path)
+
+    def at_once(self, images: int) -> int:
+        """How many images run together: so many, unless the graph takes another number."""
+        return fixed_batch(self.graph) or images
 
     def check_parameters(self, qparams: Sequence[Path]) -> None:
         """Refuse quantization parameters (qparams.json first) that were made for another graph."""

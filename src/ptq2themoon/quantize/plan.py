@@ -59,6 +59,8 @@ def plan(
         for operand, position in _operands(nodes[operator.name]):
             if operand == "output" and recipe.activations == "once" and not nodes[operator.name].is_last:
                 continue  # its readers quantize it
+            if _is_hidden(nodes[operator.name], operand, position):
+                continue  # a scale for what a mask hides leaves the scores no steps
             spec = recipe.spec(operator, operand, weight_bits, activation_bits, position)
             if spec.quantize:
                 tensors.append(_tensor(nodes[operator.name], operand, position, spec))
@@ -82,6 +84,11 @@ def _operands(node: Node) -> Iterable[tuple[Operand, int]]:
             yield ("bias" if position == BIAS else "weight"), position
     for position in range(len(node.output_ranks)):
         yield "output", position
+
+
+def _is_hidden(node: Node, operand: Operand, position: int) -> bool:
+    """Whether the tensor holds scores that a mask hides."""
+    return position in (node.hidden_outputs if operand == "output" else node.hidden_inputs)
 
 
 def _tensor(node: Node, operand: Operand, position: int, spec: TensorSpec) -> QuantizedTensor:

@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
+from ptq2themoon.graph.editing.onnx_graph import fixed_batch, tensor_shapes
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.ppq_compat import build_graph, core, executor, ir, quiet_ppq
 from ptq2themoon.ppq_operators import missing
@@ -57,7 +57,8 @@ class SimulatedModel:
         source: Path | str = "the graph",
     ) -> None:
         self._graph = _load(model, source)
-        self._at_once = _images_at_once(model) if engine == "program" and device == "cpu" else None
+        fast = _images_at_once(model) if engine == "program" and device == "cpu" else None
+        self._at_once = fixed_batch(model) or fast
         self._programs: dict[Hashable, tuple[Program, Quantizers]] = {}
         self._of_operators: dict[Hashable, tuple[Program, Quantizers]] = {}
         self._items = {item.operator.name: item for item in quantized}
@@ -121,7 +122,7 @@ class SimulatedModel:
         return torch.cat([self._whole(part.to(self.device), hooks) for part in parts])
 
     def parts(self, images: Tensor) -> Sequence[Tensor]:
-        """The images in parts that run fast."""
+        """The images in parts that run fast, or that the graph takes."""
         return images.split(self._at_once) if self._at_once else [images]
 
     def _whole(self, images: Tensor, hooks: Mapping[str, Hook] | None) -> Tensor:

@@ -33,9 +33,8 @@ class Bench:
         at_least(1, job.images, "--images")
         fused = FusedModel.open(job.model)
         images = evaluated_images(job.manifest, fused.info, source, job.batch_size, job.images)
-        calibration = calibration_batches(
-            job.calibration, images.batches.preprocessing, job.calibration_batch_size
-        )
+        at_once = fused.at_once(job.calibration_batch_size)
+        calibration = calibration_batches(job.calibration, images.batches.preprocessing, at_once)
         spec = attention_spec(fused.report.attention, job.block)
         whole = Reference.load(job.reference, reference_of(fused.sha256, job.manifest, spec))
         reference = whole.at(images.indices)

@@ -44,6 +44,8 @@ class Model(Strict):
     """Values that replace timm's; an ONNX file needs `mean` and `std`."""
     classifier: bool = True
     """`false`: the outputs are features, whatever their shape."""
+    output: str | None = None
+    """Of an ONNX file with several outputs, the one to take; else that named `logits`, or the first."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, what is wrong there) of values that do not go with each other."""
@@ -56,6 +58,8 @@ class Model(Strict):
             if missing:
                 yield "preprocessing", f"{' and '.join(missing)} missing; an ONNX file does not tell them"
             return
+        if self.output is not None:
+            yield "output", "for an ONNX file; a timm model has one, leave it out"
         if self.checkpoint is not None and (problem := name_problem(self.checkpoint)):
             yield "checkpoint", problem
         if problem := opset_problem(self.exporter, self.opset):

@@ -113,6 +113,7 @@ class Source:
         arguments: of timm.create_model.
         preprocessing: values that replace timm's.
         classifier: False when the outputs are features even if they look like logits.
+        output: the one to take of an ONNX file's several.
     """
 
     source: str
@@ -120,6 +121,7 @@ class Source:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     classifier: bool = True
+    output: str | None = None
 
     @property
     def onnx_file(self) -> Path | None:

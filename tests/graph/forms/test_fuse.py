@@ -179,7 +179,6 @@ def plain(name: str) -> dict[str, np.ndarray]:
     [
         ({"mean": "mean = ReduceMean <axes = [-2]> (x)"}, {}, ()),
         ({"mean": "mean = ReduceMean <axes = [-2, -1]> (x)"}, {}, ()),
-        ({"mean": "mean = ReduceMean (x)"}, {}, ()),
         ({"mean": "mean = ReduceMax <axes = [-1]> (x)"}, {}, ()),
         ({"mean": "other = Neg (x)\nmean = ReduceMean <axes = [-1]> (other)"}, {}, ()),
         ({"sub": "centred = Sub (mean, x)"}, {}, ()),

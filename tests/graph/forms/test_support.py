@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from tiny_models import random_images, run_all, tiny_module, to_onnx, written
 
 from ptq2themoon.graph.forms.fuse import fuse
@@ -77,7 +77,7 @@ def test_a_branch_that_is_known_is_taken(condition: int, taken: str) -> None:
 def test_an_opset_without_an_equal_is_refused() -> None:
     model = written("y = Neg (x)", {})
     model.opset_import[0].version = 999
-    with pytest.raises(UserError, match=r"opset 999 .* export it at opset 20"):
+    with pytest.raises(UserError, match=r"opset 999 .* export it at opset 17"):
         normalise(model)
 
 
@@ -111,3 +111,27 @@ def test_ppq_has_the_gelu_of_torch(tmp_path: Path) -> None:
         onnx.save(model, tmp_path / "gelu.onnx")
         got = SimulatedModel(onnx.load(tmp_path / "gelu.onnx"), "cpu")(x)
         assert torch.equal(got, torch.nn.functional.gelu(x, approximate=approximate))
+
+
+def test_branches_whose_names_are_the_same() -> None:
+    """A branch is a scope of its own; a branch within it too."""
+
+    def conditional(source: str, out: str, within: bool) -> NodeProto:
+        if within:
+            nodes, constants = [conditional(source, "result", False)], []
+        else:
+            nodes, constants = [helper.make_node("Mul", [source, "factor"], ["result"])], [factor]
+        branch = helper.make_graph(nodes, "branch", [], [result], constants)
+        return helper.make_node("If", ["always"], [out], f"to_{out}", then_branch=branch, else_branch=branch)
+
+    factor = numpy_helper.from_array(np.float32(3), "factor")
+    result = helper.make_tensor_value_info("result", TensorProto.FLOAT, None)
+    model = written("y = Identity (x)", {"always": np.array(True)})
+    model.graph.ClearField("node")
+    model.graph.node.extend([
+        conditional("x", "first", False), conditional("first", "second", True),
+        conditional("second", "y", False),
+    ])  # fmt: skip
+    images = random_images(2, 4, 8)
+    (found,) = run_all(normalise(model), images)
+    np.testing.assert_allclose(found, 27 * images, rtol=1e-6)

@@ -281,3 +281,29 @@ def test_outlines() -> None:
         "4 blocks of width 16 to"
     )
     assert outline(state_of(VIT, **TINY)) == "2 blocks of width 32"
+
+
+# Exporters -------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_keeps_tensors_of_its_first_run(tmp_path: Path) -> None:
+    """ConViT: the check before the export must not leave it tensors that cannot be exported."""
+    arguments = {"depth": 3, "local_up_to_layer": 2, "embed_dim": 8, "num_heads": 2, "img_size": 32}
+    save_file(state_of("convit_tiny", **arguments), tmp_path / "w.safetensors")
+    options = {"source": "convit_tiny", "checkpoint": "w.safetensors", "arguments": arguments}
+    info = exported(tmp_path, **options, preprocessing={"input_size": [3, 32, 32]})
+    assert info["num_classes"] == 1000
+
+
+def test_an_operator_that_one_exporter_lacks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """AIMv2's RMSNorm: the line names the exporter that has it, and torch's own libraries say nothing."""
+    name, arguments = "aimv2_large_patch14_224", {**SMALL, "img_size": 28, "num_classes": 5}
+    save_file(state_of(name, **arguments), tmp_path / "w.safetensors")
+    options = {"source": name, "checkpoint": "w.safetensors", "arguments": arguments}
+    options["preprocessing"] = {"input_size": [3, 28, 28]}
+    line = refused(tmp_path, **options)
+    assert "aten::rms_norm" in line
+    assert line.endswith("; try the other exporter: `exporter: dynamo, opset: 18`")
+    assert capfd.readouterr().out == ""
+    info = exported(tmp_path, **options, exporter="dynamo", opset=18)
+    assert (info["exporter"], info["num_classes"]) == ("dynamo", 5)

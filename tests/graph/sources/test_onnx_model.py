@@ -131,7 +131,14 @@ def test_one_of_several_outputs(tmp_path: Path) -> None:
     both.CopyFrom(model)
     both.graph.ClearField("output")
     both.graph.output.extend([value, logits])
-    info, written = exported(tmp_path, both)
+    status, said = export(tmp_path, both)
+    assert (status, said) == (
+        0,
+        f"warning: mine.onnx: output 'logits' is taken, not {hidden!r}; "
+        "`output: NAME` of the model takes another\n",
+    )
+    info = json.loads((tmp_path / "out/model.json").read_text())
+    written = onnx.load(tmp_path / "out/model.onnx")
     assert (info["output_name"], info["other_outputs"]) == ("logits", [hidden])
     assert [item.name for item in written.graph.output] == ["logits"]
 

@@ -19,7 +19,7 @@ def main(job: Calibrate) -> None:
     device = resolve_device(job.device)
     with Stage.of(job, device=device) as stage:
         fused = FusedModel.open(job.model)
-        batches = calibration_batches(job.images, Preprocessing.of(fused.info), job.batch_size)
+        batches = calibration_batches(job.images, Preprocessing.of(fused.info), fused.at_once(job.batch_size))
         model = quantize(fused.graph, fused.operators, recipe, bits, batches, device, job.seed)
         header = Header(
             recipe=recipe.name,

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 
 from ptq2themoon.data import Preprocessing, calibration_batches
-from ptq2themoon.graph.editing.onnx_run import TOLERANCE, run_onnx
+from ptq2themoon.graph.editing.onnx_run import run_onnx, tolerated
 from ptq2themoon.graph.forms.fuse import fuse
 from ptq2themoon.graph.forms.normalise import normalise
 from ptq2themoon.graph.meaning.fusion_record import fusion_report
@@ -24,9 +24,10 @@ def check_logits(original: onnx.ModelProto, fused: onnx.ModelProto, images: np.n
     if not np.isfinite(expected).all():
         raise UserError("the model gives logits that are not finite on the calibration images")
     difference = float(np.abs(run_onnx(fused, images) - expected).max())
-    if not difference <= TOLERANCE:
+    most = tolerated(expected)
+    if not difference <= most:
         raise UserError(
-            f"the fused graph's logits differ by {difference:.2g} (> {TOLERANCE}); nothing is written"
+            f"the fused graph's logits differ by {difference:.2g} (> {most:.2g}); nothing is written"
         )
     return difference
 

@@ -35,14 +35,14 @@ def main(job: OperatorErrors) -> None:
         everywhere = range(len(manifest))
         of_outputs = spread(everywhere, job.images, "--images", job.manifest)
         of_logits = spread(everywhere, job.logits_images, "--logits-images", job.manifest)
-        preprocessing = Preprocessing.of(fused.info)
+        preprocessing, at_once = Preprocessing.of(fused.info), fused.at_once(job.batch_size)
 
         def images(indices: Sequence[int]) -> Iterator[Tensor]:
             rows = [manifest[index] for index in indices]
-            return (x for x, _ in batches(rows, source, preprocessing, job.batch_size))
+            return (x for x, _ in batches(rows, source, preprocessing, at_once))
 
         whole = Reference.load(job.reference, reference_of(fused.sha256, job.manifest))
-        known = whole.at(of_logits).batches(job.batch_size)
+        known = whole.at(of_logits).batches(at_once)
         quantized = read_qparams(*job.qparams).model(fused.graph)
         model = simulated(quantized, device, source=fused.path)
         floating = SimulatedModel(quantized.rewritten, device, source=fused.path)

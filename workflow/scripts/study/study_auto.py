@@ -29,9 +29,10 @@ def main(job: StudyAuto) -> None:
     base, channelwise = load_recipe(job.base), load_recipe(job.channelwise)
     with Stage.of(job, device=device, extra={"bits": bits}) as stage:
         fused = FusedModel.open(job.model)
-        calibration = calibration_batches(job.calibration, Preprocessing.of(fused.info), job.batch_size)
-        few = torch.cat(list(islice(calibration, -(-job.images // job.batch_size))))[: job.images]
-        batches = few.split(job.batch_size)
+        at_once = fused.at_once(job.batch_size)
+        calibration = calibration_batches(job.calibration, Preprocessing.of(fused.info), at_once)
+        few = torch.cat(list(islice(calibration, -(-job.images // at_once))))[: job.images]
+        batches = few.split(at_once)
         subject = Subject(fused, device)
         # Quantized once, an activation is per channel where its reader is, whatever makes it.
         base, channelwise = (subject.read_as(recipe, "once") for recipe in (base, channelwise))

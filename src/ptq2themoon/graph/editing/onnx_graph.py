@@ -12,7 +12,7 @@ from onnx import NodeProto, TensorProto, helper, inliner, numpy_helper
 
 from ptq2themoon.vocabulary.errors import UserError
 
-Proto = TypeVar("Proto", onnx.ModelProto, onnx.NodeProto)
+Proto = TypeVar("Proto", onnx.ModelProto, onnx.GraphProto, onnx.NodeProto)
 Shapes = dict[str, tuple[int | str, ...]]  # a dimension is a number, or a name
 STANDARD_DOMAINS = ("", "ai.onnx")
 LIGHT = 1024  # elements; no constant that decides a shape has more
@@ -196,6 +196,13 @@ def tensor_shapes(model: onnx.ModelProto, batch: int | None = None) -> Shapes:
             d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims
         )
     return shapes
+
+
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """How many images a graph takes; None: any number."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    sizes = [v.type.tensor_type.shape.dim for v in model.graph.input if v.name not in constants]
+    return sizes[0][0].dim_value or None if sizes and sizes[0] else None
 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:

@@ -14,7 +14,7 @@ import onnxruntime
 
 from ptq2themoon.vocabulary.errors import UserError
 
-TOLERANCE = 1e-4  # largest difference of an output between two forms of one model
+TOLERANCE = 1e-4  # largest difference of an output of scale 1 between two forms of one model
 INTEGER_KERNELS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "QLinearConv", "DynamicQuantizeMatMul")
 FLOAT_KERNELS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv")
 Runner = Callable[[np.ndarray], np.ndarray]  # images [B, C, H, W] to the first output [B, ...], float32
@@ -102,6 +102,14 @@ def run_onnx(model: Path | onnx.ModelProto, images: np.ndarray, at_once: int | N
         raise UserError(
             f"ONNX Runtime cannot run the graph on {list(images.shape)} ({_reason(error)})"
         ) from error
+
+
+def tolerated(outputs: np.ndarray) -> float:
+    """How far another form of the model may be from these outputs: by more, the larger they are.
+
+    Where they are small, as far as if they had a root mean square of 1.
+    """
+    return TOLERANCE * max(1.0, float(np.sqrt(np.square(outputs, dtype=np.float64).mean())))
 
 
 def _filled(images: np.ndarray, size: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, helper
+from onnx import NodeProto
 from onnx.reference import ReferenceEvaluator
 
 from ptq2themoon.graph.editing.onnx_graph import (
@@ -25,7 +25,11 @@ from ptq2themoon.graph.editing.onnx_graph import (
     tensor_shapes,
 )
 from ptq2themoon.graph.forms.attention_scale import rewrite_scale
+from ptq2themoon.graph.forms.einsum import rewrite_einsums
+from ptq2themoon.graph.forms.free_batch import free_batch, set_batch
+from ptq2themoon.graph.forms.images_axis import UntoldImages
 from ptq2themoon.graph.forms.linear_form import rewrite_linear
+from ptq2themoon.graph.forms.masks import rewrite_masks
 from ptq2themoon.graph.forms.numbers import to_float32
 from ptq2themoon.graph.forms.old_opsets import restore_softmax
 from ptq2themoon.graph.forms.stem import fold_image_steps
@@ -35,16 +39,17 @@ from ptq2themoon.graph.forms.support import (
     check_types,
     to_opset,
 )
-from ptq2themoon.graph.forms.tied_batch import untie_constants
+from ptq2themoon.progress import warn
 from ptq2themoon.vocabulary.errors import UserError
 
 FUSED_OPSET = 20  # the first that has both LayerNormalization (17) and Gelu (20)
 MINIMUM_IR = 9  # of opset 20
-BATCH = "batch"
 
 
 def normalise(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same function at opset 20, folded, its first dimension named `batch`.
+
+    A graph of one image that does not tell which dimension carries it stays one of one image, with a warning.
 
     Raises:
         UserError: a graph with several inputs, or a batch dimension that cannot be freed.
@@ -54,18 +59,34 @@ def normalise(model: onnx.ModelProto) -> onnx.ModelProto:
     graph_inputs = Graph(model).inputs
     if len(graph_inputs) != 1:
         raise UserError(f"the model has {len(graph_inputs)} inputs {graph_inputs}; one image input is needed")
-    batch = _batch_of(model, graph_inputs[0])
-    model = fold_constants(_fix_batch(to_opset(model, FUSED_OPSET), batch))
-    model = _rewrite(to_float32(model), batch)
+    batch, is_free = _batch_of(model, graph_inputs[0])
+    converted = to_opset(model, FUSED_OPSET)
+    model = _at_batch(converted, batch)
     check_types(model)
-    return free_batch(model, batch)
+
+    def other() -> Shapes:
+        return tensor_shapes(_at_batch(converted, batch + 1)) if is_free else {}
+
+    try:
+        return free_batch(model, batch, other)
+    except UntoldImages as error:
+        if batch > 1:
+            raise UserError(f"{error}; export the model with a batch of one, or with a free one") from None
+        warn(f"{error}; the model runs one image at a time, which takes longer")
+        return model
 
 
-def _batch_of(model: onnx.ModelProto, graph_input: str) -> int:
-    """The images that a graph of fixed batch takes; 1 where it is free."""
+def _at_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """The model for so many images, without shape arithmetic."""
+    return _rewrite(rewrite_einsums(to_float32(fold_constants(_fix_batch(model, batch)))), batch)
+
+
+def _batch_of(model: onnx.ModelProto, graph_input: str) -> tuple[int, bool]:
+    """The images that a graph of fixed batch takes, 1 where it is free; and whether it is."""
     (value,) = (item for item in model.graph.input if item.name == graph_input)
     dims = value.type.tensor_type.shape.dim
-    return max(dims[0].dim_value, 1) if dims else 1
+    fixed = dims[0].dim_value if dims else 1
+    return max(fixed, 1), not fixed
 
 
 def _rewrite(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
@@ -76,6 +97,7 @@ def _rewrite(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
         rank = len(shapes.get(node.input[0], ())) if node.input else 0
         _last_axis(graph, node, rank)
         _global_pool(graph, node, rank)
+    rewrite_masks(graph, shapes)
     rewrite_linear(graph, shapes, batch)
     rewrite_scale(graph)
     return graph.finish()
@@ -113,24 +135,11 @@ def _global_pool(graph: Graph, node: NodeProto, rank: int) -> None:
         node.ClearField("attribute")
 
 
-def _set_batch(model: onnx.ModelProto, value: int | str) -> None:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    for item in [*model.graph.input, *model.graph.output]:
-        dims = item.type.tensor_type.shape.dim
-        if item.name in constants or not dims:
-            continue
-        dims[0].Clear()
-        if isinstance(value, int):
-            dims[0].dim_value = value
-        else:
-            dims[0].dim_param = value
-
-
 def _fix_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     fixed = copied(model)
     fixed.ir_version = max(fixed.ir_version, MINIMUM_IR)
     fixed.graph.ClearField("value_info")
-    _set_batch(fixed, batch)
+    set_batch(fixed, batch)
     return fixed
 
 
@@ -180,76 +189,3 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
         model = graph.finish()
         if not changed:
             return model
-
-
-def free_batch(model: onnx.ModelProto, batch: int = 1) -> onnx.ModelProto:
-    """Turn a graph of fixed batch into a graph of any batch.
-
-    The first dimension of every Reshape is recomputed from its input; a constant that is
-    concatenated to activations (class token, registers) is expanded to their batch; one that has rows
-    for each image is left with those of one.
-    """
-    graph, shapes = Graph(model), tensor_shapes(model)
-    for node in list(graph.nodes):
-        if node.op_type == "Reshape" and node.input[1] in graph.constants:
-            target = shapes.get(node.output[0])
-            if target is None or not all(isinstance(d, int) for d in target):
-                raise UserError(
-                    f"operator {node.name!r} (Reshape): its shape depends on the image; fix the input size"
-                )
-            free = np.array([-1, *target[1:]], dtype=np.int64)
-            node.input[1] = graph.add_constant(f"{node.output[0]}/shape", free)
-        elif node.op_type == "Expand":
-            _free_expand(graph, node, shapes)
-        elif node.op_type == "Resize":
-            _free_resize(graph, node, shapes)
-        elif node.op_type == "Concat":
-            _expand_constants(graph, node, batch)
-    freed = graph.finish()
-    _set_batch(freed, BATCH)
-    return untie_constants(freed, batch)
-
-
-def _free_expand(graph: Graph, expand: NodeProto, shapes: Shapes) -> None:
-    """Ask for one row where the tensor has all that are asked for: one row leaves them as they are."""
-    shape, source = graph.constants.get(expand.input[1]), shapes.get(expand.input[0], ())
-    if shape is not None and len(source) == len(shape) and source[0] == shape[0]:
-        free = np.array([1, *shape[1:]], dtype=np.int64)
-        expand.input[1] = graph.add_constant(f"{expand.output[0]}/shape", free)
-
-
-def _free_resize(graph: Graph, resize: NodeProto, shapes: Shapes) -> None:
-    """Tell scales instead of sizes, which count the images too."""
-    sizes = graph.constants.get(resize.input[3]) if len(resize.input) > 3 else None
-    known = [size for size in shapes.get(resize.input[0], ()) if isinstance(size, int)]
-    if sizes is None or len(sizes) != len(known):  # scales already, or sizes of some dimensions
-        return
-    scales = (sizes / known).astype(np.float32)
-    short = np.floor(scales.astype(np.float64) * known) < sizes  # by rounding
-    scales = np.where(short, np.nextafter(scales, np.float32(np.inf)), scales)
-    scales_name = graph.add_constant(f"{resize.output[0]}/scales", scales)
-    resize.input[:] = [*resize.input[:2], scales_name]
-
-
-def _expand_constants(graph: Graph, concat: NodeProto, batch: int) -> None:
-    activations = [name for name in concat.input if name not in graph.constants]
-    if not activations or attribute(concat, "axis") == 0:
-        return
-    for i, name in enumerate(concat.input):
-        value = graph.constants.get(name)
-        if value is None or value.ndim < 2 or value.shape[0] not in (1, batch) or (value != value[:1]).any():
-            continue
-        stem = f"{concat.output[0]}/{i}"
-        if value.shape[0] > 1:
-            name = graph.add_constant(f"{stem}/row", value[:1])
-        first = graph.add_constant(f"{stem}/first", np.array([0], dtype=np.int64))
-        rest = graph.add_constant(f"{stem}/rest", np.array(value.shape[1:], dtype=np.int64))
-        shape, images, to, out = (graph.free_tensor(f"{stem}/{k}") for k in ("shape", "batch", "to", "out"))
-        new = [
-            helper.make_node("Shape", [activations[0]], [shape], f"{stem}/Shape"),
-            helper.make_node("Gather", [shape, first], [images], f"{stem}/Gather", axis=0),
-            helper.make_node("Concat", [images, rest], [to], f"{stem}/Concat", axis=0),
-            helper.make_node("Expand", [name, to], [out], f"{stem}/Expand"),
-        ]
-        concat.input[i] = out
-        graph.replace([concat], [*new, concat])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import NodeProto, helper, numpy_helper, version_converter
 
-from ptq2themoon.graph.editing.onnx_graph import STANDARD_DOMAINS, Graph
+from ptq2themoon.graph.editing.onnx_graph import STANDARD_DOMAINS, Graph, all_nodes, copied, subgraphs
 from ptq2themoon.ppq_compat import core, executor
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -49,13 +49,26 @@ def check_types(model: onnx.ModelProto) -> None:
 
 
 def branch_taken(graph: Graph, node: NodeProto) -> list[NodeProto]:
-    """The nodes of the branch that an If of constant condition takes; its constants join the graph's."""
+    """The nodes of the branch that an If of constant condition takes; its constants join the graph's.
+
+    A branch's names are its own: another branch, or the graph, may have the same ones.
+    """
     taken = "then_branch" if graph.constants[node.input[0]].all() else "else_branch"
-    (branch,) = (item.g for item in node.attribute if item.name == taken)
-    graph.constants |= {tensor.name: numpy_helper.to_array(tensor) for tensor in branch.initializer}
-    outputs = zip(branch.output, node.output, strict=True)
+    (branch,) = (copied(item.g) for item in node.attribute if item.name == taken)
     stem = node.name or node.op_type
-    ends = [helper.make_node("Identity", [inner.name], [outer], f"{stem}/out") for inner, outer in outputs]
+    own = [tensor.name for tensor in branch.initializer]
+    own += [name for inner in branch.node for name in inner.output if name]
+    new = {name: graph.free_tensor(name) for name in own}
+    for inner in all_nodes(branch.node):
+        inner.input[:] = [new.get(name, name) for name in inner.input]
+        inner.output[:] = [new.get(name, name) for name in inner.output]
+    for within in [graph for inner in branch.node for graph in subgraphs(inner)]:
+        for value in within.output:
+            value.name = new.get(value.name, value.name)
+    graph.constants |= {new[tensor.name]: numpy_helper.to_array(tensor) for tensor in branch.initializer}
+    given = [new.get(value.name, value.name) for value in branch.output]
+    outputs = zip(given, node.output, strict=True)
+    ends = [helper.make_node("Identity", [inner], [outer], f"{stem}/out") for inner, outer in outputs]
     return [*branch.node, *ends]
 
 
@@ -94,7 +107,8 @@ def to_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     except Exception as error:  # the converter's errors have no type of their own
         reason = " ".join(str(error).split())
         raise UserError(
-            f"the model of opset {found} has no equal at opset {opset} ({reason}); export it at opset {opset}"
+            f"the model of opset {found} has no equal at opset {opset} ({reason}); "
+            "export it at opset 17, or another from 13 to 20"
         ) from None
     kept = [helper.make_opsetid("", opset)]
     converted.ClearField("opset_import")

@@ -157,20 +157,24 @@ class _Facts:
 
         self.walk.sources(self.graph.outputs[0], through)
         after = [node for node in after if node.name not in self.inside]
-        picked = {self._picked(n) for n in after if self.shapes.get(n.input[0], ())[1:2] == (tokens,)}
+        picked = {self._picked(node, axis) for node in after for axis in self._axes_of(node, tokens)}
         return {i for i in picked if i is not None}, any(n.op_type in POOLING_TYPES for n in after)
 
-    def _picked(self, node: NodeProto) -> int | None:
-        """The one token that a Gather or Slice along the second axis takes."""
+    def _axes_of(self, node: NodeProto, tokens: int | None) -> list[int]:
+        """The axis of the tokens in what it reads: [images, tokens, ...] or [tokens, images, ...]."""
+        shape = self.shapes.get(node.input[0], ())
+        return [axis for axis in (1, 0) if shape[axis : axis + 1] == (tokens,)][:1]
+
+    def _picked(self, node: NodeProto, axis: int) -> int | None:
+        """The one token that a Gather or Slice along the tokens' axis takes."""
         values = [self.graph.constants.get(name) for name in node.input[1:]]
         known = [value.reshape(-1).tolist() for value in values if value is not None]
         if len(known) < len(values) or not known:
             return None
-        if node.op_type == "Gather" and attribute(node, "axis", 0) == 1 and len(known[0]) == 1:
+        if node.op_type == "Gather" and attribute(node, "axis", 0) == axis and len(known[0]) == 1:
             return int(known[0][0])
-        if node.op_type == "Slice" and len(known) >= 3 and known[2] == [1] and known[1][0] - known[0][0] == 1:
-            return int(known[0][0])
-        return None
+        sliced = node.op_type == "Slice" and len(known) >= 3 and known[2] == [axis]
+        return int(known[0][0]) if sliced and known[1][0] - known[0][0] == 1 else None
 
 
 def _grid(sizes: tuple[int | str, ...]) -> PatchGrid | None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto
 
-from ptq2themoon.graph.editing.onnx_graph import Shapes, tensor_shapes
+from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, tensor_shapes
 from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT, data_inputs, holds_out_in
+from ptq2themoon.graph.forms.masks import hidden_tensors
 from ptq2themoon.vocabulary.errors import UserError
 
 
@@ -21,6 +22,7 @@ class Node:
         input_ranks, output_ranks: dimensions of each tensor.
         transposed_weight: whether a Gemm holds its weight as [out, in].
         is_last: whether the output is the model's, as it is or moved.
+        hidden_inputs, hidden_outputs: which tensors hold scores that a mask hides.
     """
 
     type: str
@@ -29,6 +31,8 @@ class Node:
     output_ranks: list[int]
     transposed_weight: bool
     is_last: bool = False
+    hidden_inputs: frozenset[int] = frozenset()
+    hidden_outputs: frozenset[int] = frozenset()
 
 
 def read_nodes(model: onnx.ModelProto) -> dict[str, Node]:
@@ -39,7 +43,7 @@ def read_nodes(model: onnx.ModelProto) -> dict[str, Node]:
     """
     shapes = tensor_shapes(model)
     constants = {tensor.name for tensor in model.graph.initializer}
-    last = _makers_of_outputs(model)
+    last, hidden = _makers_of_outputs(model), hidden_tensors(Graph(model))
     return {
         node.name: Node(
             type=node.op_type,
@@ -48,6 +52,8 @@ def read_nodes(model: onnx.ModelProto) -> dict[str, Node]:
             output_ranks=[_rank(shapes, node, name) for name in node.output],
             transposed_weight=holds_out_in(node),
             is_last=node.name in last,
+            hidden_inputs=frozenset(i for i, name in enumerate(node.input) if name in hidden),
+            hidden_outputs=frozenset(i for i, name in enumerate(node.output) if name in hidden),
         )
         for node in model.graph.node
     }

@@ -10,10 +10,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ptq2themoon.graph.editing.onnx_run import TOLERANCE, run_onnx
+from ptq2themoon.graph.editing.onnx_run import run_onnx, tolerated
 from ptq2themoon.graph.sources.checkpoints import first_line
+from ptq2themoon.graph.sources.endings import refuse_other_numbers
 from ptq2themoon.graph.sources.hub import fetched_weights
 from ptq2themoon.graph.sources.onnx_model import onnx_facts, read_foreign
+from ptq2themoon.graph.sources.repairs import state_output
 from ptq2themoon.graph.sources.timm_model import load_model, preprocessing_of
 from ptq2themoon.quiet import quiet
 from ptq2themoon.vocabulary.errors import UserError
@@ -23,6 +25,10 @@ from ptq2themoon.vocabulary.validation import validate
 
 CHECK_IMAGES = 4
 SEED = 0
+OTHER_EXPORTER = {
+    "torchscript": "exporter: dynamo, opset: 18",
+    "dynamo": "exporter: torchscript, opset: 17",
+}
 EXPORTERS = ("torch.onnx", "torch.export", "onnxscript")  # loggers that speak of tracing and of their age
 
 
@@ -47,12 +53,14 @@ def _export_timm(model: nn.Module, spec: Source, exporter: Exporter, opset: int,
     expected = _outputs(model, images, spec)
     kind = output_kind(expected, spec.classifier and getattr(model, "num_classes", 1) != 0)
     try:
-        with quiet(*EXPORTERS, stdout=True):
+        with quiet(*EXPORTERS, stdout=True, native=True):
             (_torchscript if exporter == "torchscript" else _dynamo)(model, images[:2], kind, opset, path)
     except Exception as error:
         reason = first_line(error)
+        other = OTHER_EXPORTER[exporter]
         raise UserError(
-            f"model {spec.source!r}: torch.onnx.export ({exporter}, opset {opset}) failed ({reason})"
+            f"model {spec.source!r}: torch.onnx.export ({exporter}, opset {opset}) failed ({reason}); "
+            f"try the other exporter: `{other}`"
         ) from error
     onnx.checker.check_model(path, full_check=True)
     pretrained = getattr(model, "pretrained_cfg", {})
@@ -72,7 +80,7 @@ def _export_timm(model: nn.Module, spec: Source, exporter: Exporter, opset: int,
 def _outputs(model: nn.Module, images: Tensor, spec: Source) -> np.ndarray:
     size = "x".join(map(str, images.shape[1:]))
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # what a model keeps of an inference cannot be exported
             outputs = model(images)
     except Exception as error:  # whatever the model's own code raises
         raise UserError(
@@ -107,8 +115,13 @@ def _export_file(spec: Source, source: Path, path: Path) -> ModelInfo:
     expected = run_onnx(foreign.original, images, at_once=1)  # no image may change another's output
     if not np.isfinite(expected).all():
         raise UserError(f"{source}: gives values that are not finite on random images")
+    refuse_other_numbers(expected, spec.classifier, foreign.output, source)
+    state_output(foreign.model, foreign.output, expected.shape)
     onnx.save(foreign.model, path)
-    onnx.checker.check_model(path, full_check=True)
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UserError(f"{source}: not a valid ONNX model ({first_line(error)})") from None
     facts = onnx_facts(foreign, source, spec)
     return _described(spec, output_kind(expected, spec.classifier), facts, expected, run_onnx(path, images))
 
@@ -133,8 +146,9 @@ def _described(
         )
     difference = float(np.abs(found - expected).max())
     logits = expected.tolist() if kind == "logits" else None  # features can be millions of numbers
-    if not difference <= TOLERANCE:
-        raise UserError(f"model {spec.source!r}: exported {kind} differ by {difference:.2g} (> {TOLERANCE})")
+    most = tolerated(expected)
+    if not difference <= most:
+        raise UserError(f"model {spec.source!r}: exported {kind} differ by {difference:.2g} (> {most:.2g})")
     info = {
         "source": spec.source,
         "output": kind,

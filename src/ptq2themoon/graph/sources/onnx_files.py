@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,28 +12,38 @@ from onnx import TensorProto, numpy_helper
 
 from ptq2themoon.vocabulary.errors import UserError
 
+Check = Callable[[onnx.ModelProto], onnx.ModelProto]
 
-def read_graph(path: Path) -> onnx.ModelProto:
+
+def checked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as it is, if ONNX's checker takes it."""
+    onnx.checker.check_model(model)
+    return model
+
+
+def read_graph(path: Path, check: Check = checked) -> onnx.ModelProto:
     """An ONNX model; no other file is read.
+
+    Args:
+        check: what the model must pass, and what comes of it.
 
     Raises:
         UserError: no valid ONNX file, one with weights in other files, or with weights that are no numbers.
     """
     try:
         model = onnx.load(path, load_external_data=False)
-        tensors = _tensors(model)
-        for tensor in tensors:
+        for tensor in _tensors(model):
             if tensor.data_location == TensorProto.EXTERNAL:
                 raise UserError(
                     f"{path}: constant {tensor.name!r} lies outside the ONNX file; "
                     "save it with its weights inside"
                 )
-        onnx.checker.check_model(model)
+        model = check(model)
     except (OSError, DecodeError, onnx.checker.ValidationError) as error:
         raise UserError(f"{path}: not a valid ONNX model ({' '.join(str(error).split())})") from None
     if not model.graph.node:
         raise UserError(f"{path}: not a valid ONNX model (it has no operators)")
-    for tensor in tensors:
+    for tensor in _tensors(model):
         if tensor.data_type == TensorProto.FLOAT and np.isnan(numpy_helper.to_array(tensor)).any():
             raise UserError(f"{path}: constant {tensor.name!r} holds values that are not finite")
     return model

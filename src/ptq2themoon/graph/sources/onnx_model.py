@@ -19,8 +19,13 @@ from ptq2themoon.graph.editing.onnx_graph import (
     inline_functions,
     live_nodes,
 )
+from ptq2themoon.graph.sources.channels_last import take_channels_first
+from ptq2themoon.graph.sources.endings import refuse_choices, say_outputs, to_logits
 from ptq2themoon.graph.sources.onnx_files import read_graph
-from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.graph.sources.repairs import repaired
+from ptq2themoon.graph.sources.training import refuse_training
+from ptq2themoon.progress import warn
+from ptq2themoon.vocabulary.errors import UserError, nearest
 from ptq2themoon.vocabulary.model_info import READABLE_CHANNELS
 from ptq2themoon.vocabulary.model_source import Source, check_channels, of_each_channel
 
@@ -53,17 +58,25 @@ def read_foreign(path: Path, spec: Source) -> Foreign:
         UserError: no ONNX file with its weights inside, not float32, quantized already, with operators
             that are not ONNX's own, or not of one image input [B, C, H, W].
     """
-    original = read_graph(path)
+    original = read_graph(path, lambda found: repaired(found, path))
+    take_channels_first(original)
     model = inline_functions(original)
     _check_numbers(model, path)
     _check_operators(model, path)
+    refuse_training(model, path)
     image = _image_input(model, path)
     input_size = _image_size(image, path, spec)
     _check_preprocessing(spec, input_size)
-    original, (output, *left_out) = copied(original), _outputs(model)
-    _keep_output(original, output)
+    original, (output, *left_out) = copied(original), _outputs(model, spec, path)
     model = copied(model)
-    _keep_output(model, output)
+    for each in (original, model):
+        _keep_output(each, output)
+    refuse_choices(model, output, path)
+    said = [to_logits(each, output, path) for each in (original, model)] if spec.classifier else []
+    if any(said):
+        warn(f"{said[-1]}")
+    say_outputs(output, left_out, path)
+    original.graph.output[0].type.tensor_type.ClearField("shape")  # ONNX Runtime computes it
     _state_input(model, image.name, input_size)
     return Foreign(original, model, input_size, output, left_out)
 
@@ -182,9 +195,13 @@ def _check_preprocessing(spec: Source, input_size: tuple[int, int, int]) -> None
     check_channels(spec.preprocessing, input_size[0], where)
 
 
-def _outputs(model: onnx.ModelProto) -> list[str]:
+def _outputs(model: onnx.ModelProto, spec: Source, path: Path) -> list[str]:
     """Names of the outputs, the one that counts first."""
     names = [item.name for item in model.graph.output]
+    if spec.output is not None:
+        if spec.output not in names:
+            raise UserError(f"{path}: no output {spec.output!r}; {nearest(spec.output, names)}")
+        return sorted(names, key=lambda name: name != spec.output)
     return sorted(names, key=lambda name: name != "logits")
 
 

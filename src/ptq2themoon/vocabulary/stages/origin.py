@@ -50,6 +50,8 @@ class Export(Job):
         bool, Setting(lambda params, wildcards: not params.every_model[wildcards.model].classifier)
     ] = False
     """The outputs are no logits."""
+    output: Annotated[str | None, _model("output")] = None
+    """Of an ONNX file, the output to take."""
     out_model: Annotated[Path, Output(layout.ONNX_MODEL)]
     """model.onnx."""
     out_info: Annotated[Path, Output(layout.MODEL_INFO)]
@@ -66,14 +68,15 @@ class Export(Job):
             raise UserError(
                 f"--source {self.source}: has weights of its own; no --checkpoint, no --arguments"
             )
-        return Source(self.source, self.checkpoint, arguments, preprocessing, not self.features)
+        return Source(self.source, self.checkpoint, arguments, preprocessing, not self.features, self.output)
 
     def inputs(self) -> list[Path]:
         return self.where_from().files()
 
     def parameters(self) -> dict[str, Any]:
         source = self.where_from()
-        return {
+        asked = {} if self.output is None else {"output": self.output}
+        return asked | {
             "source": self.source,
             "arguments": source.arguments,
             "exporter": None if source.onnx_file else self.exporter,

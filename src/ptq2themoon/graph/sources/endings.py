@@ -1,0 +1,90 @@
+"""What a file gives at its end: logits, or what is made of them, for which no loss is meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import NodeProto
+
+from ptq2themoon.graph.editing.onnx_graph import all_nodes, tensor_shapes
+from ptq2themoon.progress import warn
+from ptq2themoon.vocabulary.errors import UserError
+
+PROBABILITIES = ("Softmax", "Sigmoid")  # logarithms of probabilities serve as logits
+CHOICES = ("ArgMax", "ArgMin", "TopK", "Hardmax")
+PASSING = ("Identity", "Cast", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
+
+
+def refuse_choices(model: onnx.ModelProto, output: str, path: Path) -> None:
+    """Refuse an output of class numbers.
+
+    Raises:
+        UserError: an output that an operator of choice makes, whatever type it has then.
+    """
+    node = _maker(model, output, PASSING)
+    if node is not None and node.op_type in CHOICES:
+        raise UserError(
+            f"{path}: output {output!r} holds class numbers of operator {node.name or node.output[0]!r}; "
+            "export the model with its logits as the output"
+        )
+
+
+def refuse_other_numbers(outputs: np.ndarray, classifier: bool, output: str, path: Path) -> None:
+    """Refuse outputs that are no logits by their values: whole numbers, and probabilities of classes.
+
+    Args:
+        classifier: whether [images, n] is taken for logits.
+    """
+    if not np.issubdtype(outputs.dtype, np.floating):
+        raise UserError(
+            f"{path}: output {output!r} holds {outputs.dtype}, no floating point numbers; "
+            "export the model with its logits or features as the output"
+        )
+    rows = outputs.ndim == 2 and outputs.shape[1] > 1
+    if classifier and rows and (outputs >= 0).all() and np.allclose(outputs.sum(1), 1, rtol=0, atol=1e-3):
+        raise UserError(
+            f"{path}: output {output!r} holds probabilities (an image's sum to 1), which give no right loss; "
+            "export the model with its logits as the output, or say `classifier: false`"
+        )
+
+
+def to_logits(model: onnx.ModelProto, output: str, path: Path) -> str | None:
+    """Take away the Softmax or Sigmoid that makes probabilities of logits [images, classes], in place.
+
+    Returns:
+        What was taken away, to be said; None where there is none.
+    """
+    node = _maker(model, output, ("Identity",))
+    if node is None or node.op_type not in PROBABILITIES or len(tensor_shapes(model).get(output, ())) != 2:
+        return None
+    said = (
+        f"{path}: ends in {node.op_type} {node.name or node.output[0]!r}; what it reads, the logits, is taken"
+    )
+    logits = node.input[0]
+    nodes = [other for other in model.graph.node if other is not node]
+    passed = node.output[0]
+    for other in all_nodes(nodes):
+        other.input[:] = [output if name in (logits, passed) else name for name in other.input]
+        other.output[:] = [output if name == logits else name for name in other.output]
+    kept = [other for other in nodes if not (other.op_type == "Identity" and output in other.input)]
+    model.graph.ClearField("node")
+    model.graph.node.extend(kept)
+    return said
+
+
+def say_outputs(output: str, others: list[str], path: Path) -> None:
+    """Of several outputs, which one is taken."""
+    if others:
+        names = ", ".join(map(repr, others))
+        warn(f"{path}: output {output!r} is taken, not {names}; `output: NAME` of the model takes another")
+
+
+def _maker(model: onnx.ModelProto, tensor: str, passing: tuple[str, ...]) -> NodeProto | None:
+    """The operator that computes a tensor, past those of the types `passing`."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    node = producers.get(tensor)
+    while node is not None and node.op_type in passing:
+        node = producers.get(node.input[0])
+    return node

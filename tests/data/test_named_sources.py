@@ -103,6 +103,9 @@ def test_a_csv_needs_no_labels(flat: Path, tmp_path: Path) -> None:
         ("path,label", ["0.png,1", "9.png,1"], ":3: '9.png': no such file in "),
         ("path,label", ["0.png,1", "", "./0.png,2"], ":4: './0.png' is listed twice, first in line 2"),
         ("path,label", ["0.png,1", "1.png"], ":3: 1 fields, but 2 columns"),
+        ("path;label", ["0.png;1"], ":1: 'path;label': commas expected between fields"),
+        ("path\tlabel", ["0.png\t1"], ":1: 'path\\tlabel': commas expected between fields"),
+        ("p\0a\0t\0h\0", ["0.png"], ":1: text in UTF-16; save the file as UTF-8"),
         ("path,label", ["0.png,cat"], ":2: label 'cat' is no whole number from 0 on"),
         ("path,label", ["0.png,-1"], ":2: label '-1' is no whole number from 0 on"),
         ("path,label", ["0.png,"], ":2: label '' is no whole number from 0 on"),
@@ -281,6 +284,14 @@ def test_a_folder_that_is_there_twice(tmp_path: Path, link: str, target: str) ->
     message = refusal("folder", root)
     assert " are one folder, so images would count more than once; remove the link" in message
     assert str(root / link) in message
+
+
+def test_a_link_to_itself_is_a_broken_image(tmp_path: Path) -> None:
+    for number in range(100):
+        picture(number, 8, 8).save(tmp_path / f"{number}.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    _, report = list_evaluation(FolderSource(tmp_path), None, None)
+    assert str(report) == "100 of 101 images, 1 unreadable"
 
 
 def test_a_linked_folder_of_elsewhere(tmp_path: Path) -> None:

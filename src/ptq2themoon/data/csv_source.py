@@ -61,6 +61,10 @@ class CsvSource(ImageFiles):
 
     def _check_columns(self, columns: Sequence[str]) -> None:
         for name in columns:
+            if "\0" in name:
+                raise self._error(1, "text in UTF-16; save the file as UTF-8")
+            if len(columns) == 1 and any(mark in name for mark in ";\t"):
+                raise self._error(1, f"{name!r}: commas expected between fields")
             if name not in COLUMNS:
                 raise self._error(1, f"unknown column {name!r}; {nearest(name, COLUMNS)}")
             if columns.count(name) > 1:

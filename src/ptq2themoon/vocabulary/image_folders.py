@@ -61,7 +61,7 @@ def _entries(path: Path) -> Iterator[Entry]:
             files = sorted((one for one in found if not one.name.startswith(".")), key=lambda one: one.name)
         for one in files:
             key = f"{inside}/{one.name}" if inside else one.name
-            if one.is_dir():
+            if os.path.isdir(one.path):  # False for a link to itself, which is a broken image
                 waiting.append(key)
             else:
                 yield Entry(key, _passed_over(one))
@@ -74,7 +74,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def _passed_over(entry: os.DirEntry[str]) -> str:
     # A pipe would be waited for without end. A link to nothing is a broken image, and counts as one.
-    if not entry.is_file() and os.path.exists(entry.path):
+    if not os.path.isfile(entry.path) and os.path.exists(entry.path):
         return SPECIAL
     suffix = Path(entry.name).suffix.lower()
     return "" if suffix in SUFFIXES else suffix or "no suffix"

@@ -64,6 +64,9 @@ CASES: dict[str, Case] = {
     "GatherND": ("GatherND", TOKENS, [ints([0, 1], [1, 4])], {}),
     "GatherND, batch": ("GatherND", TOKENS, [ints([[1], [2]], [[4], [0]])], {"batch_dims": 1}),
     "Gather, from the end": ("Gather", TOKENS, [ints(-1, 0)], {"axis": 1}),
+    "Gather, last axis": ("Gather", TOKENS, [ints(2, 0)], {"axis": -1}),
+    "Gather, one of an axis from the end": ("Gather", TOKENS, [ints(-2)[0]], {"axis": -2}),
+    "Gather, a table": ("Gather", TOKENS, [ints([0, 1], [4, -1])], {"axis": 1}),
     **{
         f"{kind}, {axes}, {keep}": (kind, TOKENS, [ints(*axes)], {"keepdims": keep})
         for kind in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceL2")

@@ -60,6 +60,15 @@ def _einsum(operation: ir.Operation, values: Values) -> Tensor:
     return torch.einsum(operation.attributes["equation"], *values)
 
 
+def _gather(operation: ir.Operation, values: Values) -> Tensor:
+    """PPQ's own gives back its input where the axis is counted from the end."""
+    value, wanted = values
+    axis = operation.attributes.get("axis", 0) % value.ndim
+    wanted = torch.as_tensor(wanted, device=value.device)
+    shape = (*value.shape[:axis], *wanted.shape, *value.shape[axis + 1 :])
+    return value.index_select(axis, (wanted % value.shape[axis]).flatten()).reshape(shape)
+
+
 def _pad(operation: ir.Operation, values: Values) -> Tensor:
     """Pads on some axes, since opset 18."""
     value, rank = values[0], values[0].ndim
@@ -238,6 +247,7 @@ _COMPUTE: dict[str, Callable[[ir.Operation, Values], Any]] = {
     "Mod": _mod,
     "Split": _split,
     "Einsum": _einsum,
+    "Gather": _gather,
     "Pad": _pad,
     "Resize": _resize,
     "AveragePool": _average_pool,

@@ -140,3 +140,8 @@ def test_the_readme_compares_ship_as_the_benchmark_measured_it() -> None:
     readme = " ".join(committed.text("README.md").split())
     assert f"output SQNR of **{ship:.2f} dB**" in readme
     assert f"NNCF's model of the same calibration images **{nncf:.2f} dB**" in readme
+
+
+def test_the_coverage_that_the_docs_claim_was_measured() -> None:
+    figure = json.loads(committed.text("docs/coverage.json"))
+    assert f"**{figure['percent']} %** of the library's lines" in committed.text("docs/contributing.md")

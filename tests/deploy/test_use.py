@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,10 @@ def test_a_picture_is_classified_as_the_page_says(
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     (snippet,) = (code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "picture.png" in code)
+    (tmp_path / "classify.py").write_text(snippet)
     monkeypatch.chdir(tmp_path)
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        exec(compile(snippet, "docs/int8.md", "exec"), {})
+        runpy.run_path("classify.py")
     session = onnxruntime.InferenceSession("int8.onnx", providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
     facts = json.loads(about["preprocessing"])

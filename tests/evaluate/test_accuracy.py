@@ -210,7 +210,7 @@ def test_features_are_measured_by_the_error_of_the_output(
 
 def test_features_given_as_logits_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     dense = Tiny.make(tmp_path_factory.mktemp("dense"), num_classes=0, global_pool="")
-    with pytest.raises(UserError, match=r"gives \[17, 32\] an image, .*classifier: false"):
+    with pytest.raises(UserError, match=r"gives \[17, 32\] per image, .*classifier: false"):
         floating_metrics(SimulatedModel(dense.graph, "cpu")(images(2)), torch.tensor([0, 1]))
 
 

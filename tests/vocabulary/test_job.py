@@ -52,6 +52,15 @@ def test_every_stage_has_a_script_of_its_name_and_writes_something(stage: type[J
     assert stage.marked(Output)
 
 
+@pytest.mark.parametrize("stage", declared(), ids=lambda stage: stage.__name__)
+def test_every_stage_has_a_command_line(stage: type[Job], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        tyro.cli(stage, args=["--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in said for name in stage.model_fields)
+
+
 def as_typed(stage: type[Job], params: Params, wildcards: object) -> list[str]:
     """The options as the workflow's command has them."""
     typed = []

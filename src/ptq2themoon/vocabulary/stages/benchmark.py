@@ -193,6 +193,9 @@ def _of_models(*names: str) -> Any:
 ALL_TABLES = tuple(f"{table}.csv" for table in (*TABLES, "simulation"))
 
 
+TABLES_OF_ALL = Output(tuple(of_all_models(name) for name in ALL_TABLES))
+
+
 class BenchmarkTables(Job):
     """Put the tables of all models together, for programs and for people."""
 
@@ -205,7 +208,7 @@ class BenchmarkTables(Job):
     """Tables of each model."""
     out_md: Annotated[Path, Output(of_all_models("benchmarks.md"))]
     """Markdown."""
-    out_tables: Annotated[tuple[Path, ...], Output(tuple(of_all_models(name) for name in ALL_TABLES))]
+    out_tables: Annotated[tuple[Path, ...], TABLES_OF_ALL]
     """By the names of the tables."""
 
 

@@ -137,9 +137,11 @@ def test_the_readme_compares_ship_as_the_benchmark_measured_it() -> None:
     theirs = peers[(peers["model"] == "demo") & (peers["tool"] == "NNCF") & (peers["precision"] == "f32")]
     (ship,) = ours.loc[ours["runtime"] == "ONNX Runtime", "sqnr_db"]
     (nncf,) = theirs["sqnr_db"]
+    (agreed,) = {*ours.loc[ours["runtime"] == "ONNX Runtime", "agreement"], *theirs["agreement"]}
     readme = " ".join(committed.text("README.md").split())
     assert f"output SQNR of **{ship:.2f} dB**" in readme
     assert f"NNCF's model of the same calibration images **{nncf:.2f} dB**" in readme
+    assert f"both agree with FP32 on {agreed:.1f} % of the test images" in readme
 
 
 def test_the_coverage_that_the_docs_claim_was_measured() -> None:

@@ -30,11 +30,6 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case.of_family(request.param)
 
 
-@pytest.fixture(scope="module")
-def vit() -> Case:
-    return Case.of_family("vit")
-
-
 # Invariance ---------------------------------------------------------------------------------------
 
 

@@ -32,11 +32,6 @@ def erq(*rules: dict[str, Any], **settings: Any) -> Recipe:
     return recipe("erq", *rules, methods=[base, {"name": "erq", **settings}])
 
 
-@pytest.fixture(scope="module")
-def vit() -> Case:
-    return Case.of_family("vit")
-
-
 def read(model: SimulatedModel, images: Tensor, operator: str) -> np.ndarray:
     """What an operator reads, float64 [rows, in]."""
     seen: list[Tensor] = []

@@ -32,11 +32,6 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case.of_family(request.param)
 
 
-@pytest.fixture(scope="module")
-def vit() -> Case:
-    return Case.of_family("vit")
-
-
 def inputs_of_norms(model: QuantizedModel) -> dict[Slot, Uniform]:
     types = {item.operator.name: item.operator.type for item in model.quantized}
     return {

@@ -26,11 +26,6 @@ def gptq(*rules: dict[str, Any], **settings: Any) -> Recipe:
     return recipe("gptq", *rules, methods=[{"name": "gptq", **settings}])
 
 
-@pytest.fixture(scope="module")
-def vit() -> Case:
-    return Case.of_family("vit")
-
-
 def weights(model: QuantizedModel) -> dict[str, np.ndarray]:
     """Of all linear layers, float64 [in, out], by name."""
     return {layer.name: layer.weight.astype(np.float64) for layer in linear_layers(model.graph())}

@@ -33,24 +33,6 @@ def liu(*rules: dict[str, Any], **settings: Any) -> Recipe:
     return recipe("liu2021", *rules, methods=[method, BIAS])
 
 
-@pytest.fixture(scope="module")
-def vit() -> Case:
-    return Case.of_family("vit")
-
-
-def searched(case: Case, used: Recipe, monkeypatch: pytest.MonkeyPatch) -> dict[str, Product]:
-    kept: list[Product] = []
-    plain = Tools.search_scales
-
-    def search_scales(*arguments: Any, **more: Any) -> list[Product]:
-        kept.extend(plain(*arguments, **more))
-        return kept
-
-    monkeypatch.setattr(Tools, "search_scales", search_scales)
-    case.quantized(used, BITS)
-    return {found.name: found for found in kept}
-
-
 # Similarity, and the order of attention -------------------------------------------------------------
 
 
@@ -106,10 +88,11 @@ def _factor_after(case: Case) -> float:
 
 @pytest.mark.parametrize("family", ["vit", "swin", "mobilevit", "deit_distilled"])
 def test_each_attention_keeps_its_order_and_the_rest_is_similarity(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    family: str, products: list[Product]
 ) -> None:
     case = Case.of_family(family)
-    found = searched(case, liu(), monkeypatch)
+    case.quantized(liu(), BITS)
+    found = {product.name: product for product in products}
     ranked = {name for name, each in found.items() if isinstance(each.score, Ranked)}
     assert ranked == {o.name for o in case.operators if o.role == "attn_scores"}
     assert all(type(each.score) is Pearson for name, each in found.items() if name not in ranked)

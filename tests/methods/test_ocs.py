@@ -34,11 +34,6 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case.of_family(request.param)
 
 
-@pytest.fixture(scope="module")
-def vit() -> Case:
-    return Case.of_family("vit")
-
-
 def widths(model: QuantizedModel) -> dict[str, int]:
     return {layer.name: len(layer.weight) for layer in linear_layers(model.graph())}
 

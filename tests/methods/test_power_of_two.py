@@ -24,11 +24,6 @@ def rounded(*rules: dict[str, Any], base: str = "papers", **settings: Any) -> Re
     return recipe(base, *rules, methods=[{"name": "power_of_two", **settings}])
 
 
-@pytest.fixture(scope="module")
-def vit() -> Case:
-    return Case.of_family("vit")
-
-
 def uniform(model: QuantizedModel) -> dict[Slot, Uniform]:
     return {slot: q for slot, t in model.slots() if isinstance(q := t.ready(), Uniform)}
 

@@ -21,7 +21,6 @@ from ptq2themoon.quantize.quantizers import Uniform
 from ptq2themoon.quantize.quantizers.twin_uniform import TwinUniform
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import Slot
-from ptq2themoon.quantize.tools import Tools
 from ptq2themoon.quantize.watching import Seen, watch
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.recipes import Recipe
@@ -40,11 +39,6 @@ ROWS: dict[str, dict[str, Any]] = {
 def ptq(*rules: dict[str, Any], **settings: Any) -> Recipe:
     method = {"name": "ptq4vit", "n": 12, "rounds": 1, **settings}
     return recipe("ptq4vit", *rules, methods=[method])
-
-
-@pytest.fixture(scope="module")
-def vit() -> Case:
-    return Case.of_family("vit")
 
 
 class Layer(nn.Module):
@@ -164,17 +158,9 @@ def test_a_gradient_of_zeros_is_refused() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_no_turn_makes_the_score_worse(vit: Case, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[Product] = []
-    plain = Tools.search_scales
-
-    def search_scales(*arguments: Any, **more: Any) -> list[Product]:
-        kept.extend(plain(*arguments, **more))
-        return kept
-
-    monkeypatch.setattr(Tools, "search_scales", search_scales)
+def test_no_turn_makes_the_score_worse(vit: Case, row: str, products: list[Product]) -> None:
     vit.quantized(ptq(rounds=2, **ROWS[row]), BITS)
-    turns = [product.losses for product in kept]
+    turns = [product.losses for product in products]
     assert len(turns) > 10
     assert all(after <= before for found in turns for before, after in found)
     if PTQ4ViTSettings(**ROWS[row]).hessian:

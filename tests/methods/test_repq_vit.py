@@ -52,11 +52,6 @@ def case(named: tuple[str, Case]) -> Case:
     return named[1]
 
 
-@pytest.fixture(scope="module")
-def vit() -> Case:
-    return Case.of_family("vit")
-
-
 def fixed(model: QuantizedModel) -> dict[Slot, Uniform]:
     """The quantizers of what LayerNorms' readers read."""
     found = {slot: quantizer for slot, quantizer in model.fixed.items() if isinstance(quantizer, Uniform)}

@@ -20,7 +20,6 @@ from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.quantizers import Uniform
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import Slot
-from ptq2themoon.quantize.tools import Tools
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.recipes import Recipe
 
@@ -62,11 +61,6 @@ def layer() -> Case:
 @pytest.fixture(scope="module", params=["vit", "swin", "mobilevit"])
 def family(request: pytest.FixtureRequest) -> Case:
     return Case.of_family(request.param)
-
-
-@pytest.fixture(scope="module")
-def vit() -> Case:
-    return Case.of_family("vit")
 
 
 ALL: dict[str, Any] = {"select": {"operand": ["bias", "output"]}, "quantize": False}
@@ -171,17 +165,9 @@ def test_no_round_is_the_plain_recipe_to_the_bit(vit: Case, score: str) -> None:
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_no_turn_makes_the_score_worse(family: Case, score: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[Product] = []
-    plain = Tools.search_scales
-
-    def search_scales(*arguments: Any, **more: Any) -> list[Product]:
-        kept.extend(plain(*arguments, **more))
-        return kept
-
-    monkeypatch.setattr(Tools, "search_scales", search_scales)
+def test_no_turn_makes_the_score_worse(family: Case, score: str, products: list[Product]) -> None:
     family.quantized(search(HEADS, score=score, rounds=2, alpha=0.2), BITS)
-    turns = [product.losses for product in kept]
+    turns = [product.losses for product in products]
     assert len(turns) > 10
     assert all(after <= before for found in turns for before, after in found)
     assert any(found[0][1] < 0.9 * found[0][0] for found in turns)

@@ -29,11 +29,6 @@ def smooth(*rules: dict[str, Any], **settings: Any) -> Recipe:
     return recipe("smoothquant", *rules, methods=[{"name": "smoothquant", **settings}])
 
 
-@pytest.fixture(scope="module")
-def vit() -> Case:
-    return Case.of_family("vit")
-
-
 def parameters(model: Any, operator: str) -> list[np.ndarray]:
     """The inputs of an operator after its first, float64."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}

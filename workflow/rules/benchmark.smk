@@ -92,7 +92,7 @@ rule benchmark_runtimes:
     message:
         "{wildcards.model}: our models and other tools', by turns"
     shell:
-        RUN.replace("python", "PYTHONPATH=src {input.python}", 1)
+        run_by("PYTHONPATH=src {input.python}")
 
 
 rule benchmark_simulation:

@@ -58,8 +58,8 @@ def inputs(stage, recipes=(), **more):
         recipes: a function of the wildcards, or names, of recipes whose methods the stage calls.
     """
     found = {name: files_of(stage, name) for name in stage.marked(Input)}
-    if stage.inputs is not Job.inputs:  # files that no option names
-        found["others"] = lambda wildcards: checked(lambda: [*map(str, stage.of(PARAMS, wildcards).inputs())])
+    if stage.unmarked_inputs is not Job.unmarked_inputs:
+        found["others"] = partial(unmarked_files, stage)
     return {**found, "code": partial(code, stage, recipes), **more}
 
 
@@ -70,9 +70,19 @@ def files_of(stage, name):
         return mark.path
 
     def files(wildcards):
-        return checked(lambda: list(map(str, files_behind(mark, stage.given(name, PARAMS, wildcards)))))
+        given = checked(lambda: stage.given(name, PARAMS, wildcards))
+        return checked(lambda: counted(mark, tuple(given) if isinstance(given, list) else given))
 
     return files
+
+
+@cache  # no file of a recipe or a model changes while jobs are planned
+def counted(mark, given):
+    return [str(path) for path in files_behind(mark, given)]
+
+
+def unmarked_files(stage, wildcards):
+    return checked(lambda: [str(path) for path in stage.of(PARAMS, wildcards).unmarked_inputs()])
 
 
 def outputs(stage, **wrapped):
@@ -82,8 +92,12 @@ def outputs(stage, **wrapped):
     return found | {name: wrap(found[name]) for name, wrap in wrapped.items()}
 
 
-# What every rule runs, with the `params` of `call`.
-RUN = "python {params.script} {params.files:q} {params.settings:q} > {log} 2>&1"
+def run_by(python):
+    """What a rule runs, with the `params` of `call`."""
+    return python + " {params.script} {params.files:q} {params.settings:q} > {log} 2>&1"
+
+
+RUN = run_by("python")
 
 
 def call(stage):

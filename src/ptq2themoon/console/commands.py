@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ptq2themoon.console.parameter_file import Wish, parameters, text
-from ptq2themoon.console.snakemake_run import ROOT, command, prepare, run
+from ptq2themoon.console.snakemake_run import ROOT, command, prepare, run, tool
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.layout import Run
@@ -151,11 +151,7 @@ def _number(value: float | None) -> str:
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
 def verify(folder: Path) -> None:
     """Check that the results in FOLDER are what its params.yaml says, to the byte."""
-    import subprocess
-    import sys
-
-    script = ROOT / "workflow/scripts/tools/verify.py"
-    raise SystemExit(subprocess.run([sys.executable, str(script)], cwd=folder, check=False).returncode)
+    raise SystemExit(tool("verify", folder))
 
 
 @main.command(context_settings=CONTEXT)

@@ -43,3 +43,9 @@ def run(folder: Path, words: Sequence[str], quiet: bool = True) -> None:
     done = subprocess.run([sys.executable, "-m", *command(folder, [*words, *more])], check=False)
     if done.returncode:
         raise UserError(f"Snakemake ended with status {done.returncode}; its lines above say why")
+
+
+def tool(name: str, folder: Path) -> int:
+    """The exit status of one of the repository's tools, run in a folder."""
+    script = ROOT / "workflow/scripts/tools" / f"{name}.py"
+    return subprocess.run([sys.executable, str(script)], cwd=folder, check=False).returncode

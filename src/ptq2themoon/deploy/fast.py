@@ -16,7 +16,7 @@ from ptq2themoon.deploy.linear_layers import weight_grid, write_product
 from ptq2themoon.deploy.patches import Patches, as_patches
 from ptq2themoon.deploy.scale_migration import layernorm_migrations, scaled_parameters, scaled_weight
 from ptq2themoon.deploy.writer import S8, U8, Writer
-from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
+from ptq2themoon.graph.editing.onnx_graph import maker, tensor_shapes
 from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
 from ptq2themoon.graph.forms.linear import Linear, as_linear
 from ptq2themoon.quantize.tensors import QuantizedOperator
@@ -154,9 +154,7 @@ class Fast:
 
     def _norm_of(self, tensor: str) -> str | None:
         """The LayerNorm before, if it was divided by the scales: everything between only moves data."""
-        node = self.writer.graph.producer(tensor)
-        while node is not None and node.op_type in KEEPING_LAST_AXIS:
-            node = self.writer.graph.producer(node.input[0])
+        node = maker(self.writer.graph.producer, tensor, KEEPING_LAST_AXIS)
         return node.name if node is not None and node.name in self.norms else None
 
     def _divide(self, x: str, grid: Grid) -> str:

@@ -22,7 +22,6 @@ Where this differs from the paper or its released code:
   in 4 steps; the code has all rows, 128 candidates and 6 steps. `candidates` and `steps` say others.
 - What was calibrated stays a candidate at each step, so no operator gets worse.
 - The code's optional reconstruction of blocks is another method's work.
-- A bias takes the shift out with the weights as quantized, as in the code.
 """
 
 from __future__ import annotations
@@ -31,10 +30,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
-from onnx import NodeProto
 from pydantic import Field
 
-from ptq2themoon.graph.editing.onnx_graph import Graph, attribute
+from ptq2themoon.graph.editing.onnx_graph import Graph, attribute, maker
 from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT
 from ptq2themoon.graph.forms.linear import linear_layers
 from ptq2themoon.methods.base import Method
@@ -102,11 +100,7 @@ class AdaLog(Method):
             self._take_gelu(model, tools)
         kinds = ("adalog", "uniform") if self.settings.uniform else ("adalog",)
         linear, products = _inputs(model, tools, kinds)
-        wanted = {
-            slot: tensor
-            for inputs in (*linear.values(), *products.values())
-            for slot, tensor in inputs.items()
-        }
+        wanted = dict(pair for inputs in (linear | products).values() for pair in inputs.items())
         if not wanted:
             raise UserError(
                 "adalog: the recipe quantizes no input of a product per tensor; leave the method out"
@@ -181,8 +175,7 @@ class AdaLog(Method):
             return made(*bases[0][1:])
         least = float(torch.quantile(x, LEAST_SHARE))
         first = [(scale, base.other) for base in bases[:BASES] for scale in self._scales(least, widest)]
-        best = self._progressive(first, [bases[0]], score, widest - least)
-        return made(best.scale, best.other)
+        return made(*self._progressive(first, [bases[0]], score, widest - least)[1:])
 
     def _uniform(self, calibrated: Any, x: Tensor, error: Callable[[Tensor], float]) -> Quantizer:
         """Scales from the 0.9 quantile to the whole range, zero points around the calibrated one."""
@@ -215,8 +208,12 @@ class AdaLog(Method):
 
     def _scales(self, least: float, widest: float) -> list[float]:
         """Evenly from the least to the widest, as many as the first grid has for each base."""
-        count = max(self.settings.candidates // BASES, 2)
-        return [least + (widest - least) * i / (count - 1) for i in range(count)]
+        return [least + (widest - least) * i / self._gaps for i in range(self._gaps + 1)]
+
+    @property
+    def _gaps(self) -> int:
+        """Between the scales of the first grid."""
+        return max(self.settings.candidates // BASES, 2) - 1
 
     def _progressive(
         self,
@@ -227,7 +224,7 @@ class AdaLog(Method):
     ) -> Scored:
         """The best after all steps; scales around what is kept come ever closer."""
         scored = sorted({*known, *(score(scale, other) for scale, other in first if scale > 0)})
-        width /= max(self.settings.candidates // BASES, 2) - 1
+        width /= self._gaps
         for _ in range(self.settings.steps - 1):
             kept = scored[: max(self.settings.candidates // FRESH, 1)]
             offsets = [width * (i / (FRESH - 1) - 0.5) for i in range(FRESH)]
@@ -269,9 +266,7 @@ def _twice(operator: str, kind: str) -> str:
 def _after_gelu(graph: Graph) -> Iterator[tuple[str, float]]:
     """Linear layers that read a GELU's output, past data movement, and the negative of its minimum."""
     for layer in linear_layers(graph):
-        node: NodeProto | None = graph.producer(layer.x)
-        while node is not None and node.op_type in DATA_MOVEMENT:
-            node = graph.producer(node.input[0])
+        node = maker(graph.producer, layer.x, DATA_MOVEMENT)
         if node is not None and node.op_type == "Gelu":
             how = attribute(node, "approximate", b"none")
             yield layer.name, GELU_MINIMA[how.decode() if isinstance(how, bytes) else how]

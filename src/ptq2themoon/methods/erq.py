@@ -42,7 +42,7 @@ import numpy as np
 from pydantic import Field
 
 from ptq2themoon.graph.editing.operator_types import BIAS
-from ptq2themoon.graph.forms.linear import Linear, linear_layers
+from ptq2themoon.graph.forms.linear import Linear
 from ptq2themoon.methods.base import Method
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
@@ -86,10 +86,7 @@ class ERQ(Method):
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Give a bias of zeros to layers that have none, for the first step to change."""
-        weights = {
-            i.operator.name for i in tools.plan(model) if any(t.operand == "weight" for t in i.tensors)
-        }
-        layers = [layer for layer in linear_layers(model.graph()) if layer.name in weights]
+        layers = tools.weighted_layers(model)
         if not layers:
             raise UserError("erq: the recipe quantizes no weight of a linear layer; leave the method out")
         if self.settings.activations:

@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ptq2themoon.graph.forms.linear import linear_layers
 from ptq2themoon.methods.base import Method
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
@@ -65,10 +64,7 @@ class GPTQ(Method):
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Refuse a recipe that quantizes no weight of a linear layer."""
-        weights = {
-            i.operator.name for i in tools.plan(model) if any(t.operand == "weight" for t in i.tensors)
-        }
-        if not weights.intersection(layer.name for layer in linear_layers(model.graph())):
+        if not tools.weighted_layers(model):
             raise UserError("gptq: the recipe quantizes no weight of a linear layer; leave the method out")
 
     def after(self, model: QuantizedModel, tools: Tools) -> None:

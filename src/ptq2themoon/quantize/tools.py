@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
-from ptq2themoon.graph.forms.linear import linear_layers
+from ptq2themoon.graph.forms.linear import Linear, linear_layers
 from ptq2themoon.ppq_compat import quiet_ppq
 from ptq2themoon.quantize.attention_order import ranked_scores
 from ptq2themoon.quantize.calibration import calibrate, fit, observe
@@ -68,6 +68,12 @@ class Tools:
     def plan(self, model: QuantizedModel) -> list[QuantizedOperator]:
         """What the recipe quantizes in the graph as edited so far, without quantizers."""
         return plan(model.operators, model.nodes(), self.recipe, *self.bits)
+
+    def weighted_layers(self, model: QuantizedModel) -> list[Linear]:
+        """Linear layers whose weight the recipe quantizes, in graph order."""
+        plan = self.plan(model)
+        weights = {item.operator.name for item in plan if any(t.operand == "weight" for t in item.tensors)}
+        return [layer for layer in linear_layers(model.graph()) if layer.name in weights]
 
     def simulation(self, model: QuantizedModel) -> SimulatedModel:
         """The edited graph with the quantizers that are known; `only(())` switches them off."""

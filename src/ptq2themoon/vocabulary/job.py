@@ -126,9 +126,14 @@ class Job(BaseModel):
         return cls(**{name: value for name, value in given.items() if value not in (None, [], ())})
 
     def inputs(self) -> list[Path]:
-        """Every file that the stage reads."""
+        """Every file that the stage reads, once."""
         marks = self.marked(Input)
-        return [file for name, mark in marks.items() for file in files_behind(mark, getattr(self, name))]
+        named = [file for name, mark in marks.items() for file in files_behind(mark, getattr(self, name))]
+        return list(dict.fromkeys([*named, *self.unmarked_inputs()]))
+
+    def unmarked_inputs(self) -> Sequence[Path]:
+        """Files that the stage reads and that no mark names."""
+        return ()
 
     def outputs(self) -> list[Path]:
         """Every file that the stage writes, the main one first."""

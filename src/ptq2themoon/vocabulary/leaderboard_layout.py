@@ -10,7 +10,7 @@ PUBLISHED = "resources/published/imagenet.csv"
 
 
 def of_model(name: str) -> str:
-    """The pattern of one of a model's files in the leaderboard."""
+    """The pattern of a model's file in the leaderboard."""
     return f"{SMALL}/leaderboard/{name}"
 
 

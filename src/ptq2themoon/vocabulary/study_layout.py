@@ -16,7 +16,7 @@ Variant = Literal["input", "output", "once"]
 
 
 def studied(name: str) -> str:
-    """The pattern of one of a model's files in the study."""
+    """The pattern of a model's file in the study."""
     return f"{SMALL}/study/{name}"
 
 

@@ -26,9 +26,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; only plain data, no key twice, nothing that a reader would not end with."""
     try:
         text = path.read_text(encoding="utf-8")
-        _refuse_endless(text, path)
-        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        data = yaml.load(text, Loader=PlainSafeLoader)
+        _refuse_endless(text)
+        loader = PlainSafeLoader(text)
+        root = loader.get_single_node()
+        _refuse_repeated_keys(root, path)
+        data = None if root is None else loader.construct_document(root)
     except _Slip as error:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
@@ -94,7 +96,7 @@ class _Open:
         self.depth = max(self.depth, depth + 1)
 
 
-def _refuse_endless(text: str, path: Path) -> None:
+def _refuse_endless(text: str) -> None:
     """Files that are small but stand for very much, by aliases, or that lie too deep."""
     found: dict[str, _Open] = {}
     waiting = [_Open(None)]

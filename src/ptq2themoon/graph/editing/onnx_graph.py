@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -125,6 +125,14 @@ class Graph:
         graph.ClearField("input")
         graph.input.extend(inputs)
         return model
+
+
+def maker(producer: Callable[[str], NodeProto | None], tensor: str, past: Container[str]) -> NodeProto | None:
+    """The node that computes `tensor`, past operators of these types, along their first inputs."""
+    node = producer(tensor)
+    while node is not None and node.op_type in past:
+        node = producer(node.input[0])
+    return node
 
 
 def unique_name(stem: str, taken: Container[str]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from ptq2themoon.graph.editing.onnx_graph import all_nodes, tensor_shapes
+from ptq2themoon.graph.editing.onnx_graph import all_nodes, maker, tensor_shapes
 from ptq2themoon.progress import warn
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -84,7 +84,4 @@ def say_outputs(output: str, others: list[str], path: Path) -> None:
 def _maker(model: onnx.ModelProto, tensor: str, passing: tuple[str, ...]) -> NodeProto | None:
     """The operator that computes a tensor, past those of the types `passing`."""
     producers = {name: node for node in model.graph.node for name in node.output}
-    node = producers.get(tensor)
-    while node is not None and node.op_type in passing:
-        node = producers.get(node.input[0])
-    return node
+    return maker(producers.get, tensor, passing)

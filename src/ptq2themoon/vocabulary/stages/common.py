@@ -48,9 +48,9 @@ class OnDataset(Job):
     kind: Kind
     """Of the data set: arrays, folder, csv or torchvision."""
 
-    def inputs(self) -> list[Path]:
+    def unmarked_inputs(self) -> list[Path]:
         source: Path = self.source  # type: ignore[attr-defined]
-        return [*super().inputs(), *([source] if self.kind in FILE_KINDS else [])]
+        return [source] if self.kind in FILE_KINDS else []
 
 
 class OnImages(OnModel, OnDataset, OnDevice):

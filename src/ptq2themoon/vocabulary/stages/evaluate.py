@@ -132,7 +132,7 @@ class Summarize(Job):
     out_json: Annotated[Path, Output(layout.SUMMARY[2])]
     """summary.json."""
 
-    def inputs(self) -> list[Path]:
+    def unmarked_inputs(self) -> list[Path]:
         runtime = {row[:5]: row[5] for row in self.runtime}
         return [path for row in self.entry for path in (row[5], runtime.get(row[:5])) if path]
 

@@ -155,8 +155,8 @@ class LeaderboardTables(Job):
     out_md: Annotated[Path, Output(PAGE)]
     """Markdown of both."""
 
-    def inputs(self) -> list[Path]:
-        return [*(entry[-1] for entry in self.entry), *super().inputs()]
+    def unmarked_inputs(self) -> list[Path]:
+        return [entry[-1] for entry in self.entry]
 
     def parameters(self) -> dict[str, Any]:
         return {"rows": [list(entry[:-1]) for entry in self.entry], "bases": list(self.bases)}

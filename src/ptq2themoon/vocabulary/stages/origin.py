@@ -70,7 +70,7 @@ class Export(Job):
             )
         return Source(self.source, self.checkpoint, arguments, preprocessing, not self.features, self.output)
 
-    def inputs(self) -> list[Path]:
+    def unmarked_inputs(self) -> list[Path]:
         return self.where_from().files()
 
     def parameters(self) -> dict[str, Any]:

@@ -155,9 +155,6 @@ class StudyAblation(OnStudyImages):
     out: Annotated[Path, Output(study_layout.ABLATION_RUN)]
     """CSV."""
 
-    def inputs(self) -> list[Path]:
-        return list(dict.fromkeys(super().inputs()))
-
     def parameters(self) -> dict[str, Any]:
         return super().parameters() | {"recipes": [path.stem for path in self.recipes]}
 

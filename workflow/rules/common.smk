@@ -94,7 +94,7 @@ def outputs(stage, **wrapped):
 
 def run_by(python):
     """What a rule runs, with the `params` of `call`."""
-    return python + " {params.script} {params.files:q} {params.settings:q} > {log} 2>&1"
+    return f"{python} {{params.script}} {{params.files:q}} {{params.settings:q}} > {{log}} 2>&1"
 
 
 RUN = run_by("python")

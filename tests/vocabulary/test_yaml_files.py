@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.yaml_files import LONGEST, check_configfiles, read_yaml
+from ptq2themoon.vocabulary.yaml_files import LONGEST, check_configfiles, configfiles, read_yaml
 
 ALIASES = "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
@@ -99,3 +99,8 @@ def test_files_that_snakemake_is_told_to_read(
     path.write_text("a: 1\n")
     check_configfiles([word.format(path) for word in words])
     check_configfiles(["--config", "a=1", "-n"])
+
+
+def test_the_files_that_snakemake_would_read_are_found() -> None:
+    words = ["-n", "--configfile", "a", "b", "--cores", "1", "--configf=c", "target", "--config", "d=1", "e"]
+    assert [str(path) for path in configfiles(words)] == ["a", "b", "c"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +141,20 @@ def _refuse_repeated_keys(root: yaml.Node | None, path: Path) -> None:
                 keys.add(key.value)
 
 
+def configfiles(arguments: Sequence[str]) -> Iterator[Path]:
+    """What Snakemake's option `--configfile`, or as much of `--configfiles` as tells it apart, names."""
+    named = False
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        if word.startswith("-"):
+            meant = option.startswith("--configf") and "--configfiles".startswith(option)
+            named = meant and not equals
+            if meant and equals:
+                yield Path(value)
+        elif named:
+            yield Path(word)
+
+
 def check_configfiles(arguments: Sequence[str] | None = None) -> None:
     """End the process with a line where Snakemake is told to read a parameter file that `read_yaml` refuses.
 
@@ -151,12 +164,8 @@ def check_configfiles(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of Snakemake; those of the process by default.
     """
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--configfile", "--configfiles", nargs="+", type=Path, action="extend", default=[])
-    parser.add_argument("--config", "-C", nargs="*")  # or it would count as an abbreviation
-    known, _ = parser.parse_known_args(arguments)
     try:
-        for path in known.configfile:
+        for path in configfiles(sys.argv[1:] if arguments is None else arguments):
             read_yaml(path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

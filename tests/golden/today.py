@@ -18,8 +18,8 @@ from ptq2themoon.graph.meaning.attention_facts import attention_facts
 from ptq2themoon.graph.meaning.fusion_record import Attention
 from ptq2themoon.graph.meaning.roles import find_roles
 from ptq2themoon.graph.sources.onnx_files import read_graph
+from ptq2themoon.pipeline import quantize as quantize_model
 from ptq2themoon.quantize.model import QuantizedModel
-from ptq2themoon.quantize.pipeline import quantize as quantize_model
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.vocabulary.bits import parse_bits
 from ptq2themoon.vocabulary.errors import UserError

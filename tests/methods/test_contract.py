@@ -24,8 +24,8 @@ from ptq2themoon.graph.editing.onnx_run import session
 from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.methods import made, method_class, method_names
 from ptq2themoon.methods.base import Method
+from ptq2themoon.pipeline import quantize
 from ptq2themoon.quantize.model import QuantizedModel
-from ptq2themoon.quantize.pipeline import quantize
 from ptq2themoon.quantize.qparams import read_qparams, write_qparams
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.vocabulary.errors import UserError

@@ -13,8 +13,8 @@ from tiny_methods import Case, recipe, sqnr
 
 from ptq2themoon.deploy.int8_model import deploy
 from ptq2themoon.methods.noisyquant import NoisyQuant, NoisyQuantSettings
+from ptq2themoon.pipeline import quantize
 from ptq2themoon.quantize.model import QuantizedModel
-from ptq2themoon.quantize.pipeline import quantize
 from ptq2themoon.quantize.quantizers import Uniform
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.vocabulary.errors import UserError

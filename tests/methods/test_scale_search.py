@@ -197,7 +197,7 @@ def test_every_scale_is_a_multiple_of_its_first_and_each_head_and_channel_has_it
 
 
 def test_images_in_other_batches_give_the_same_scales(vit: Case) -> None:
-    from ptq2themoon.quantize.pipeline import quantize
+    from ptq2themoon.pipeline import quantize
 
     found = [
         scales(quantize(vit.reference, vit.operators, search(score="mse"), BITS, vit.images.split(n), "cpu"))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ptq2themoon.graph.forms.fuse import fuse
 from ptq2themoon.graph.forms.normalise import normalise
 from ptq2themoon.graph.meaning.roles import find_roles, rename_operators
+from ptq2themoon.pipeline import quantize
 from ptq2themoon.quantize.model import QuantizedModel
-from ptq2themoon.quantize.pipeline import quantize
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.vocabulary.operators import Operator
 from ptq2themoon.vocabulary.recipe_language import MethodCall, Rule

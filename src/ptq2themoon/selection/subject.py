@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ptq2themoon.data import CalibrationBatches
 from ptq2themoon.graph.fused_model import FusedModel
+from ptq2themoon.pipeline import quantize
 from ptq2themoon.quantize.model import QuantizedModel
-from ptq2themoon.quantize.pipeline import quantize
 from ptq2themoon.quantize.plan import plan
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tensors import QuantizedOperator

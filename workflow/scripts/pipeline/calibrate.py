@@ -5,7 +5,7 @@ from __future__ import annotations
 from ptq2themoon.data import Preprocessing, calibration_batches
 from ptq2themoon.device import resolve_device
 from ptq2themoon.graph.fused_model import FusedModel
-from ptq2themoon.quantize.pipeline import quantize
+from ptq2themoon.pipeline import quantize
 from ptq2themoon.quantize.plan import protocol
 from ptq2themoon.quantize.qparams import Header, write_qparams
 from ptq2themoon.stage import Stage, run_job

@@ -8,6 +8,7 @@ import onnx
 from torch import Tensor
 
 from ptq2themoon.methods import made
+from ptq2themoon.quantize.learning.state import State
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.tools import Tools
 from ptq2themoon.vocabulary.operators import Operator
@@ -22,6 +23,7 @@ def quantize(
     batches: Iterable[Tensor],
     device: str,
     seed: int = 0,
+    state: State | None = None,
 ) -> QuantizedModel:
     """Quantize a fused model, which stays as it is.
 
@@ -30,12 +32,13 @@ def quantize(
         bits: of weights and of activations.
         batches: calibration images [B, C, H, W], normalised; iterated as often as recipe and methods need.
         seed: of what methods draw.
+        state: where a training saves itself, and goes on from; None: nowhere.
 
     Raises:
         UserError: a rule that selects nothing, values that cannot be quantized, or what a method refuses.
     """
     model = QuantizedModel(reference, list(operators))
-    tools = Tools(recipe, bits, batches, seed, device)
+    tools = Tools(recipe, bits, batches, seed, device, state)
     methods = [made(call) for call in recipe.methods]
     for method in methods:
         method.before(model, tools)

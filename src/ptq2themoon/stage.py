@@ -8,6 +8,7 @@ final names.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 import time
@@ -98,6 +99,13 @@ class Stage:
             seed=job.drawn_with(),
             device=device or job.runs_on,
         )
+
+    @property
+    def key(self) -> str:
+        """Sum of what decides the result, but for the code: inputs, parameters, seed, device, versions."""
+        inputs = {path.as_posix(): digest for path, (digest, _) in self._read.items()}
+        facts = [self.name, inputs, self.parameters, self.seed, self.device, versions()]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def temporary(self, output: Path) -> Path:
         """Where to write `output` until the stage ends well; keeps the suffix."""

@@ -9,6 +9,8 @@ import pytest
 from tiny_methods import Case
 
 from ptq2themoon.quantize.factors import Product
+from ptq2themoon.quantize.learning import reconstruct
+from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.tools import Tools
 
 
@@ -31,3 +33,17 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[Product]:
 
     monkeypatch.setattr(Tools, "search_scales", search_scales)
     return kept
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
+    """Losses of all units that a method trains in a test, by the unit's name."""
+    found: dict[str, list[float]] = {}
+    put = reconstruct._put
+
+    def note(model: QuantizedModel, learned: reconstruct.Found) -> None:
+        found.update(learned.losses)
+        put(model, learned)
+
+    monkeypatch.setattr(reconstruct, "_put", note)
+    return found

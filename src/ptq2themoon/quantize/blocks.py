@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -19,12 +20,14 @@ class Segment:
 
     Attributes:
         block: index of the transformer block; None before the first, between stages and after the last.
+        layer: the one operator that it is, where a model is cut at layers.
         program: trainable. `program.read` names the tensors that it takes, `program.wanted` those that it
             gives, and `program.parameters` holds weights and biases by `operator.position`.
     """
 
     block: int | None
     program: Program
+    layer: str | None = None
 
     def __call__(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that it gives, by name, from those that it reads."""
@@ -33,7 +36,9 @@ class Segment:
             return dict(zip(self.program.wanted, self.program.run(taken), strict=True))
 
 
-def segments(model: SimulatedModel, operators: Iterable[Operator]) -> list[Segment]:
+def segments(
+    model: SimulatedModel, operators: Iterable[Operator], layers: Collection[str] | None = None
+) -> list[Segment]:
     """The model cut where a transformer block begins and where it ends, in the order in which it runs.
 
     Run one after another, each on what those before it gave, they give the model's outputs. Quantizers
@@ -41,16 +46,27 @@ def segments(model: SimulatedModel, operators: Iterable[Operator]) -> list[Segme
 
     Args:
         operators: of the model's graph, with blocks.
+        layers: cut before and after each of these operators instead.
     """
     order = model.order
-    cuts = _cuts(order, {operator.name: operator.block for operator in operators})
+    blocks = {operator.name: operator.block for operator in operators}
     found = []
-    for block, start, end in cuts:
+    for block, start, end in _cuts(order, blocks) if layers is None else _layer_cuts(order, blocks, layers):
         made = {variable.name for operation in order[start:end] for variable in operation.outputs}
         later = {variable.name for operation in order[end:] for variable in operation.inputs}
         wanted = [name for name in sorted(made) if name in later or name in model.outputs]
-        found.append(Segment(block, model.trainable(order[start:end], wanted)))
+        layer = order[start].name if order[start].name in (layers or ()) else None
+        found.append(Segment(block, model.trainable(order[start:end], wanted), layer))
     return found
+
+
+def _layer_cuts(
+    order: Sequence[ir.Operation], blocks: Mapping[str, int | None], layers: Collection[str]
+) -> list[tuple[int | None, int, int]]:
+    """As `_cuts`, with each of these operators alone."""
+    alone = [index for index, operation in enumerate(order) if operation.name in layers]
+    bounds = sorted({0, len(order), *alone, *(index + 1 for index in alone)})
+    return [(blocks.get(order[start].name), start, end) for start, end in itertools.pairwise(bounds)]
 
 
 def _cuts(

@@ -80,7 +80,7 @@ class Program:
     ) -> None:
         self.wanted, self.trainable = list(wanted), trainable
         self.parameters: dict[str, Tensor] = {}
-        self._device, self._quantizers = device, quantizers
+        self.device, self._quantizers = device, quantizers
         self._context = executor.op.TorchBackendContext(executing_device=device)
         grids: dict[str, Quantizer] = {}
         self.steps = [self._step(operation, grids) for operation in operations]

@@ -19,6 +19,7 @@ from ptq2themoon.quantize.calibration import calibrate, fit, observe
 from ptq2themoon.quantize.factors import Alternatives, Grid, Product, products
 from ptq2themoon.quantize.layer_error import output_error
 from ptq2themoon.quantize.layers import Walk, fit_constant, input_maxima
+from ptq2themoon.quantize.learning.state import State
 from ptq2themoon.quantize.migration import (
     Multiplied,
     NormGroup,
@@ -53,6 +54,7 @@ class Tools:
         batches: calibration images [B, C, H, W], normalised; may be iterated again and again.
         seed: of whatever a method draws.
         device: a torch device.
+        state: where a training saves itself; None: nowhere.
     """
 
     recipe: Recipe
@@ -60,6 +62,7 @@ class Tools:
     batches: Iterable[Tensor]
     seed: int
     device: str
+    state: State | None = None
 
     def add_rule(self, method: str, rule: Mapping[str, Any]) -> None:
         """A rule, written as in a recipe, that comes last and so wins; messages name the method."""
@@ -82,6 +85,15 @@ class Tools:
     def floating(self, model: QuantizedModel) -> SimulatedModel:
         """The rewritten graph in floating point, whose output is the reference's."""
         return SimulatedModel(model.rewritten, self.device)
+
+    def images(self, count: int | None) -> Tensor:
+        """The first calibration images [N, C, H, W], all where `count` is None."""
+        found: list[Tensor] = []
+        for batch in self.batches:
+            found.append(batch)
+            if count is not None and sum(map(len, found)) >= count:
+                break
+        return torch.cat(found)[:count]
 
     def observe(self, model: QuantizedModel, wanted: Mapping[Slot, QuantizedTensor]) -> dict[Slot, Quantizer]:
         """Quantizers that the calibration images give to activations of the rewritten graph."""

@@ -6,6 +6,7 @@ from ptq2themoon.data import Preprocessing, calibration_batches
 from ptq2themoon.device import resolve_device
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.pipeline import quantize
+from ptq2themoon.quantize.learning.state import State
 from ptq2themoon.quantize.plan import protocol
 from ptq2themoon.quantize.qparams import Header, write_qparams
 from ptq2themoon.stage import Stage, run_job
@@ -20,7 +21,8 @@ def main(job: Calibrate) -> None:
     with Stage.of(job, device=device) as stage:
         fused = FusedModel.open(job.model)
         batches = calibration_batches(job.images, Preprocessing.of(fused.info), fused.at_once(job.batch_size))
-        model = quantize(fused.graph, fused.operators, recipe, bits, batches, device, job.seed)
+        state = State(job.out.with_name("training"), stage.key)
+        model = quantize(fused.graph, fused.operators, recipe, bits, batches, device, job.seed, state)
         header = Header(
             recipe=recipe.name,
             bits=job.bits,
@@ -30,6 +32,7 @@ def main(job: Calibrate) -> None:
             graph_sha256=fused.sha256,
         )
         write_qparams(model, header, stage.temporary(job.out), stage.temporary(job.out_arrays))
+    state.remove()
 
 
 if __name__ == "__main__":

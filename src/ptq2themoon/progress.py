@@ -58,6 +58,11 @@ def _bar(
                 bar.set_postfix_str(note(), refresh=False)
 
 
+def say(message: str) -> None:
+    """One line on stderr, above a progress bar if one is shown."""
+    tqdm.write(message, file=sys.stderr)
+
+
 def warn(message: str) -> None:
     """One warning line on stderr, above a progress bar if one is shown."""
     tqdm.write(f"warning: {message}", file=sys.stderr)

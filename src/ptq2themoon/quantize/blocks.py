@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ptq2themoon.ppq_compat import ir, quiet_ppq
-from ptq2themoon.quantize.program import Program
+from ptq2themoon.quantize.program import Hook, Program
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.vocabulary.operators import Operator
 
@@ -29,11 +29,13 @@ class Segment:
     program: Program
     layer: str | None = None
 
-    def __call__(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors that it gives, by name, from those that it reads."""
+    def __call__(
+        self, values: Mapping[str, Tensor], hooks: Mapping[str, Hook] | None = None
+    ) -> dict[str, Tensor]:
+        """The tensors that it gives, by name, from those that it reads; `hooks` by operator."""
         taken = {name: values[name] for name in self.program.read}
         with quiet_ppq():
-            return dict(zip(self.program.wanted, self.program.run(taken), strict=True))
+            return dict(zip(self.program.wanted, self.program.run(taken, hooks), strict=True))
 
 
 def segments(

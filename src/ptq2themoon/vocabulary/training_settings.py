@@ -9,7 +9,7 @@ from pydantic import Field
 from ptq2themoon.vocabulary.validation import Strict
 
 Preset = Literal["quick", "paper"]
-ITERATIONS: dict[Preset, int] = {"quick": 200, "paper": 20_000}
+ITERATIONS: dict[Preset, int] = {"quick": 100, "paper": 20_000}
 BATCH: dict[Preset, int] = {"quick": 16, "paper": 32}
 RATE: dict[Preset, float] = {"quick": 1e-2, "paper": 1e-3}
 SCALE_RATE: dict[Preset, float] = {"quick": 1e-3, "paper": 4e-5}

@@ -213,3 +213,31 @@ class Fisher:
         for key, own in (("g", self._g), ("d", self._d), ("first", self._first)):
             found |= {f"{key}.{name}": value for name, value in own.items()}
         return found
+
+
+class LocalAndTotal:
+    """GLF-Q's loss: the mean squared error of the outputs, and of the feature that the classifier reads.
+
+    Each is over its value in the first batch; `local` weighs the first. The last unit has only the first.
+    """
+
+    def __init__(self, unit: Unit, local: float, *, total: bool) -> None:
+        self._unit, self._local, self._total = unit, local, total and bool(unit.rest)
+        self._first = torch.zeros(2)
+
+    def __call__(self, iteration: int, found: dict[str, Tensor], index: Tensor) -> Tensor:
+        off = self._unit.off(found, index).values()
+        parts = [torch.stack([each.square().mean() for each in off]).sum()]
+        if self._total:
+            with torch.no_grad():
+                others = {name: found[name] for name in self._unit.others}
+                wanted = self._unit.to_feature(others | self._unit.wanted(index), index)
+            parts.append((self._unit.to_feature(found, index) - wanted).square().mean())
+        if not bool(self._first.any()):
+            self._first[: len(parts)] = torch.stack(parts).detach().cpu().clamp(min=TINY)
+        shares = [part / first.to(part.device) for part, first in zip(parts, self._first, strict=False)]
+        return self._local * shares[0] + shares[1] if self._total else shares[0]
+
+    def extra(self) -> dict[str, Tensor]:
+        """The first batch's errors."""
+        return {"first": self._first}

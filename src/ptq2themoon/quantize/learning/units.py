@@ -13,6 +13,7 @@ from ptq2themoon.ppq_compat import quiet_ppq
 from ptq2themoon.quantize.blocks import Segment, segments
 from ptq2themoon.quantize.learning.store import Store
 from ptq2themoon.quantize.model import QuantizedModel
+from ptq2themoon.quantize.program import Hook
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -32,6 +33,7 @@ class Unit:
         exact: the same segment in floating point.
         rest: the segments after it, in floating point.
         logits: name of the model's output.
+        head: name of the operator that classifies; None where there is none.
         memory: bytes of activations to keep at one place.
     """
 
@@ -43,6 +45,7 @@ class Unit:
     exact: Segment
     rest: Sequence[Segment]
     logits: str
+    head: str | None
     memory: int
 
     @property
@@ -79,12 +82,26 @@ class Unit:
 
     def to_logits(self, found: dict[str, Tensor], index: Tensor | slice) -> Tensor:
         """Logits [B, classes] for these outputs of the unit, with all after it in floating point."""
+        return self._run_rest(found, index, {})[self.logits]
+
+    def to_feature(self, found: dict[str, Tensor], index: Tensor | slice) -> Tensor:
+        """What the classifier reads, [B, channels], likewise; logits where there is no classifier."""
+        feature: list[Tensor] = []
+        hooks: dict[str, Hook] = {}
+        if self.head is not None:
+            hooks = {self.head: lambda _, inputs, __: feature.append(inputs[0])}
+        logits = self._run_rest(found, index, hooks)[self.logits]
+        return feature[0] if feature else logits
+
+    def _run_rest(
+        self, found: dict[str, Tensor], index: Tensor | slice, hooks: Mapping[str, Hook]
+    ) -> dict[str, Tensor]:
         made = {name for segment in self.rest for name in segment.program.wanted} | set(found)
         read = {name for segment in self.rest for name in segment.program.read} - made
         values = self.floating.get(read, index, self.device) | found
         for segment in self.rest:
-            values |= segment(values)
-        return values[self.logits]
+            values |= segment(values, hooks)
+        return values
 
     @property
     def others(self) -> list[str]:
@@ -112,7 +129,9 @@ def train_units(
         UserError: a graph that is not the floating-point one operator by operator, or cannot be cut.
     """
     floating, quantized = graphs
-    exact = segments(floating, find_roles(model.rewritten), layers)
+    operators = find_roles(model.rewritten)
+    head = next((operator.name for operator in operators if operator.role == "head"), None)
+    exact = segments(floating, operators, layers)
     found = segments(quantized, model.operators, layers)
     if [s.program.wanted for s in exact] != [s.program.wanted for s in found]:
         raise UserError("training needs the operators of floating point: put the method first in `methods`")
@@ -127,7 +146,7 @@ def train_units(
         _advance(before[0], other, len(images), floating.device)
         if has_weights(segment):
             name = _name(segment, number, len(found))
-            learn(Unit(name, segment, outputs, *before, other, rest, logits, memory))
+            learn(Unit(name, segment, outputs, *before, other, rest, logits, head, memory))
         _advance(before[1], segment, len(images), floating.device)
         for store in before:
             store.keep({name for later in rest for name in later.program.read})

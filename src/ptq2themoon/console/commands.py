@@ -165,6 +165,31 @@ def report(folder: Path, out: str) -> None:
 
 
 @main.command(context_settings=CONTEXT)
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--csv", type=click.Path(path_type=Path), help="File for every figure that changed.")
+def compare(first: str, second: str, csv: Path | None) -> None:
+    """Say what differs between the results of A and B, and whether that is more than noise.
+
+    A and B are folders in which `snakemake` ran, folders of results, or git revisions. Status 0: no
+    difference beyond noise; 1: there is one, and it is named.
+    """
+    from ptq2themoon.console.comparison.page import all_figures, differing, lines  # loads torch
+    from ptq2themoon.console.comparison.trees import opened
+    from ptq2themoon.console.comparison.whole import compared
+
+    with opened(first) as one, opened(second) as other:
+        found = compared(one, other)
+    if csv:
+        csv.write_text("\n".join([*all_figures(found), ""]), encoding="utf-8")
+    if found.beyond:
+        Console().print(differing(found))
+    for line in lines(found):
+        click.echo(line)
+    raise SystemExit(int(found.differs))
+
+
+@main.command(context_settings=CONTEXT)
 def doctor() -> None:
     """Say what this machine has: Python, disk, memory, processor, GPU, and whether models can be fetched."""
     from ptq2themoon.console.machine_check import findings

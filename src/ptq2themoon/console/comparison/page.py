@@ -1,0 +1,55 @@
+"""A comparison for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from ptq2themoon.console.comparison.findings import Comparison, Figure
+from ptq2themoon.tables.markdown import signed
+
+DIGITS = {"top1": 2, "top5": 2, "agreement": 2}
+
+
+def differing(found: Comparison) -> Table:
+    """The figures that differ by more than noise, or all that differ at all."""
+    table = Table(title_justify="left")
+    for name in ("run", "figure"):
+        table.add_column(name, overflow="fold")
+    for name in ("first", "second", "difference"):
+        table.add_column(name, justify="right")
+    table.add_column("noise", overflow="fold")
+    for figure in found.beyond:
+        table.add_row(*_cells(figure))
+    return table
+
+
+def _cells(figure: Figure) -> list[str]:
+    digits = DIGITS.get(figure.name, 4)
+    values = [f"{value:.{digits}f}" for value in (figure.first, figure.second)]
+    change = signed(figure.second - figure.first, digits)
+    return [figure.where, figure.name, *values, change, figure.judgement.how]
+
+
+def lines(found: Comparison) -> Iterator[str]:
+    """All but the figures beyond noise, a line each, the verdict last."""
+    yield from (f"made otherwise: {line}" for line in found.made)
+    yield from (f"scales moved: {line}" for line in found.scales)
+    yield from found.alone
+    yield from (f"note: {line}" for line in found.notes)
+    changed = sum(figure.first != figure.second for figure in found.figures)
+    counted = f"{len(found.figures)} figures compared, {changed} changed, {len(found.beyond)} beyond noise"
+    yield f"{counted} (one test counts below p = {found.level:.2g})"
+    yield "the results differ" if found.differs else "no difference beyond noise"
+
+
+def all_figures(found: Comparison) -> Iterator[str]:
+    """Every figure that changed, as comma-separated text for programs."""
+    yield "run,figure,first,second,noise,beyond"
+    beyond = set(map(id, found.beyond))
+    for figure in found.figures:
+        if figure.first != figure.second:
+            text = [figure.where, figure.name, f"{figure.first:.9g}", f"{figure.second:.9g}"]
+            quoted = [f'"{part}"' for part in (*text[:2], figure.judgement.how)]
+            yield ",".join([*quoted[:2], *text[2:], quoted[2], str(id(figure) in beyond).lower()])

@@ -116,9 +116,9 @@ def test_paths_in_backticks_exist(page: Path) -> None:
     assert missing == []
 
 
-def test_the_readme_shows_what_the_pipeline_wrote() -> None:
+def test_the_docs_show_what_the_pipeline_wrote() -> None:
+    assert committed.text("results/summary.md").strip() in committed.text("docs/results.md")
     readme = committed.text("README.md")
-    assert committed.text("results/summary.md").strip() in readme
     seconds = committed.table("results/timings.csv", index_col="rule")["seconds"]
     assert f"took **{seconds['from first to last']:.0f} seconds**" in readme
 
@@ -129,6 +129,22 @@ def test_the_stability_that_the_docs_claim_was_measured() -> None:
     assert len(found) == 3
     assert f"of at least {min(ranking['spearman'] for ranking in found):.2f}," in text
     assert f"on {min(ranking['top_shared'] for ranking in found)} of the 10 worst or more" in text
+
+
+def test_the_first_screen_has_the_figures_of_the_benchmark() -> None:
+    peers = committed.table("results/benchmarks/peers.csv")
+    times = committed.table("results/benchmarks/latency.csv")
+    readme = committed.text("README.md")
+    assert f"on {times['threads'].unique().item()} CPU cores" in readme
+    for name, variant in (("FP32", "FP32"), ("INT8", "ship/fast")):
+        own = peers[(peers["model"] == "demo") & (peers["variant"] == variant)]
+        measured = own[own["runtime"] == "ONNX Runtime"].iloc[0]
+        of_model = (times["model"] == "demo") & (times["batch"] == 1) & (times["variant"] == variant)
+        by_runtime = times[of_model & (times["precision"] == "f32")].set_index("runtime")["median_ms"]
+        cells = [f"{measured['bytes'] / 1e6:.1f}"]
+        cells += [f"{by_runtime[runtime]:.2f}" for runtime in ("ONNX Runtime", "OpenVINO")]
+        cells += [f"{measured['top1']:.2f}", f"{measured['agreement']:.1f}"]
+        assert f"| {name} | {' | '.join(cells)} |" in readme
 
 
 def test_the_readme_compares_ship_as_the_benchmark_measured_it() -> None:

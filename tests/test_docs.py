@@ -11,7 +11,9 @@ import committed
 import pytest
 import yaml
 
+from ptq2themoon.tables.summary import METRICS
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.modes import MODES
 from ptq2themoon.vocabulary.operators import ROLES, Operator
 from ptq2themoon.vocabulary.parameters import Params
 from ptq2themoon.vocabulary.recipe_language import Defaults, RecipeFile, Rule, Select
@@ -19,7 +21,7 @@ from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "resources/demo/README.md"]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "resources/demo/README.md"]
 RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 # As in a ViT of 12 blocks with query, key and value from one layer.
 OUTSIDE = ("patch_embed", "pos_add", "norm", "head")
@@ -163,3 +165,23 @@ def test_the_readme_compares_ship_as_the_benchmark_measured_it() -> None:
 def test_the_coverage_that_the_docs_claim_was_measured() -> None:
     figure = json.loads(committed.text("docs/coverage.json"))
     assert f"**{figure['percent']} %** of the library's lines" in committed.text("docs/contributing.md")
+
+
+def test_the_glossary_has_every_figure_of_the_summary_and_every_mode() -> None:
+    page = committed.text("docs/glossary.md").lower()
+    heads = [head for head, _ in METRICS.values() if "ONNX Runtime" not in head and "drop" not in head]
+    words = [re.sub(r" with fp32| \(.*", "", head.lower()) for head in heads]
+    assert [word for word in words if word not in ("loss", "output cosine") and word not in page] == []
+    assert all(f"**{mode}**" in page for mode in MODES)
+
+
+def test_the_recipes_to_choose_from_exist() -> None:
+    rows = re.findall(r"^\| .+? \| (.+?) \| ", committed.text("docs/choosing.md"), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)} - {"fast"}
+    assert {"ship", "papers", "vanilla"} <= named
+    assert [name for name in named if not (ROOT / f"recipes/{name}.yaml").is_file()] == []
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    readme = committed.text("README.md")
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name})" not in readme] == []

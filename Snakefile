@@ -13,7 +13,7 @@ include: "workflow/rules/reading.smk"
 
 # A file given on the command line that names models stands alone; `--config` overrides single keys.
 if "models" not in config:
-    checked(lambda: read_yaml(Path("params.yaml")))  # before Snakemake's own reader, which may run code
+    known(lambda: read_yaml(Path("params.yaml")))  # before Snakemake's own reader, which may run code
 
     configfile: "params.yaml"
 

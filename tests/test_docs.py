@@ -77,6 +77,24 @@ def test_the_parameters_of_the_docs_are_valid(recipes: Path, monkeypatch: pytest
     assert Params.from_mapping(mapping, "docs", there).recipes == ["vanilla", "mine"]
 
 
+FAQ = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), re.findall(r"```yaml slip\n(.*?)```\n```text\n(.*?)```", FAQ, re.S)
+)
+def test_slips_of_the_faq_are_refused_as_it_says(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # where the default's model lies
+    rest = {key: value for key, value in read_yaml(Path("params.yaml")).items() if f"{key}:" not in text}
+    path = tmp_path / "mine.yaml"
+    path.write_text(text + yaml.safe_dump(rest))
+    with pytest.raises(UserError) as error:
+        Params.from_mapping(read_yaml(path), "mine.yaml").check_files("mine.yaml")
+    assert str(error.value).replace(f"{tmp_path}/", "") == said.rstrip("\n")
+
+
 def test_every_key_and_role_is_described() -> None:
     keys = {key for model in (RecipeFile, Defaults, Rule, Select) for key in model.model_fields}
     assert sorted(key for key in keys if f"`{key}`" not in RECIPES) == []

@@ -228,6 +228,16 @@ def test_the_whole_lock_is_installed(installer: Installer) -> None:
     assert sorted(installer.log("installed.log")) == sorted(f"{name}==" for name in ENTRIES)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the CUDA packages are left out")
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_machine_without_gpu_is_told_of_the_smaller_torch(seen: bool) -> None:
+    command = f"source tools/environment.sh; gpu_seen() {{ {str(seen).lower()}; }}; hint"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    hint = "make env TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+    assert (hint in done.stdout) != seen
+    assert hint in (ROOT / "README.md").read_text()
+
+
 def test_changed_lock_is_installed_again(installer: Installer) -> None:
     installer.run()
     with open(installer.folder / "requirements.lock", "a") as lock:

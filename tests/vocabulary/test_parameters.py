@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from ptq2themoon.stage import Stage, sidecar_path
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.parameter_files import images_for
 from ptq2themoon.vocabulary.parameters import Params, load_params, parse_bits
 from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.records import write_json
@@ -97,6 +98,9 @@ DEMO = DEFAULT["models"]["demo"]
 SLIPS: list[tuple[str, Any, str]] = [
     ("modles", {}, "modles: unknown key; did you mean 'models'?"),
     ("models.demo.datset", "demo", "models.demo.datset: unknown key; did you mean 'dataset'?"),
+    ("bits", [8], "bits[0]: 8: must be bits of weights and of activations; nearest valid: 'w8a8'"),
+    ("bits", [16], "bits[0]: 16: must be bits of weights and of activations; nearest valid: 'w8a8'"),
+    ("models.demo.num_classes", 3, "models.demo: num_classes is an argument of timm.create_model; say `arg"),
     ("calibration.image", 8, "calibration.image: unknown key; did you mean 'images'?"),
     ("plots.zzz", 8, "plots.zzz: unknown key; valid: dpi, colormap"),
     ("calibration.images", "256", "calibration.images: must be an integer, not '256'"),
@@ -400,7 +404,8 @@ def test_more_images_than_there_are(tmp_path: Path) -> None:
     six = {"calibration": {"images": 6, "batch_size": 2, "seeds": [0]}}
     small = {**without("errors"), "evaluation": {"images": None, "batch_size": 2}, "attention": {"images": 7}}
     enough = {**small, "errors": {"images": 6, "logits_images": 2}, "attention": {"images": 2}}
-    keys = ("errors.images: 64, by default", "errors.logits_images: 32, by default", "attention.images: 7")
+    small["errors"] = {"images": 8, "logits_images": 9}
+    keys = ("errors.images: 8", "errors.logits_images: 9", "attention.images: 7")
     for kind, place in (("arrays", "six.safetensors"), ("csv", "six.csv"), ("folder", "six")):
         data = {"datasets": {"demo": {"kind": kind, "calibration": place, "evaluation": place}}}
         assert refusal(params({**small, **data, **six}).check_files).splitlines() == [
@@ -415,6 +420,19 @@ def in_folders(train: list[str], val: list[str], dataset: dict[str, str]) -> Par
         for path in (Path(part), *(Path(part, name) for name in names)):
             path.mkdir()
     return params(changed("datasets.demo", dataset))
+
+
+def test_by_default_no_more_images_are_asked_for_than_there_are() -> None:
+    save_file({"images": np.zeros((6, 1, 2, 2), np.uint8)}, "six.safetensors")
+    data = {"kind": "arrays", "calibration": "six.safetensors", "evaluation": "six.safetensors"}
+    found = {**without("errors"), "datasets": {"demo": data}, "evaluation": {"images": None, "batch_size": 2}}
+    found["calibration"] = {"images": 6, "batch_size": 2, "seeds": [0]}
+    for evaluated, said, expected in ((None, {}, 6), (5, {}, 5), (None, {"images": 3}, 3)):
+        found["evaluation"]["images"], found["errors"] = evaluated, said
+        params(found).check_files()
+        assert images_for(params(found), "demo", "errors", "images") == expected
+    data["evaluation"] = "not there"
+    assert images_for(params(found), "demo", "errors", "logits_images") == 32
 
 
 @pytest.mark.parametrize("key", ["errors.images", "errors.logits_images", "attention.images"])

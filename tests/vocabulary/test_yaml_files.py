@@ -53,6 +53,12 @@ CHAIN = "".join(f"k{i}: &k{i} {'[' * 30}*k{i - 1}{']' * 30}\n" if i else "k0: &k
         ('? "__use_yte__"\n: true\n', "__use_yte__: templates run code"),
         ('{"__use_yte__": true}', "__use_yte__: templates run code"),
         ("!!python/str __use_yte__: true\n", "could not determine a constructor"),
+        ("a:\n\tb: 1\n", "line 2: begins with a tab; YAML is indented with blanks"),
+        ("a:\n  b: 1\n\tc: 2\n", "line 3: begins with a tab"),
+        ("a: 1\ndevice:auto\n", "line 2: no blank after the colon; write 'device: auto'"),
+        ("bits:[w8a8]  # of all\na: 1\n", "line 1: no blank after the colon; write 'bits: [w8a8]'"),
+        ("m:\n  d:\n    source:onnx:a.onnx\n    data: x\n", "line 3: no blank after the colon; write 'so"),
+        ("a: 1\nhttps://example.org\nb: 1\n", "not readable as YAML: "),
         ("a: 1\n---\na: 2\n", "expected a single document"),
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import timm
@@ -69,6 +70,15 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_images(folder / "flowers/val", 2)
     snakemake(folder)
     return folder
+
+
+def test_the_int8_model_names_the_classes_as_their_folders_are_called(tree: Path) -> None:
+    names = ["daisy", "rose", "tulip"]
+    assert json.loads((tree / "results/models/flowers/model.json").read_text())["label_names"] == names
+    for mode in ("faithful", "fast"):
+        model = onnx.load(tree / f"results/models/flowers/vanilla/{KEYS[0]}/{mode}/int8.onnx")
+        about = {entry.key: entry.value for entry in model.metadata_props}
+        assert json.loads(about["label_names"]) == names
 
 
 def edit(folder: Path, file: str, old: str, new: str) -> str:
@@ -179,3 +189,28 @@ def test_the_report_is_one_file_with_figures_and_captions(tree: Path) -> None:
 )
 def test_bad_parameters_are_named_before_anything_runs(tree: Path, change: str, message: str) -> None:
     assert message in snakemake(tree, "--dry-run", "--config", change, status=1)
+
+
+@pytest.mark.slow
+def test_the_example_runs_as_printed_with_sixty_test_images(tmp_path: Path) -> None:
+    """Nothing is changed in it: fewer images than the errors of operators are measured on are all taken."""
+    readme = (ROOT / "README.md").read_text()
+    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "models:" in block]
+    (printed,) = re.findall(
+        r"^(snakemake --configfile flowers.yaml --dry-run.*\nsnakemake .*)$", readme, re.M
+    )
+    folder = clone(tmp_path)
+    (folder / "flowers.yaml").write_text(text)
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3)
+    save_file(model.state_dict(), folder / "flowers.safetensors")
+    make_images(folder / "flowers/train", 86)
+    make_images(folder / "flowers/val", 20)
+    for command in printed.splitlines():
+        run(folder, *command.split(" #")[0].split())
+    table = pd.read_csv(folder / "results/summary.csv")
+    assert len(table) == 1 + 3 * 2
+    assert set(table["images"]) == {60}
+    sidecar = json.loads((folder / "results/flowers/vanilla/w8a8-n256-s0/operators.sidecar.json").read_text())
+    assert (sidecar["parameters"]["images"], sidecar["parameters"]["logits_images"]) == (60, 32)
+    run(folder, "python", "workflow/scripts/tools/verify.py", "--params", "flowers.yaml")

@@ -20,15 +20,15 @@ OBSERVERS = ROOT / "src/ptq2themoon/quantize/observers"
 
 # Read again: Snakemake's own reader takes the last of two equal keys.
 for path in workflow.configfiles:
-    checked(lambda: read_yaml(Path(path)))
+    known(lambda: read_yaml(Path(path)))
 
 FROM = ", ".join(map(str, workflow.configfiles)) or "--config"
-PARAMS = checked(lambda: Params.from_mapping(config, FROM))
-checked(lambda: PARAMS.check_files(FROM))
+PARAMS = known(lambda: Params.from_mapping(config, FROM))
+known(lambda: PARAMS.check_files(FROM))
 if PARAMS.plots.colormap != Plots().colormap:
     from ptq2themoon.plots.heatmap import check_colormap  # only matplotlib knows the names
 
-    checked(lambda: check_colormap(PARAMS.plots.colormap))
+    known(lambda: check_colormap(PARAMS.plots.colormap))
 
 # All recipes that any target needs.
 RECIPES = list(

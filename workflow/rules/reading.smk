@@ -1,4 +1,5 @@
 # What reads parameters before anything else.
+import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -7,8 +8,21 @@ from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.yaml_files import read_yaml
 
 
+def known(make):
+    """What `make` returns; what is wrong for the user ends the run, in lines of its own.
+
+    Snakemake would add the place in its rules, and a traceback, to an error of its own.
+    """
+    try:
+        return make()
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
 def checked(make):
-    """What `make` returns; what is wrong for the user becomes Snakemake's own error."""
+    """The same while jobs are planned, where only Snakemake's own error is let through."""
     try:
         return make()
     except UserError as error:

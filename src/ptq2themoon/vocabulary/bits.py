@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -30,4 +30,15 @@ def _bits(bits: str) -> str:
     return bits
 
 
-Bits = Annotated[str, AfterValidator(_bits), Field(json_schema_extra={"pattern": f"^{BITS.pattern}$"})]
+def _both(bits: Any) -> Any:
+    """Refuse a number alone, which does not tell weights from activations."""
+    if isinstance(bits, int) and not isinstance(bits, bool):
+        near = min(max(bits, 2), 8)
+        raise ValueError(
+            f"{bits}: must be bits of weights and of activations; nearest valid: {f'w{near}a{near}'!r}"
+        )
+    return bits
+
+
+_pattern = Field(json_schema_extra={"pattern": f"^{BITS.pattern}$"})
+Bits = Annotated[str, BeforeValidator(_both), AfterValidator(_bits), _pattern]

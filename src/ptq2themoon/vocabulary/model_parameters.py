@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, JsonValue, ValidationInfo, field_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.image_folders import ClassOrder
@@ -19,9 +19,10 @@ from ptq2themoon.vocabulary.model_source import (
     option_problem,
 )
 from ptq2themoon.vocabulary.torchvision_names import parse_torchvision
-from ptq2themoon.vocabulary.validation import (
-    Strict,
-)
+from ptq2themoon.vocabulary.validation import Strict, shown
+
+# Of timm.create_model, as far as they are known by heart: they stand under `arguments`.
+TIMM_ARGUMENTS = ("num_classes", "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
 
 
 class Model(Strict):
@@ -46,6 +47,15 @@ class Model(Strict):
     """`false`: the outputs are features, whatever their shape."""
     output: str | None = None
     """Of an ONNX file with several outputs, the one to take; else that named `logits`, or the first."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_arguments(cls, values: Any) -> Any:
+        for key in TIMM_ARGUMENTS:
+            if isinstance(values, dict) and key in values:
+                told = f"arguments: {{{key}: {shown(values[key])}}}"
+                raise ValueError(f"{key} is an argument of timm.create_model; say `{told}`")
+        return values
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, what is wrong there) of values that do not go with each other."""

@@ -76,9 +76,24 @@ def _too_few_images(params: Params, name: str, data: Dataset) -> Iterator[tuple[
         path = getattr(data, part)
         found = images_in(data.kind, Path(path), max(asked[key] for key in keys))
         for key in keys:
-            if found and asked[key] > found:
-                default = "" if key[1] in getattr(params, key[0]).model_fields_set else ", by default"
-                yield key, f"{asked[key]}{default}, but {path!r} holds {found} images; at most that many"
+            stated = key[1] in getattr(params, key[0]).model_fields_set
+            if found and asked[key] > found and stated:
+                yield key, f"{asked[key]}, but {path!r} holds {found} images; at most that many"
+
+
+def images_for(params: Params, model: str, section: str, key: str) -> int:
+    """How many evaluation images of a model are asked for; by default no more than there are.
+
+    Args:
+        section, key: one of `ASKED`.
+    """
+    given = getattr(params, section)
+    asked: int = getattr(given, key)
+    if key in given.model_fields_set:
+        return asked
+    data = params.every_dataset[params.every_model[model].dataset]
+    there = images_in(data.kind, Path(data.evaluation), asked)
+    return min(number for number in (asked, there, params.evaluation.images) if number)
 
 
 def images_in(kind: str, path: Path, most: int) -> int | None:

@@ -255,7 +255,8 @@ class Params(Strict):
         evaluated = self.evaluation.images
         for key in (("errors", "images"), ("errors", "logits_images"), ("attention", "images")):
             asked = getattr(getattr(self, key[0]), key[1])
-            if evaluated is not None and asked > evaluated:
+            stated = key[1] in getattr(self, key[0]).model_fields_set
+            if evaluated is not None and asked > evaluated and stated:
                 yield key, f"{asked}, but evaluation.images is {evaluated}; at most that many"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
+    except yaml.MarkedYAMLError as error:
+        if hint := _slip_of_the_pen(text, error):
+            raise UserError(f"{path}: {hint}") from None
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
@@ -41,6 +46,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if TEMPLATE in data:
         raise UserError(f"{path}: {TEMPLATE}: templates run code, so none is read; write plain values")
     return data
+
+
+# A key, a colon and a value with nothing between them; `//` and what follows is an address.
+NO_BLANK = re.compile(r"\s*(?:- )?([A-Za-z_]\w*):(?!//)([^\s:].*)")
+
+
+def _slip_of_the_pen(text: str, error: yaml.MarkedYAMLError) -> str:
+    """What is known of a file that does not parse: a tab, or no blank after a colon; else nothing."""
+    if error.problem_mark is None:
+        return ""
+    lines, last = text.splitlines(), error.problem_mark.line
+    first = error.context_mark.line if error.context_mark else max(last - 1, 0)
+    for number in range(min(last, len(lines) - 1), first - 1, -1):
+        line = lines[number]
+        if "\t" in line[: len(line) - len(line.lstrip())]:
+            return f"line {number + 1}: begins with a tab; YAML is indented with blanks"
+        if found := NO_BLANK.fullmatch(line.split(" #")[0].rstrip()):
+            return f"line {number + 1}: no blank after the colon; write '{found[1]}: {found[2]}'"
+    return ""
 
 
 class _Slip(Exception):

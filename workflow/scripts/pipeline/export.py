@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from ptq2themoon.graph.sources.exporting import export
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.vocabulary import records
@@ -12,6 +14,9 @@ def main(job: Export) -> None:
     source = job.where_from()
     with Stage.of(job) as stage:
         facts = export(source, job.exporter, job.opset, stage.temporary(job.out_model))
+        names = json.loads(job.label_names)
+        if facts.label_names is None and len(names) == facts.num_classes:
+            facts = facts.model_copy(update={"label_names": names})
         records.write(stage.temporary(job.out_info), facts)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.job import Input, Job, Setting
 from ptq2themoon.vocabulary.model_source import FILE_KINDS
+from ptq2themoon.vocabulary.parameter_files import images_for
 from ptq2themoon.vocabulary.recipes import load_recipe
 
 
@@ -20,6 +21,11 @@ def dataset(params: Any, wildcards: Any) -> Any:
 def recipe_files(path: Path) -> list[Path]:
     """A recipe and those that it extends."""
     return load_recipe(path).sources
+
+
+def asked_images(section: str, key: str) -> Setting:
+    """How many evaluation images a parameter asks for; where it is not stated, no more than there are."""
+    return Setting(lambda params, wildcards: images_for(params, wildcards.model, section, key))
 
 
 Kind = Annotated[str, Setting(lambda params, wildcards: dataset(params, wildcards).kind)]

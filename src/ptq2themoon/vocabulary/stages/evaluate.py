@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.job import Input, Job, Output, Setting
-from ptq2themoon.vocabulary.stages.common import OnImages, Qparams
+from ptq2themoon.vocabulary.stages.common import OnImages, Qparams, asked_images
 
 ReferenceFile = Annotated[Path, Input(layout.REFERENCE)]
 BatchSize = Annotated[int, Setting("evaluation.batch_size")]
@@ -64,9 +64,9 @@ class OperatorErrors(OnImages):
     """qparams.json and qparams.safetensors."""
     reference: ReferenceFile
     """reference.safetensors."""
-    images: Annotated[int, Setting("errors.images")]
+    images: Annotated[int, asked_images("errors", "images")]
     """For the errors of the outputs."""
-    logits_images: Annotated[int, Setting("errors.logits_images")]
+    logits_images: Annotated[int, asked_images("errors", "logits_images")]
     """For the effect on the logits."""
     batch_size: int = 16
     """Images in a batch."""
@@ -86,7 +86,7 @@ class OfVariant(OnImages):
         Input(lambda _, wildcards: qparams_of_variant(wildcards.model, wildcards.variant)),
     ] = None
     """qparams.json and qparams.safetensors; left out: floating point."""
-    images: Annotated[int, Setting("attention.images")]
+    images: Annotated[int, asked_images("attention", "images")]
     """How many images are drawn."""
 
 

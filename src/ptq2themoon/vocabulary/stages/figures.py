@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.job import Input, Output, Setting, named
+from ptq2themoon.vocabulary.parameter_files import images_for
 from ptq2themoon.vocabulary.stages.common import Figure
 
 
@@ -32,9 +33,9 @@ def names_of(values: Sequence[str]) -> list[str]:
     return [value.partition("=")[0] for value in values]
 
 
-def _mode_images(params: Any, _: Any) -> list[str]:
-    errors = params.errors
-    return [f"accumulated={errors.images}", f"local={errors.images}", f"logits={errors.logits_images}"]
+def _mode_images(params: Any, wildcards: Any) -> list[str]:
+    keys = {"accumulated": "images", "local": "images", "logits": "logits_images"}
+    return [f"{mode}={images_for(params, wildcards.model, 'errors', key)}" for mode, key in keys.items()]
 
 
 class PlotErrors(Figure):

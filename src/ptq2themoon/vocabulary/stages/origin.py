@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.image_folders import ClassOrder
+from ptq2themoon.vocabulary.image_folders import ClassOrder, class_folders, ordered
 from ptq2themoon.vocabulary.job import Input, Job, Machine, Output, Setting
 from ptq2themoon.vocabulary.model_source import ONNX, Exporter, PreprocessingChanges, Source
 from ptq2themoon.vocabulary.stages.common import EvaluationSource, OnDataset, dataset
@@ -25,6 +25,14 @@ def _model(key: str) -> Setting:
 def _changes(params: Any, wildcards: Any) -> str:
     changes = params.every_model[wildcards.model].preprocessing
     return json.dumps(changes.given() if changes else {})
+
+
+def _label_names(params: Any, wildcards: Any) -> str:
+    """What class folders are called, in the order of their labels; none where they do not tell them."""
+    data = params.every_dataset[params.every_model[wildcards.model].dataset]
+    if data.kind != "folder" or data.classes:
+        return "[]"
+    return json.dumps(ordered(class_folders(Path(data.evaluation)), data.class_order))
 
 
 class Export(Job):
@@ -52,6 +60,8 @@ class Export(Job):
     """The outputs are no logits."""
     output: Annotated[str | None, _model("output")] = None
     """Of an ONNX file, the output to take."""
+    label_names: Annotated[str, Setting(_label_names)] = "[]"
+    """JSON, names of the classes where the source has none; left out where the model has another number."""
     out_model: Annotated[Path, Output(layout.ONNX_MODEL)]
     """model.onnx."""
     out_info: Annotated[Path, Output(layout.MODEL_INFO)]
@@ -75,7 +85,9 @@ class Export(Job):
 
     def parameters(self) -> dict[str, Any]:
         source = self.where_from()
-        asked = {} if self.output is None else {"output": self.output}
+        names = json.loads(self.label_names)
+        asked: dict[str, Any] = {} if self.output is None else {"output": self.output}
+        asked |= {"label_names": names} if names else {}
         return asked | {
             "source": self.source,
             "arguments": source.arguments,

@@ -6,7 +6,7 @@ ARGS ?=
 # Recipes, and the jobs that they start, see the environment as if it were activated.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help run test slow env lint format lock matrix architecture coverage clean
+.PHONY: help run test slow env peers site lint format lock matrix architecture coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' Makefile
@@ -25,6 +25,12 @@ env:  ## install .venv from requirements.lock if it is not up to date; PYTHON=..
 
 peers:  ## install .venv-peers from requirements-peers.lock: the other tools of `snakemake benchmark`
 	@tools/environment.sh --peers "$(PYTHON)"
+
+site:  ## build the documentation site into .site/html, in .venv-site; links and anchors are checked
+	@tools/environment.sh --site "$(PYTHON)"
+	.venv-site/bin/python tools/site_pages.py .site/pages
+	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --quiet
+	@echo "Open .site/html/index.html"
 
 lint: env  ## style, types and workflow checks
 	ruff check .
@@ -57,6 +63,6 @@ coverage: env  ## lines that the tests run, but for slow tests, into docs/covera
 	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "not slow" --cov=ptq2themoon --cov-report= $(ARGS)
 	python tools/coverage_figure.py
 
-clean:  ## remove both environments and caches; results stay
-	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+clean:  ## remove the environments, the site and caches; results stay
+	rm -rf .venv .venv-peers .venv-site .site .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests workflow -name __pycache__ -type d -prune -exec rm -rf {} +

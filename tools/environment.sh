@@ -2,6 +2,7 @@
 # Makes .venv from requirements.lock, only when it is missing, unfinished or older than the lock.
 # Usage: tools/environment.sh PYTHON [TORCH_INDEX]   (called by make)
 #        tools/environment.sh --peers PYTHON         .venv-peers from requirements-peers.lock
+#        tools/environment.sh --site PYTHON          .venv-site from the extra `docs` of pyproject.toml
 set -euo pipefail
 
 CUDA='triton|nvidia-.*|cuda-.*'
@@ -79,6 +80,26 @@ install() {
     printf 'The environment is ready (%d s).\n' $((SECONDS - start))
 }
 
+# What builds the documentation site: exact versions of what is asked for, nothing of ours, which is read from src.
+site() {
+    local stamp=.venv-site/installed-from base pins
+    base=$(base_python "$1")
+    pins=$("$base" -c 'import tomllib
+with open("pyproject.toml", "rb") as file:
+    print("\n".join(tomllib.load(file)["project"]["optional-dependencies"]["docs"]))')
+    if [[ -f $stamp && $(<"$stamp") == "$pins" ]] && .venv-site/bin/python -c ''; then
+        printf 'The environment of the site is up to date.\n'
+        return
+    fi
+    rm -f "$stamp"
+    rm -rf .venv-site
+    "$base" -m venv .venv-site
+    .venv-site/bin/python -m pip --disable-pip-version-check install -r <(printf '%s\n' "$pins")
+    printf '%s\n' "$pins" >"$stamp.part"
+    mv "$stamp.part" "$stamp"
+    printf 'The environment of the site is ready.\n'
+}
+
 # The other tools of the benchmark: all of one lock, nothing of ours, which is read from src.
 peers() {
     local stamp=.venv-peers/installed-from base
@@ -102,6 +123,10 @@ main() {
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
     if [[ ${1:-} == --peers ]]; then
         peers "${2:-python3.11}"
+        return
+    fi
+    if [[ ${1:-} == --site ]]; then
+        site "${2:-python3.11}"
         return
     fi
     local python=${1:-python3.11} index=${2:-} base

@@ -26,10 +26,11 @@ env:  ## install .venv from requirements.lock if it is not up to date; PYTHON=..
 peers:  ## install .venv-peers from requirements-peers.lock: the other tools of `snakemake benchmark`
 	@tools/environment.sh --peers "$(PYTHON)"
 
+# Not `--quiet`: MkDocs would then count no warning.
 site:  ## build the documentation site into .site/html, in .venv-site; links and anchors are checked
 	@tools/environment.sh --site "$(PYTHON)"
 	.venv-site/bin/python tools/site_pages.py .site/pages
-	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build
 	@echo "Open .site/html/index.html"
 
 lint: env  ## style, types and workflow checks

@@ -12,7 +12,7 @@ from ptq2themoon import __version__
 from ptq2themoon.deploy.deploy_report import Deployed
 from ptq2themoon.deploy.faithful import Faithful
 from ptq2themoon.deploy.fast import Fast
-from ptq2themoon.deploy.products import multiply_accumulates
+from ptq2themoon.graph.meaning.work import multiply_accumulates
 from ptq2themoon.quantize.qparams import Header
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.vocabulary.errors import UserError

@@ -20,8 +20,8 @@ Where this differs from the paper:
 - A pair's keys lie `pairs` drawn distances apart, the same for all queries; the paper takes all pairs. L_rank
   is a mean, so gamma does not depend on their number. gamma and theta are this project's.
 - L_rank is taken where the scales of queries and keys are searched, and not again for the layers before.
-- Bits are given out by the largest fall of the sum for each bit of size, from the least bits upwards. The
-  nuclear norm is the mean over images and heads. Inputs keep the bits of the recipe.
+- The sum is the least that there is, by an exact program (`quantize/allocation.py`). The nuclear norm is the
+  mean over images and heads. Inputs keep the bits of the recipe.
 - A nuclear norm is divided by the mean of its like, attentions or MLPs, for the two have other units: rows
   of an attention map sum to 1, so its norm is a hundredth of an output's, and as it is the criterion takes
   bits from every attention. `relative_norms: false` is the paper's form.
@@ -42,7 +42,7 @@ from ptq2themoon.methods.base import GridSettings, Method
 from ptq2themoon.vocabulary.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -183,29 +183,18 @@ def _modules(model: QuantizedModel, tools: Tools) -> list[Module]:
     return list(found.values())
 
 
-def spread(modules: Iterable[Module], choices: Sequence[int], budget: float) -> list[int]:
-    """Bits for each module, by the largest fall of sensitivity for each bit of size.
+def spread(modules: Sequence[Module], choices: Sequence[int], budget: float) -> list[int]:
+    """Bits for each module, of the least sum of sensitivities.
 
     Args:
-        choices: in ascending order, the first within the budget.
+        choices: at least one of them within the budget.
         budget: mean bits of a weight.
     """
-    modules = list(modules)
-    at = [0] * len(modules)
-    left = (budget - choices[0]) * sum(module.size for module in modules)
-    while True:
-        steps = []
-        for index, module in enumerate(modules):
-            for higher in range(at[index] + 1, len(choices)):
-                cost = (choices[higher] - choices[at[index]]) * module.size
-                fall = module.sensitivity[at[index]] - module.sensitivity[higher]
-                if cost <= left and fall > 0:
-                    steps.append((fall / cost, -index, -higher, cost))
-        if not steps:
-            return [choices[index] for index in at]
-        _, index, higher, cost = max(steps)
-        at[-index] = -higher
-        left -= cost
+    from ptq2themoon.quantize.allocation import allocate
+
+    costs = [[bits * module.size for bits in choices] for module in modules]
+    limit = budget * sum(module.size for module in modules)
+    return [choices[index] for index in allocate(costs, [module.sensitivity for module in modules], limit)]
 
 
 METHOD = Liu2021

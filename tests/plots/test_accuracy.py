@@ -10,13 +10,16 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from ptq2themoon.plots.accuracy_by_bits import COLUMNS, ENLARGED, accuracy_by_bits, in_order, places_of
+from ptq2themoon.plots.accuracy_by_bits import ENLARGED, accuracy_by_bits, in_order, places_of
 from ptq2themoon.plots.accuracy_by_cost import COSTS, accuracy_by_cost
+from ptq2themoon.plots.accuracy_by_size import SIZED, accuracy_by_size
+from ptq2themoon.vocabulary.bits import parse_bits
 from ptq2themoon.vocabulary.errors import UserError
 
 BITS = ["w8a8", "w6a6", "w4a4", "w3a3", "w4a8"]
 RECIPES = {"papers": "products", "finer": "products", "vanilla": "all-operators"}
 FP32 = 90.4
+PARAMETERS = 5_353_738
 
 
 def table(**changes: object) -> pd.DataFrame:
@@ -43,9 +46,10 @@ def table(**changes: object) -> pd.DataFrame:
                         "agreement_std": 0.2,
                     },
                     **{"logits_sqnr_db": 30.0 - 5 * place, "logits_sqnr_db_std": 0.5},
+                    **{"weight_bits": parse_bits(bits)[0] - 0.25 * (recipe == "finer")},
                 }
             )
-    return pd.DataFrame(rows, columns=list(COLUMNS)).assign(**changes)
+    return pd.DataFrame(rows, columns=list(SIZED)).assign(**changes)
 
 
 def costs() -> pd.DataFrame:
@@ -112,6 +116,8 @@ def test_without_accuracy_the_next_measure_is_drawn(
     assert (figure.axes[0].get_ylabel(), len(figure.axes)) == (label, panels)
     assert inside(figure)
     assert label in accuracy_by_cost(table(**changes), costs(), "m").axes[0].get_ylabel()
+    sized = accuracy_by_size(table(**changes), "m", PARAMETERS)
+    assert (sized.axes[0].get_ylabel(), len(sized.axes)) == (label, panels)
 
 
 def test_every_point_by_cost_stands_at_its_seconds(inside: Callable[[Figure], bool]) -> None:
@@ -129,10 +135,35 @@ def test_every_point_by_cost_stands_at_its_seconds(inside: Callable[[Figure], bo
     assert named(figure, len(order) - 1) == ["papers", "finer"]
 
 
+def test_every_point_by_size_stands_at_its_megabytes(inside: Callable[[Figure], bool]) -> None:
+    found, figure = table(), accuracy_by_size(table(), "m", PARAMETERS)
+    assert inside(figure)
+    step = PARAMETERS / 8e6  # a bit more of every parameter
+    for panel, protocol in ((0, "products"), (2, "all-operators")):
+        own = found[found["protocol"] == protocol]
+        expected = sorted(zip(own["top1"], own["weight_bits"] * step, strict=True))
+        drawn = sorted((y, x) for x, y in points(figure, panel))
+        assert [y for y, _ in drawn] == [y for y, _ in expected]
+        places = [[x for _, x in each] for each in (drawn, expected)]
+        np.testing.assert_allclose(*places, atol=0.25 * step)  # beside each other
+        changes = sorted(y for _, y in points(figure, panel + 1))
+        np.testing.assert_allclose(changes, sorted(own["top1"] - FP32))
+    assert named(figure, 1) == ["papers", "finer"]
+    assert "FP32: 21.4 MB" in figure.get_supxlabel()
+
+
+def test_other_bits_of_activations_are_hollow_and_no_line_joins_them() -> None:
+    lines = [bar.lines[0] for bar in accuracy_by_size(table(), "m", PARAMETERS).axes[2].containers]
+    found = [(len(line.get_xdata()), line.get_linestyle(), line.get_markerfacecolor()) for line in lines]
+    assert [each[:2] for each in found] == [(4, "-"), (1, "None")]
+    assert [each[2] == "white" for each in found] == [False, True]
+
+
 def test_one_seed_has_no_whiskers_and_one_recipe_is_enough() -> None:
     found = table(top1_std=np.nan)
     alone = found[found["recipe"].isin(["fp32", "papers"])]
     accuracy_by_bits(alone, "m").draw_without_rendering()
+    accuracy_by_size(alone, "m", PARAMETERS).draw_without_rendering()
     accuracy_by_cost(alone, costs()[lambda rows: rows["seed"] == 0], "m").draw_without_rendering()
 
 

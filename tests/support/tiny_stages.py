@@ -236,6 +236,10 @@ STAGES: dict[str, Options] = {
         "model": "tiny", "table": "out/board/leaderboard.csv", "dpi": 60,
         **{f"out-{kind}": f"out/board/accuracy_by_bits.{kind}" for kind in ("png", "svg")},
     },
+    "plot_accuracy_by_size": {
+        "model": "tiny", "table": "out/board/leaderboard.csv", "info": "out/model.json", "dpi": 60,
+        **{f"out-{kind}": f"out/board/accuracy_by_size.{kind}" for kind in ("png", "svg")},
+    },
     "plot_accuracy_by_cost": {
         "model": "tiny", "table": "out/board/leaderboard.csv", "costs": "out/board/all_costs.csv", "dpi": 60,
         **{f"out-{kind}": f"out/board/accuracy_by_cost.{kind}" for kind in ("png", "svg")},

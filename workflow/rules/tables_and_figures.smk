@@ -8,6 +8,7 @@ from ptq2themoon.vocabulary.stages.leaderboard import (
     LeaderboardTables,
     PlotAccuracyByBits,
     PlotAccuracyByCost,
+    PlotAccuracyBySize,
 )
 from ptq2themoon.vocabulary.stages.study_figures import (
     PlotRollout,
@@ -91,6 +92,10 @@ LIGHT = {
     "plot_accuracy_by_bits": (
         PlotAccuracyByBits,
         dict(out_png=on_board("accuracy_by_bits", "Accuracy by bits")),
+    ),
+    "plot_accuracy_by_size": (
+        PlotAccuracyBySize,
+        dict(out_png=on_board("accuracy_by_size", "Accuracy by size")),
     ),
     "plot_accuracy_by_cost": (
         PlotAccuracyByCost,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -79,24 +79,88 @@ def accuracy_by_bits(table: pd.DataFrame, model: str) -> Figure:
     Whiskers are one standard deviation over seeds.
     """
     rows = rows_of(table, model)
+    places = places_of(list(dict.fromkeys(rows.loc[rows["recipe"] != FULL_PRECISION, "bits"])))
+    return by_protocol(rows, f"Accuracy of {model} by bits", lambda panel: _draw(panel, places))
+
+
+class Panel(NamedTuple):
+    """What is drawn into axes.
+
+    Attributes:
+        rows: of one protocol.
+        measure: what stands on the axis of accuracy.
+        looks: of the recipes.
+        base: what is taken off accuracy.
+    """
+
+    axes: Axes
+    rows: pd.DataFrame
+    measure: Measure
+    looks: Mapping[str, Series]
+    base: float
+
+    @property
+    def recipes(self) -> list[str]:
+        """In the order of the table."""
+        return list(dict.fromkeys(self.rows["recipe"]))
+
+    def points(self, x: Sequence[float], rows: pd.DataFrame, **how: Any) -> None:
+        """Points of one recipe with their whiskers."""
+        name = rows["recipe"].iloc[0]
+        spread = np.nan_to_num(rows[f"{self.measure.column}_std"].to_numpy(dtype=float))
+        values = rows[self.measure.column].to_numpy(dtype=float) - self.base
+        self.axes.errorbar(
+            x, values, yerr=spread, linewidth=1, elinewidth=0.8, capsize=1.5, markersize=4,
+            color=self.looks[name].colour, marker=self.looks[name].marker, **how,
+        )  # fmt: skip
+
+    def finish(self, enlarged: bool) -> None:
+        """The axis of accuracy, with floating point."""
+        axes, measure = self.axes, self.measure
+        if measure.whole is not None:
+            axes.axhline(measure.whole - self.base, color=GREY, linewidth=0.9, linestyle="--")
+            axes.annotate(
+                "FP32", (0, measure.whole - self.base), xycoords=("axes fraction", "data"), xytext=(3, 2),
+                textcoords="offset points", fontsize=7.5, color=GREY,
+            )  # fmt: skip
+        if enlarged:
+            ends = self.rows[measure.column] + self.rows[f"{measure.column}_std"].fillna(0) - self.base
+            axes.set_ylim(-ENLARGED, max(0.0, float(ends.max())) + 0.4)
+            axes.set_ylabel("change against FP32 (points)")
+        else:
+            axes.set_ylabel(measure.label)
+            if measure.whole is not None:
+                axes.set_ylim(0, 104)
+        axes.grid(axis="y")
+
+
+def by_protocol(rows: pd.DataFrame, text: str, draw: Callable[[Panel], None]) -> Figure:
+    """A row of panels for each protocol: accuracy, and its change against FP32, enlarged.
+
+    Args:
+        rows: of one model.
+        text: the title.
+        draw: points and horizontal axis of a panel.
+    """
     measure, looks = measure_of(rows), looks_of(rows)
     quantized = rows[rows["recipe"] != FULL_PRECISION]
     protocols = list(dict.fromkeys(quantized["protocol"]))
     columns = 1 if measure.whole is None else 2
     heights = [max(2.7, 0.45 + 0.19 * recipes_of(quantized, each)) for each in protocols]
     figure = Figure(figsize=(4.0 * columns + 1.9, sum(heights) + 0.75), layout="constrained")
-    figure.suptitle(title(f"Accuracy of {model} by bits", quantized), x=0.01, ha="left", fontsize=10.5)
+    figure.suptitle(title(text, quantized), x=0.01, ha="left", fontsize=10.5)
     grid = figure.subplots(len(protocols), columns, squeeze=False, height_ratios=heights)
     for panels, protocol in zip(grid, protocols, strict=True):
         own = quantized[quantized["protocol"] == protocol]
-        places = places_of(list(dict.fromkeys(quantized["bits"])))
         for axes, enlarged in zip(panels, (False, True), strict=False):
-            _draw(axes, own, measure, looks, places, enlarged)
+            panel = Panel(axes, own, measure, looks, (measure.whole or 0.0) if enlarged else 0.0)
+            draw(panel)
+            panel.finish(enlarged)
             what = (
                 f"enlarged: at most {ENLARGED:.0f} points below FP32" if enlarged else f"protocol {protocol}"
             )
             axes.set_title(what)
-        legend(panels[-1], looks, list(dict.fromkeys(own["recipe"])))
+        legend(panels[-1], looks, panel.recipes)
     return figure
 
 
@@ -130,47 +194,22 @@ def legend(
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.02), borderaxespad=0, fontsize=8)
 
 
-def _draw(
-    axes: Axes,
-    rows: pd.DataFrame,
-    measure: Measure,
-    looks: Mapping[str, Series],
-    places: Mapping[str, float],
-    enlarged: bool,
-) -> None:
-    names = list(dict.fromkeys(rows["recipe"]))
+def shift_of(index: int, count: int) -> float:
+    """Where a recipe stands beside the others, so that none hides another: in the part `SPREAD` of a step."""
+    return SPREAD * ((index + 0.5) / count - 0.5)
+
+
+def _draw(panel: Panel, places: Mapping[str, float]) -> None:
     even, uneven = in_order(list(places))
-    base = measure.whole if enlarged and measure.whole is not None else 0.0
-    highest = 0.0
-    for index, name in enumerate(names):
-        shift = SPREAD * ((index + 0.5) / len(names) - 0.5)
-        own = rows[rows["recipe"] == name].set_index("bits")
+    for index, name in enumerate(panel.recipes):
+        own = panel.rows[panel.rows["recipe"] == name].set_index("bits")
         for part, line in ((even, "-"), (uneven, "none")):
             there = [bits for bits in part if bits in own.index]
-            x = [places[bits] + shift for bits in there]
-            values = own.loc[there, measure.column].to_numpy(dtype=float) - base
-            spread = own.loc[there, f"{measure.column}_std"].to_numpy(dtype=float)
-            spread = np.nan_to_num(spread)
-            highest = max([highest, *(values + spread)])
-            axes.errorbar(
-                x, values, yerr=spread, linestyle=line, linewidth=1, elinewidth=0.8, capsize=1.5,
-                color=looks[name].colour, marker=looks[name].marker, markersize=4,
-            )  # fmt: skip
-    if measure.whole is not None:
-        axes.axhline(measure.whole - base, color=GREY, linewidth=0.9, linestyle="--")
-        axes.annotate(
-            "FP32", (0, measure.whole - base), xycoords=("axes fraction", "data"), xytext=(3, 2),
-            textcoords="offset points", fontsize=7.5, color=GREY,
-        )  # fmt: skip
-    if enlarged:
-        axes.set_ylim(-ENLARGED, highest + 0.4)
-        axes.set_ylabel("change against FP32 (points)")
-    else:
-        axes.set_ylabel(measure.label)
-        if measure.whole is not None:
-            axes.set_ylim(0, 104)
+            if there:
+                x = [places[bits] + shift_of(index, len(panel.recipes)) for bits in there]
+                panel.points(x, own.loc[there], linestyle=line)
+    axes = panel.axes
     if even and uneven:
         axes.axvline(len(even) - 0.3, color="#BBBBBB", linewidth=0.7)
     axes.set_xticks(list(places.values()), [bits.upper() for bits in places])
     axes.set_xlim(-0.6, max(places.values()) + 0.6)
-    axes.grid(axis="y")

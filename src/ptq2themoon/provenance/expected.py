@@ -168,4 +168,5 @@ def _leaderboard(params: Params) -> Iterator[Call]:
     yield from ((kind, None) for kind in (leaderboard.LeaderboardTables, leaderboard.LeaderboardPublished))
     for model in params.models:
         yield leaderboard.PlotAccuracyByBits, Run(model)
+        yield leaderboard.PlotAccuracyBySize, Run(model)
         yield leaderboard.PlotAccuracyByCost, Run(model)

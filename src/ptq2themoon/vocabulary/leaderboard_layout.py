@@ -23,7 +23,7 @@ ROW = of_model("{recipe}/{bits}-n{images}.json")
 KERNELS, COST = of_model("{recipe}/kernels.csv"), of_model("{recipe}/cost.csv")
 TABLE, COSTS = of_all_models("leaderboard.csv"), of_all_models("cost.csv")
 PAGE, PUBLISHED_PAGE = of_all_models("leaderboard.md"), of_all_models("published.md")
-FIGURES = ("accuracy_by_bits", "accuracy_by_cost")
+FIGURES = ("accuracy_by_bits", "accuracy_by_size", "accuracy_by_cost")
 
 
 def rows_of(params: Any, model: str) -> list[Run]:

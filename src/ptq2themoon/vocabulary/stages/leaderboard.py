@@ -205,3 +205,16 @@ class PlotAccuracyByCost(OfModel):
     """The figure."""
     out_svg: Annotated[Path, Output(of_model("accuracy_by_cost.svg"))]
     """The figure."""
+
+
+class PlotAccuracyBySize(OfModel):
+    """Draw accuracy against the size of the parameters, one line per recipe."""
+
+    stage: ClassVar[str] = "plot_accuracy_by_size"
+
+    info: Annotated[Path, Input(layout.MODEL_INFO)]
+    """model.json, for the number of parameters."""
+    out_png: Annotated[Path, Output(of_model("accuracy_by_size.png"))]
+    """The figure."""
+    out_svg: Annotated[Path, Output(of_model("accuracy_by_size.svg"))]
+    """The figure."""

@@ -32,7 +32,7 @@ Where this differs from the paper:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
 
@@ -135,6 +135,8 @@ def sensitivities(
     Args:
         relative: whether norms are divided by the mean of those of the same part.
     """
+    from ptq2themoon.quantize.bit_sites import at_bits
+
     modules = _modules(model, tools)
     weights = {slot: module for module in modules for slot in module.weights}
     features = {module.feature: module for module in modules}
@@ -145,7 +147,7 @@ def sensitivities(
 
         if slot in weights:
             module, tensor = weights[slot], weights[slot].weights[slot]
-            tried = [replace(tensor, spec=replace(tensor.spec, bits=bits)) for bits in choices]
+            tried = [at_bits(tensor, bits) for bits in choices]
             off = [tools.fitted(slot, each, value.cpu().numpy())(value) - value for each in tried]
             errors = [float(error.double().square().sum()) for error in off]
             module.errors = [a + b for a, b in zip(module.errors or [0.0] * len(off), errors, strict=True)]

@@ -1,4 +1,4 @@
-"""From a fused model and a recipe to a quantized model: methods before, calibration, methods after."""
+"""From a fused model and a recipe to a quantized model: methods before, calibration, methods after it."""
 
 from __future__ import annotations
 
@@ -48,4 +48,6 @@ def quantize(
     tools.calibrate(model)
     for method in methods:
         method.after(model, tools)
+    for method in methods:
+        method.finish(model, tools)
     return model

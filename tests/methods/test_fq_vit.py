@@ -10,17 +10,23 @@ import torch
 from families import FAMILIES, image_shape
 from tiny_methods import Case, recipe, sqnr
 
+from ptq2themoon.deploy.compare import compare
 from ptq2themoon.deploy.int8_model import deploy
+from ptq2themoon.deploy.integer_operators import FAITHFUL, FAST
+from ptq2themoon.graph.editing.onnx_run import session
+from ptq2themoon.quantize.blocks import run_segments, segments
+from ptq2themoon.quantize.integer_arithmetic import IntegerLayerNorm
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.plan import protocol
 from ptq2themoon.quantize.quantizers import Uniform
 from ptq2themoon.quantize.quantizers.log2 import Log2
-from ptq2themoon.quantize.simulation import SimulatedModel
+from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.tensors import Slot
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.recipes import Recipe
 
-OFF = {"factors": False, "softmax": False}
+FLOATING = {"integer_layernorm": False, "integer_softmax": False}
+OFF = {"factors": False, "softmax": False, **FLOATING}
 
 
 def fq(*rules: dict[str, Any], before: Any = (), after: Any = (), **settings: Any) -> Recipe:
@@ -121,6 +127,97 @@ def test_softmax_has_four_bits_of_powers_of_two(case: Case, bits: tuple[int, int
         assert (quantizer.bits, quantizer.scale) == (4, 1)
 
 
+# Integers -----------------------------------------------------------------------------------------
+
+
+def arithmetic(model: QuantizedModel) -> dict[str, str]:
+    return {i.operator.name: i.arithmetic.kind for i in model.quantized if i.arithmetic is not None}
+
+
+@pytest.mark.parametrize("layernorm", [False, True])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_each_operator_computes_on_integers_where_its_setting_says_so(
+    vit: Case, layernorm: bool, softmax: bool
+) -> None:
+    model = vit.quantized(fq(integer_layernorm=layernorm, integer_softmax=softmax))
+    wanted = {
+        "LayerNormalization": "integer_layernorm" if layernorm else None,
+        "Softmax": "integer_softmax" if softmax else None,
+    }
+    found = arithmetic(model)
+    for item in model.quantized:
+        assert found.get(item.operator.name) == wanted.get(item.operator.type), item.operator
+
+
+def test_integers_cost_accuracy_and_leave_the_rest_alone(vit: Case) -> None:
+    plain, model = vit.quantized(fq(**FLOATING)), vit.quantized(fq())
+    assert [(s, t.ready()) for s, t in plain.slots()] == [(s, t.ready()) for s, t in model.slots()]
+    found, wanted = vit.logits(model), vit.logits(plain)
+    assert not torch.equal(found, wanted)
+    assert sqnr(found, wanted) > 15
+
+
+def test_a_softmax_gives_powers_of_two_and_a_layernorm_codes_of_its_reader(vit: Case) -> None:
+    model = vit.quantized(fq())
+    seen: dict[str, torch.Tensor] = {}
+    hook = lambda name, _, outputs: seen.update({name: outputs[0].clone()})  # noqa: E731
+    SimulatedModel(model.edited, "cpu", model.quantized)(
+        vit.images[:4], dict.fromkeys(["blocks.0.softmax", "blocks.0.norm1"], hook)
+    )
+    softmax, norm = seen["blocks.0.softmax"], seen["blocks.0.norm1"]
+    codes = -torch.log2(softmax[softmax > 0])
+    assert torch.equal(codes, codes.round())
+    assert codes.min() >= 0
+    assert codes.max() <= 15
+    quantizers = {slot: tensor.ready() for slot, tensor in model.slots()}
+    reader = quantizers[Slot("blocks.0.qkv", "input", 0)]
+    codes = norm / reader.scale
+    assert (codes - codes.round()).abs().max() < 1e-4
+    assert not torch.equal(norm, torch.zeros_like(norm))
+
+
+def test_with_no_quantizer_in_force_nothing_computes_on_integers(vit: Case) -> None:
+    model = vit.quantized(fq())
+    simulation = SimulatedModel(model.edited, "cpu", model.quantized)
+    with simulation.only(()):
+        assert torch.equal(simulation(vit.images), vit.floating())
+
+
+def test_a_layernorm_keeps_the_scale_of_its_reader_whatever_comes_later(vit: Case) -> None:
+    model = vit.quantized(fq(after=[{"name": "power_of_two", "rounding": "up"}]))
+    quantizers = {slot: tensor.ready() for slot, tensor in model.slots()}
+    for item in model.quantized:
+        if item.operator.name == "blocks.1.norm2":
+            assert isinstance(item.arithmetic, IntegerLayerNorm)
+            assert item.arithmetic.output_scale == quantizers[Slot("blocks.1.fc1", "input", 0)].scale
+
+
+def test_what_is_not_read_with_one_scale_stays_in_floating_point(vit: Case) -> None:
+    rule = {"select": {"role": "qkv", "operand": "input"}, "granularity": "per-channel"}
+    found = arithmetic(vit.quantized(fq(rule)))
+    assert "blocks.0.norm1" not in found
+    assert found["blocks.0.norm2"] == "integer_layernorm"
+
+
+def test_training_has_the_same_values_and_a_gradient(vit: Case) -> None:
+    model = vit.quantized(fq())
+    simulation = SimulatedModel(model.edited, "cpu", model.quantized)
+    found = segments(simulation, model.operators)
+    images = vit.images[:4].clone().requires_grad_()
+    logits = run_segments(found, {simulation.input_name: images})[simulation.outputs[0]]
+    assert torch.equal(logits.detach(), simulation(vit.images[:4]))
+    logits.square().sum().backward()
+    assert images.grad is not None
+    assert torch.isfinite(images.grad).all()
+    assert images.grad.abs().max() > 0
+
+
+def test_ppqs_executor_does_not_have_it(vit: Case) -> None:
+    model = vit.quantized(fq(softmax=False, integer_softmax=False))
+    with pytest.raises(UserError, match=r"^PPQ's executor has no integer_layernorm; use the program$"):
+        SimulatedModel(model.edited, "cpu", model.quantized, "ppq")
+
+
 # As a whole ---------------------------------------------------------------------------------------
 
 
@@ -144,6 +241,22 @@ def test_deployed_the_linear_layers_run_on_integer_kernels(vit: Case) -> None:
     for name in ("blocks.0.qkv", "blocks.0.proj", "blocks.1.fc1", "blocks.1.fc2", "blocks.0.attn_scores"):
         assert placements[name].runs == "integer", name
     assert placements["blocks.0.attn_context"].runs == "float"
+    for name in ("blocks.0.norm1", "blocks.0.softmax"):
+        assert placements[name] == ("float", FAST)
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (4, 4)], ids=str)
+def test_a_faithful_model_has_the_integers_of_the_simulation(case: Case, bits: tuple[int, int]) -> None:
+    model = case.quantized(fq(), bits)
+    deployed = deploy(model.edited, model.quantized, "faithful")
+    assert deployed.placements["blocks.0.softmax"] == ("float", FAITHFUL)
+    running = session(deployed.model, quantized=True)
+    (found,) = running.run(None, {running.get_inputs()[0].name: case.images.numpy()})
+    assert sqnr(torch.from_numpy(found), case.logits(model)) > 40
+    differences = compare(model.edited, model.quantized, simulated(model, "cpu"), case.images[:8])
+    on_integers = arithmetic(model)
+    assert not any(d.differ for d in differences if d.operator in on_integers)
+    assert not any(d.departs for d in differences)
 
 
 # Refusals -----------------------------------------------------------------------------------------

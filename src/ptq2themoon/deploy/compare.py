@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -148,7 +148,7 @@ def _alone(
     output: np.ndarray,
 ) -> _Alone:
     model = _model_of(graph, node, values, output)
-    without = QuantizedOperator(item.operator, [t for t in item.tensors if t.operand != "output"])
+    without = replace(item, tensors=[t for t in item.tensors if t.operand != "output"])
     deployed = session(deploy(model, [item], mode).model, quantized=True)
     unrounded = deploy(model, [without] if without.tensors else [], "faithful").model
     plain = session(unrounded, quantized=True, optimise=False)

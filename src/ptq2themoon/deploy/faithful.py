@@ -10,6 +10,7 @@ from onnx import NodeProto
 
 from ptq2themoon.deploy.deploy_report import Placement
 from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.deploy.integer_operators import FAITHFUL, write_integers
 from ptq2themoon.deploy.integers import grid_at, not_integer, operands_of, problem, unit_of_scales
 from ptq2themoon.deploy.kinds import Forms, Formula, Unwritten, forms_of
 from ptq2themoon.deploy.linear_layers import weight_grid, weight_values, write_product
@@ -65,7 +66,7 @@ class Faithful:
             inputs = [self._input(node, i, grids) for i in range(len(node.input))]
             if node.op_type == "Softmax" and self.profile == "onnxruntime":
                 inputs = [self._apart(inputs[0], grids)]
-            self.writer.keep(node, inputs, raw)
+            self._keep(node, inputs, raw)
         if grids:
             self.placements[node.name] = self._place(node, linear, grids)
         for i, name in enumerate(node.output):
@@ -74,6 +75,16 @@ class Faithful:
                 final = name if name in self.writer.graph.outputs else None
                 dtype = self._type(raw[i])
                 self.writer.reads[name] = self.writer.quantized(raw[i], grid, dtype, self.ranks[name], final)
+
+    def _keep(self, node: NodeProto, inputs: list[str], outputs: list[str]) -> None:
+        """As it is, or on integers where the simulation computes so."""
+        item = self.quantized.get(node.name)
+        if item is None or item.arithmetic is None:
+            self.writer.keep(node, inputs, outputs)
+            return
+        quantizer = next(t.ready() for t in item.tensors if (t.operand, t.position) == ("input", 0))
+        shape = self.shapes[node.input[0]]
+        write_integers(self.writer, item.arithmetic, node.name, inputs, shape, quantizer, outputs[0])
 
     def _raw_output(self, node: NodeProto, i: int, grids: Forms) -> str:
         """The model's own outputs keep their names behind a DequantizeLinear."""
@@ -165,6 +176,8 @@ class Faithful:
             if isinstance(form, Unwritten):
                 self.kept[node.name] = form.kind
                 return Placement("float", form.why)
+        if self.quantized[node.name].arithmetic is not None:
+            return Placement("float", FAITHFUL)
         if node.op_type == "Conv":
             return Placement("float", "with its bias in integers it would give other codes")
         if node.op_type not in ("MatMul", "Gemm") and linear is None:

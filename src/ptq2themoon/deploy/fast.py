@@ -10,6 +10,7 @@ from onnx import NodeProto
 
 from ptq2themoon.deploy.deploy_report import Placement, ScaleMigration
 from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.deploy.integer_operators import FAST
 from ptq2themoon.deploy.integers import Operands, grid_at, integer_type, not_integer, problem, unit_of_scales
 from ptq2themoon.deploy.kinds import Forms, forms_of
 from ptq2themoon.deploy.linear_layers import weight_grid, write_product
@@ -48,6 +49,7 @@ class Fast:
     ) -> None:
         self.writer = Writer(model, zero_points=profile != "tensorrt")
         self.forms: dict[str, Forms] = {name: forms_of(item) for name, item in quantized.items()}
+        self._arithmetic = {name: item.arithmetic for name, item in quantized.items()}
         self.profile = profile
         self.shapes = tensor_shapes(model)
         self.placements: dict[str, Placement] = {}
@@ -81,7 +83,8 @@ class Fast:
         for node in self.writer.graph.nodes:
             place = self._node(node, self.forms.get(node.name, {}))
             if node.name in self.forms:
-                self.placements[node.name] = place
+                computed = self._arithmetic.get(node.name)
+                self.placements[node.name] = place if computed is None else Placement("float", FAST)
         return self.writer.finish()
 
     def _node(self, node: NodeProto, forms: Forms) -> Placement:

@@ -59,3 +59,6 @@ class Method:
 
     def after(self, model: QuantizedModel, tools: Tools) -> None:
         """With every quantizer known: change weights and biases, or quantizers."""
+
+    def finish(self, model: QuantizedModel, tools: Tools) -> None:
+        """After `after` of all methods: what must fit the quantizers as they are in the end."""

@@ -1,4 +1,4 @@
-"""FQ-ViT: power-of-two factors for LayerNorm's input, and softmax's output as powers of two. Not the whole.
+"""FQ-ViT: power-of-two factors for LayerNorm's input, log-int-softmax, and integers within both.
 
 Lin, Zhang, Sun, Li and Zhou, "FQ-ViT: Post-Training Quantization for Fully Quantized Vision Transformer",
 IJCAI 2022, arXiv 2111.13824, sections 3.2 and 3.3. In its own protocol, where all operators are quantized
@@ -9,18 +9,25 @@ IJCAI 2022, arXiv 2111.13824, sections 3.2 and 3.3. In its own protocol, where a
   Integers x_c << a_c then have one scale, s / 2^K, for mean and variance.
 - Softmax's output has 4 bits, whatever the others have: code = round(-log2 x), scale 1 (kind `log2`), so that
   its product with the values is a shift of these.
+- Integer LayerNorm: mean, variance and root of the integers, gamma and beta as an 8-bit multiplier M, a shift
+  N and an offset B, and out = round((sign(A) M x + B) / 2^N) in the scale of what reads it.
+- Integer softmax: i-exp of the scores' integers, x = -ln2 q + r, exp(r) = 0.3585 (r + 1.353)^2 + 0.344, and
+  the code of an integer quotient's logarithm, which rounds at 1.5 where `log2` does at the square root of 2.
 
-What of the paper is not here: the integer LayerNorm (its mean, variance and root in integers, gamma and beta
-as 8-bit multipliers and shifts) and the integer softmax (i-exp, a polynomial for the exponential, and the
-logarithm of an integer quotient, which rounds at 1.5 where `log2` does at the square root of 2). Both
-operators compute in floating point here, between quantized tensors: the accuracy of those approximations is
-not measured, and no model runs on integers alone.
+The equations of the last two, to the bit, are in `quantize/integer_arithmetic.py`. The simulation computes
+them, and so measures what they cost in accuracy; of INT8 models, those of mode `faithful` do. Those of mode
+`fast` compute both operators in floating point: runtimes have no kernel of theirs on integers.
 
 Where this differs besides:
 - Factors are chosen on all calibration images. The released code takes the last batch alone.
 - Each tensor is quantized where it is read; the code does it where it is made. A residual sum is read with
   factors by the LayerNorm and without them by the next sum.
-- LayerNorm's gamma, and biases, stay in floating point, as in the code.
+- The integers begin with the quantized model, so calibration sees both operators in floating point.
+- The integer root and quotient round as integers do; the code takes those of floating point. Scores whose
+  scale is above ln 2, as few bits give, are shifted left first: the paper's constants would be 0.
+- A LayerNorm whose output is not read with one scale, and a softmax whose input has none (Swin's masked
+  scores), stay in floating point.
+- LayerNorm's gamma and beta are not quantized otherwise, and biases stay in floating point, as in the code.
 """
 
 from __future__ import annotations
@@ -56,6 +63,10 @@ class FQViTSettings(Strict):
     """Softmax's output as powers of two."""
     softmax_bits: Annotated[int, Field(ge=2, le=8)] = 4
     """Of softmax's output."""
+    integer_layernorm: bool = True
+    """LayerNorm computed on integers."""
+    integer_softmax: bool = True
+    """Softmax computed on integers, where its output is powers of two by `softmax`."""
 
 
 class FQViT(Method):
@@ -123,10 +134,26 @@ class FQViT(Method):
             model.fixed[slot] = one.with_scale(torch.tensor(1.0))
 
     def after(self, model: QuantizedModel, tools: Tools) -> None:
-        """Refuse a kind that a later method chose for softmax."""
+        """Refuse a kind that a later method chose for softmax; let operators compute on integers."""
         for slot, tensor in model.slots():
             if self.settings.softmax and tensor.ready().kind == "log2" and tensor.spec.kind != "log2":
                 raise UserError(_twice(slot.operator, tensor.spec.kind))
+        self.finish(model, tools)
+
+    def finish(self, model: QuantizedModel, tools: Tools) -> None:
+        """Give the integers of LayerNorms the scales that their readers have now."""
+        from ptq2themoon.quantize.integer_arithmetic import IntegerLayerNorm, IntegerSoftmax
+        from ptq2themoon.quantize.readers import Readers
+
+        readers = Readers(model)
+        for item in model.quantized:
+            name, kind = item.operator.name, item.operator.type
+            if kind == "LayerNormalization" and self.settings.integer_layernorm:
+                scale = readers.scale_of_output(name) if readers.has_integers(name) else None
+                item.arithmetic = None if scale is None else IntegerLayerNorm(scale)
+            elif kind == "Softmax" and self.settings.softmax and self.settings.integer_softmax:
+                read = readers.has_integers(name) and readers.kind_of_output(name) == "log2"
+                item.arithmetic = IntegerSoftmax(self.settings.softmax_bits) if read else None
 
 
 def with_factors(one: Uniform, scales: list[Tensor], errors: Tensor, axis: int | None) -> Uniform:

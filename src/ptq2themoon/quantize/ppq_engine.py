@@ -37,6 +37,8 @@ class PPQEngine:
         return [self._configs[item.slot(tensor)] for tensor in item.tensors]
 
     def _attach(self, item: QuantizedOperator) -> None:
+        if item.arithmetic is not None:
+            raise UserError(f"PPQ's executor has no {item.arithmetic.kind}; use the program")
         operation = self.graph.operations[item.operator.name]
         inputs = [_floating() for _ in operation.inputs]
         outputs = [_floating() for _ in operation.outputs]

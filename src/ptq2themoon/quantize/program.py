@@ -11,10 +11,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ptq2themoon.graph.editing.operator_types import KEEPING_GRID, MANY_DATA_INPUTS
 from ptq2themoon.ppq_compat import executor, ir
+from ptq2themoon.quantize.integer_arithmetic import Arithmetic
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.tensors import Slot
 from ptq2themoon.vocabulary.errors import UserError
@@ -23,6 +25,7 @@ from ptq2themoon.vocabulary.errors import UserError
 Hook = Callable[[str, list[Tensor], list[Tensor]], None]
 Values = dict[str, Tensor]
 Quantizers = Mapping[Slot, Quantizer]
+Forward = Callable[[list[Any]], Any]
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Step:
     """One operator, what of it is still to be quantized, and the values that end with it."""
 
     operation: ir.Operation
-    forward: Callable[[list[Any]], Any]
+    forward: Forward
     inputs: list[Input]
     outputs: list[tuple[str, Quantizer | None]]
     ending: list[str] = field(default_factory=list)
@@ -67,6 +70,7 @@ class Program:
         quantizers: those in force, by slot.
         trainable: keep parameters as inputs (`parameters`), quantize them in each run, and give every
             quantization a straight-through gradient; values are the same to the bit.
+        arithmetic: of operators that compute on integers where their first input is quantized, by name.
     """
 
     def __init__(
@@ -77,8 +81,10 @@ class Program:
         quantizers: Quantizers,
         *,
         trainable: bool = False,
+        arithmetic: Mapping[str, Arithmetic] | None = None,
     ) -> None:
         self.wanted, self.trainable = list(wanted), trainable
+        self._arithmetic = arithmetic or {}
         self.parameters: dict[str, Tensor] = {}
         self.device, self._quantizers = device, quantizers
         self._context = executor.op.TorchBackendContext(executing_device=device)
@@ -96,7 +102,24 @@ class Program:
             if grid is not None:
                 grids[variable.name] = grid
             outputs.append((variable.name, quantizer))
-        return Step(operation, _forward(operation, inputs, self._context), inputs, outputs)
+        return Step(operation, self._forward(operation, inputs), inputs, outputs)
+
+    def _forward(self, operation: ir.Operation, inputs: list[Input]) -> Forward:
+        plain = _forward(operation, inputs, self._context)
+        arithmetic = self._arithmetic.get(operation.name)
+        quantizer = self._quantizers.get(Slot(operation.name, "input", 0))
+        if arithmetic is None or quantizer is None:
+            return plain
+
+        def in_integers(values: list[Any]) -> Tensor:
+            with torch.no_grad():
+                found = arithmetic(values, quantizer.scale, quantizer.axis)
+            if not self.trainable:
+                return found
+            smooth = plain(values)  # the gradient is that of floating point
+            return found + (smooth - smooth.detach())
+
+        return in_integers
 
     def _input(self, operation: ir.Operation, position: int, grids: Mapping[str, Quantizer]) -> Input:
         variable = operation.inputs[position]
@@ -217,7 +240,7 @@ class _Described:
 
 def _forward(
     operation: ir.Operation, inputs: list[Input], context: executor.op.TorchBackendContext
-) -> Callable[[list[Any]], Any]:
+) -> Forward:
     """PPQ's function of an operator; a Reshape to a shape that is known reads it here, once."""
     if operation.type == "Reshape" and inputs[1].constant is not None:
         sizes = inputs[1].constant.tolist()
@@ -243,6 +266,7 @@ def _share_memory(a: Tensor, b: Any) -> bool:
     return isinstance(b, Tensor) and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def program_key(quantizers: Mapping[Slot, Quantizer]) -> Hashable:
-    """Equal where a program made with the same quantizers can be used again: these are never changed."""
-    return frozenset((slot, id(quantizer)) for slot, quantizer in quantizers.items())
+def program_key(quantizers: Mapping[Slot, Quantizer], arithmetic: Mapping[str, Arithmetic]) -> Hashable:
+    """Equal where a program made with the same of both can be used again: they are never changed."""
+    slots = frozenset((slot, id(quantizer)) for slot, quantizer in quantizers.items())
+    return slots, frozenset(arithmetic.items())

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from ptq2themoon.graph.meaning.roles import find_roles
 from ptq2themoon.quantize.edits import Edits
+from ptq2themoon.quantize.integer_arithmetic import described
+from ptq2themoon.quantize.integer_arithmetic import read as read_arithmetic
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.quantizers import KINDS, Quantizer
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
@@ -68,6 +70,8 @@ class OperatorEntry(Strict):
     role: str | None
     block: int | None
     tensors: list[SlotEntry]
+    arithmetic: dict[str, Any] | None = None
+    """Kind and settings of integers that it computes on; left out where it computes in floating point."""
 
 
 class EditsEntry(Strict):
@@ -125,6 +129,9 @@ def write_qparams(model: QuantizedModel, header: Header, path: Path, arrays_path
         operators=operators,
     )
     content = file.model_dump()
+    for entry in content["operators"]:
+        if entry["arithmetic"] is None:
+            del entry["arithmetic"]
     write_json(path, {"version": content.pop("version"), **content})
     save_file(arrays, arrays_path)
 
@@ -192,7 +199,8 @@ def _operator_entry(item: QuantizedOperator, arrays: dict[str, Tensor]) -> Opera
                 quantizer=values,
             )
         )
-    return OperatorEntry(**item.operator._asdict(), tensors=tensors)
+    arithmetic = None if item.arithmetic is None else described(item.arithmetic)
+    return OperatorEntry(**item.operator._asdict(), tensors=tensors, arithmetic=arithmetic)
 
 
 def _operator(entry: OperatorEntry, arrays: Mapping[str, Tensor]) -> QuantizedOperator:
@@ -207,7 +215,8 @@ def _operator(entry: OperatorEntry, arrays: Mapping[str, Tensor]) -> QuantizedOp
             raise ValueError(f"{slot.operand} {slot.position}: {slot.granularity} with axis {quantizer.axis}")
         spec = _spec(slot, quantizer)
         tensors.append(QuantizedTensor(slot.operand, slot.position, spec, quantizer.axis, quantizer))
-    return QuantizedOperator(Operator(entry.name, entry.type, entry.role, entry.block), tensors)
+    arithmetic = None if entry.arithmetic is None else read_arithmetic(entry.arithmetic)
+    return QuantizedOperator(Operator(entry.name, entry.type, entry.role, entry.block), tensors, arithmetic)
 
 
 def _quantizer(values: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Quantizer:

@@ -20,6 +20,7 @@ from ptq2themoon.graph.editing.onnx_graph import fixed_batch, tensor_shapes
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.ppq_compat import build_graph, core, executor, ir, quiet_ppq
 from ptq2themoon.ppq_operators import missing
+from ptq2themoon.quantize.integer_arithmetic import Arithmetic
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.ppq_engine import PPQEngine
 from ptq2themoon.quantize.program import Hook, Program, Quantizers, program_key
@@ -143,17 +144,26 @@ class SimulatedModel:
     def program(self) -> Program:
         """The graph with what is in force now; kept with its quantizers, whose ids are the key."""
         quantizers = self.quantizers()
-        key = program_key(quantizers)
+        key = program_key(quantizers, self._arithmetic)
         if key not in self._programs:
             if len(self._programs) == PROGRAMS_KEPT:
                 self._programs.clear()
-            program = Program(self._order, self.outputs, self.device, quantizers)
+            program = self._made(self._order, self.outputs, quantizers)
             self._programs[key] = program, quantizers
         return self._programs[key][0]
 
     def trainable(self, operations: Sequence[ir.Operation], wanted: Sequence[str]) -> Program:
         """Consecutive operators with what is in force, parameters as inputs, and gradients."""
-        return Program(operations, wanted, self.device, self.quantizers(), trainable=True)
+        return self._made(operations, wanted, self.quantizers(), trainable=True)
+
+    def _made(
+        self, operations: Sequence[ir.Operation], wanted: Sequence[str], quantizers: Quantizers, **more: bool
+    ) -> Program:
+        return Program(operations, wanted, self.device, quantizers, arithmetic=self._arithmetic, **more)
+
+    @property
+    def _arithmetic(self) -> dict[str, Arithmetic]:
+        return {name: item.arithmetic for name, item in self._items.items() if item.arithmetic}
 
     @property
     def outputs(self) -> list[str]:
@@ -193,9 +203,9 @@ class SimulatedModel:
             if self._ppq is not None:
                 self._ppq.put_in_force(quantizers)
                 return self._ppq.run_part([operation], values, produced)
-            key = operator, program_key(quantizers)
+            key = operator, program_key(quantizers, self._arithmetic)
             if key not in self._of_operators:  # kept: its parameters are quantized once
-                program = Program([operation], produced, self.device, quantizers)
+                program = self._made([operation], produced, quantizers)
                 self._of_operators[key] = program, quantizers
             return self._of_operators[key][0].run(values)
 

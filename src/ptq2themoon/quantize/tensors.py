@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ptq2themoon.quantize.integer_arithmetic import Arithmetic
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.vocabulary.operators import Operator
 from ptq2themoon.vocabulary.recipe_language import Granularity, Operand
@@ -67,10 +68,15 @@ class QuantizedTensor:
 
 @dataclass
 class QuantizedOperator:
-    """An operator with its quantized tensors, inputs first."""
+    """An operator with its quantized tensors, inputs first.
+
+    Attributes:
+        arithmetic: how it computes on the integers of its first input; None: in floating point.
+    """
 
     operator: Operator
     tensors: list[QuantizedTensor]
+    arithmetic: Arithmetic | None = None
 
     def slot(self, tensor: QuantizedTensor) -> Slot:
         """The slot of one of the operator's tensors."""

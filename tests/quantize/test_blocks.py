@@ -13,7 +13,7 @@ from tiny_models import TINY, tiny_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptq2themoon.quantize.blocks import Segment, run_segments, segments
+from ptq2themoon.quantize.blocks import Passage, Segment, run_segments, segments
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.quantizers import Uniform, uniform
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
@@ -37,9 +37,12 @@ def test_one_after_another_they_are_the_simulation_to_the_bit(family: tuple[str,
     model = case.quantized(recipe(name))
     simulation, images = simulated(model, "cpu"), case.images[:4]
     before = images.clone()
-    found = run_segments(segments(simulation, model.operators), {simulation.input_name: images})
     (output,) = simulation.outputs
-    assert torch.equal(found[output], simulation(images))
+    for trainable in (True, False):
+        cut = segments(simulation, model.operators, trainable=trainable)
+        assert all(bool(segment.program.parameters) <= trainable for segment in cut)
+        found = run_segments(cut, {simulation.input_name: images})
+        assert torch.equal(found[output], simulation(images))
     assert not torch.equal(found[output], SimulatedModel(model.reference, "cpu")(images))
     assert torch.equal(images, before)
 
@@ -111,6 +114,85 @@ def test_gradients_pass_from_the_last_segment_to_the_images(family: tuple[str, C
                 assert value.grad is not None
                 assert torch.isfinite(value.grad).all()
                 assert value.grad.abs().sum() > 0, item.operator.name
+
+
+# A passage -----------------------------------------------------------------------------------------
+
+
+def passage_of(case: Case, model: QuantizedModel) -> tuple[SimulatedModel, Passage]:
+    simulation = simulated(model, "cpu")
+    states = [{simulation.input_name: part} for part in case.images[:6].split(3)]
+    return simulation, Passage(simulation, model.operators, states)
+
+
+def longer(model: QuantizedModel, block: int) -> list[Slot]:
+    """Make the weights' scales of a block's MLP a tenth longer; which."""
+    names = {o.name for o in model.operators if o.block == block and o.role in ("fc1", "fc2")}
+    changed = [slot for slot, _ in model.slots() if slot.operator in names and slot.operand == "weight"]
+    for slot, tensor in model.slots():
+        if slot in changed:
+            assert isinstance(tensor.quantizer, Uniform)
+            tensor.quantizer = tensor.quantizer.with_scale(1.1 * tensor.quantizer.scale)
+    return changed
+
+
+def test_a_passage_gives_the_models_output_wherever_it_is(family: tuple[str, Case]) -> None:
+    _, case = family
+    simulation, passage = passage_of(case, case.quantized(recipe("papers"), (4, 4)))
+    wanted = torch.cat([simulation(part) for part in case.images[:6].split(3)])
+    with torch.inference_mode():
+        for at in range(len(passage.segments)):
+            assert passage.at == at
+            assert torch.equal(passage.output(), wanted)
+            needed = {name for segment in passage.segments[at:] for name in segment.program.read}
+            assert all(state.keys() <= needed for state in passage._states)  # no more is kept
+            passage.advance()
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_new_quantizers_are_in_force_when_it_says_so(name: str) -> None:
+    case = Case.of_family(name)
+    model = case.quantized(recipe("papers"), (4, 4))
+    simulation, passage = passage_of(case, model)
+    with torch.inference_mode():
+        before = passage.output()
+        assert longer(model, block=1)
+        assert torch.equal(passage.output(), before)
+        passage.renew(i for i, segment in enumerate(passage.segments) if segment.block == 1)
+        wanted = torch.cat([simulation(part) for part in case.images[:6].split(3)])
+        assert torch.equal(passage.output(), wanted)
+        assert not torch.equal(wanted, before)
+
+
+def test_no_more_is_computed_again_than_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights with another scale are quantized, and nothing before the images' place is run."""
+    case = Case.of_family("vit")
+    model = case.quantized(recipe("papers"), (4, 4))
+    _, passage = passage_of(case, model)
+    changed, rounded, ran = longer(model, block=1), [], []
+    weights = {id(t.quantizer): slot for slot, t in model.slots() if t.is_parameter}
+    quantize, run = Uniform.__call__, Segment.__call__
+
+    def count(quantizer: Uniform, value: Tensor) -> Tensor:
+        if id(quantizer) in weights:
+            rounded.append(weights[id(quantizer)])
+        return quantize(quantizer, value)
+
+    def note(segment: Segment, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        ran.append(segment.block)
+        return run(segment, values)
+
+    monkeypatch.setattr(Uniform, "__call__", count)
+    monkeypatch.setattr(Segment, "__call__", note)
+    with torch.inference_mode():
+        passage.advance()
+        passage.advance()
+        assert ran == [None, None, 0, 0]  # two parts each
+        ran.clear()
+        passage.renew(range(len(passage.segments)))
+        passage.output()
+    assert sorted(rounded) == sorted(changed)
+    assert ran == [1, None] * 2
 
 
 # Gradients, in float64 so that no rounding falls on another side ---------------------------------

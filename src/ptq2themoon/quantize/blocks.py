@@ -1,4 +1,4 @@
-"""A quantized model as trainable programs, one for each transformer block: what learned methods build on."""
+"""A quantized model as programs, one for each transformer block: for methods that learn or search."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ptq2themoon.ppq_compat import ir, quiet_ppq
-from ptq2themoon.quantize.program import Hook, Program
+from ptq2themoon.quantize.program import Hook, Program, Values
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.vocabulary.operators import Operator
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive operators of a model, with a gradient.
+    """Consecutive operators of a model, with a gradient where `program` is trainable.
 
     Attributes:
         block: index of the transformer block; None before the first, between stages and after the last.
         layer: the one operator that it is, where a model is cut at layers.
-        program: trainable. `program.read` names the tensors that it takes, `program.wanted` those that it
-            gives, and `program.parameters` holds weights and biases by `operator.position`.
+        program: `program.read` names the tensors that it takes, `program.wanted` those that it
+            gives, and `program.parameters` of a trainable one holds weights and biases by
+            `operator.position`.
     """
 
     block: int | None
@@ -39,7 +41,11 @@ class Segment:
 
 
 def segments(
-    model: SimulatedModel, operators: Iterable[Operator], layers: Collection[str] | None = None
+    model: SimulatedModel,
+    operators: Iterable[Operator],
+    layers: Collection[str] | None = None,
+    *,
+    trainable: bool = True,
 ) -> list[Segment]:
     """The model cut where a transformer block begins and where it ends, in the order in which it runs.
 
@@ -49,6 +55,7 @@ def segments(
     Args:
         operators: of the model's graph, with blocks.
         layers: cut before and after each of these operators instead.
+        trainable: with gradients; else parameters are quantized once, beforehand.
     """
     order = model.order
     blocks = {operator.name: operator.block for operator in operators}
@@ -58,7 +65,8 @@ def segments(
         later = {variable.name for operation in order[end:] for variable in operation.inputs}
         wanted = [name for name in sorted(made) if name in later or name in model.outputs]
         layer = order[start].name if order[start].name in (layers or ()) else None
-        found.append(Segment(block, model.trainable(order[start:end], wanted), layer))
+        make = model.trainable if trainable else model.part
+        found.append(Segment(block, make(order[start:end], wanted), layer))
     return found
 
 
@@ -101,3 +109,47 @@ def run_segments(found: Sequence[Segment], values: Mapping[str, Tensor]) -> dict
     for segment in found:
         known |= segment(known)
     return known
+
+
+class Passage:
+    """Images on their way through a quantized model, all before the same segment.
+
+    From there the rest of the model can be run again and again, with other quantizers: no segment before it
+    is computed more than once. Memory: what the images have at one border between two segments. To be used
+    without gradients.
+
+    Args:
+        model: what is in force in it decides, whenever `renew` is called.
+        operators: of the model's graph, with blocks.
+        states: the images in parts, each as a value of the model's input; taken over.
+
+    Attributes:
+        segments: of the model, in the order in which it runs.
+        at: index of the segment that the images wait for.
+    """
+
+    def __init__(self, model: SimulatedModel, operators: Iterable[Operator], states: list[Values]) -> None:
+        self.segments, self.at = segments(model, operators, trainable=False), 0
+        self._model, self._states = model, states
+
+    def renew(self, indices: Iterable[int]) -> None:
+        """Put the model's quantizers in force in these segments; weights that keep theirs stay as is."""
+        quantizers = self._model.quantizers()
+        for index in indices:
+            old = self.segments[index]
+            self.segments[index] = Segment(old.block, old.program.renewed(quantizers))
+
+    def output(self) -> Tensor:
+        """The model's output for all images, on the CPU."""
+        (name,) = self._model.outputs
+        return torch.cat([run_segments(self.segments[self.at :], s)[name].cpu() for s in self._states])
+
+    def advance(self) -> None:
+        """Take all images through the segment that they wait for."""
+        segment, later = self.segments[self.at], self.segments[self.at + 1 :]
+        needed = {name for other in later for name in other.program.read}
+        for state in self._states:
+            state |= segment(state)
+            for name in state.keys() - needed:
+                del state[name]
+        self.at += 1

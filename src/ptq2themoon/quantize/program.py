@@ -26,6 +26,7 @@ Hook = Callable[[str, list[Tensor], list[Tensor]], None]
 Values = dict[str, Tensor]
 Quantizers = Mapping[Slot, Quantizer]
 Forward = Callable[[list[Any]], Any]
+Place = tuple[str, int]  # an operator, and the position of one of its parameters
 
 
 @dataclass
@@ -71,6 +72,8 @@ class Program:
         trainable: keep parameters as inputs (`parameters`), quantize them in each run, and give every
             quantization a straight-through gradient; values are the same to the bit.
         arithmetic: of operators that compute on integers where their first input is quantized, by name.
+        constants: parameters as another program of these operators has them, with their quantizers: those
+            whose quantizer is in force here too are not quantized again.
     """
 
     def __init__(
@@ -82,10 +85,12 @@ class Program:
         *,
         trainable: bool = False,
         arithmetic: Mapping[str, Arithmetic] | None = None,
+        constants: Mapping[Place, tuple[Quantizer, Tensor]] | None = None,
     ) -> None:
         self.wanted, self.trainable = list(wanted), trainable
         self._arithmetic = arithmetic or {}
         self.parameters: dict[str, Tensor] = {}
+        self._constants: dict[Place, tuple[Quantizer, Tensor]] = dict(constants or {})
         self.device, self._quantizers = device, quantizers
         self._context = executor.op.TorchBackendContext(executing_device=device)
         grids: dict[str, Quantizer] = {}
@@ -134,8 +139,14 @@ class Program:
             self.parameters[key] = value.detach().clone()
             return Input(variable.name, None, quantizer, key)
         if quantizer is not None and value is not None:
-            value = quantizer(value)
+            value = self._constant((operation.name, position), quantizer, value)
         return Input(variable.name, value, None)
+
+    def _constant(self, place: Place, quantizer: Quantizer, value: Tensor) -> Tensor:
+        known = self._constants.get(place)
+        if known is None or known[0] is not quantizer:
+            self._constants[place] = known = quantizer, quantizer(value)
+        return known[1]
 
     def _parameter_quantizer(self, operator: str, position: int) -> Quantizer | None:
         found = (self._quantizers.get(Slot(operator, operand, position)) for operand in ("weight", "bias"))
@@ -149,6 +160,18 @@ class Program:
             made = {name for name, _ in step.outputs}
             step.ending = [name for name in (read | made) if name not in seen]
             seen |= read
+
+    def renewed(self, quantizers: Quantizers) -> Program:
+        """These operators with other quantizers; only parameters that got another one are quantized."""
+        return Program(
+            [step.operation for step in self.steps],
+            self.wanted,
+            self.device,
+            quantizers,
+            trainable=self.trainable,
+            arithmetic=self._arithmetic,
+            constants=self._constants,
+        )
 
     @property
     def read(self) -> list[str]:

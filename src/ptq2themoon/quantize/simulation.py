@@ -157,13 +157,25 @@ class SimulatedModel:
         return self._made(operations, wanted, self.quantizers(), trainable=True)
 
     def _made(
-        self, operations: Sequence[ir.Operation], wanted: Sequence[str], quantizers: Quantizers, **more: bool
+        self,
+        operations: Sequence[ir.Operation],
+        wanted: Sequence[str],
+        quantizers: Quantizers,
+        *,
+        trainable: bool = False,
     ) -> Program:
-        return Program(operations, wanted, self.device, quantizers, arithmetic=self._arithmetic, **more)
+        arithmetic = self._arithmetic
+        return Program(
+            operations, wanted, self.device, quantizers, trainable=trainable, arithmetic=arithmetic
+        )
 
     @property
     def _arithmetic(self) -> dict[str, Arithmetic]:
         return {name: item.arithmetic for name, item in self._items.items() if item.arithmetic}
+
+    def part(self, operations: Sequence[ir.Operation], wanted: Sequence[str]) -> Program:
+        """Consecutive operators with what is in force, their parameters quantized beforehand."""
+        return self._made(operations, wanted, self.quantizers())
 
     @property
     def outputs(self) -> list[str]:

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ptq2themoon.graph.editing.onnx_graph import fixed_batch, tensor_shapes
 from ptq2themoon.graph.fused_model import FusedModel
-from ptq2themoon.ppq_compat import build_graph, core, executor, ir, quiet_ppq
-from ptq2themoon.ppq_operators import missing
+from ptq2themoon.ppq_compat import executor, ir, quiet_ppq
 from ptq2themoon.quantize.integer_arithmetic import Arithmetic
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.ppq_engine import PPQEngine
+from ptq2themoon.quantize.ppq_graph import load_graph
 from ptq2themoon.quantize.program import Hook, Program, Quantizers, program_key
 from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.quantize.quantizers import Quantizer
@@ -57,7 +57,7 @@ class SimulatedModel:
         engine: Engine = "program",
         source: Path | str = "the graph",
     ) -> None:
-        self._graph = _load(model, source)
+        self._graph = load_graph(model, source)
         fast = _images_at_once(model) if engine == "program" and device == "cpu" else None
         self._at_once = fixed_batch(model) or fast
         self._programs: dict[Hashable, tuple[Program, Quantizers]] = {}
@@ -268,28 +268,6 @@ def _check(graph: ir.BaseGraph, item: QuantizedOperator, source: Path | str) -> 
         )
 
 
-def _load(model: onnx.ModelProto, source: Path | str) -> ir.BaseGraph:
-    try:
-        with quiet_ppq():
-            graph = build_graph(model)
-            formatter = ir.GraphFormatter(graph)
-            # One copy of a shared parameter for each use: each use has a scale of its own.
-            formatter.format_parameter()
-            formatter.format_cast()
-            _axes_to_attribute(graph)
-    except Exception as error:
-        raise UserError(f"{source}: PPQ cannot load this graph ({error})") from error
-    for operation in graph.operations.values():
-        operation.platform = core.TargetPlatform.FP32
-    if unknown := missing(graph):
-        kinds = ", ".join(sorted({operation.type for operation in unknown}))
-        raise UserError(
-            f"{source}: PPQ has no operator {kinds} (first at {unknown[0].name!r}); "
-            "export the model without it"
-        )
-    return graph
-
-
 def _images_at_once(model: onnx.ModelProto) -> int:
     """As many as keep the largest tensor small."""
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -297,12 +275,3 @@ def _images_at_once(model: onnx.ModelProto) -> int:
     known = [[n for n in shape if isinstance(n, int)] for shape in shapes]
     largest = max(map(math.prod, known), default=1)
     return max(1, LARGEST_BYTES // (4 * max(largest, 1)))
-
-
-def _axes_to_attribute(graph: ir.BaseGraph) -> None:
-    """PPQ's ReduceMean has its axes as an attribute, as ONNX before opset 18, not as an input."""
-    for operation in graph.operations.values():
-        if operation.type == "ReduceMean" and len(operation.inputs) == 2:
-            axes = operation.inputs[1]
-            operation.attributes["axes"] = axes.value.tolist()
-            graph.remove_variable(axes)

@@ -478,6 +478,11 @@ def test_a_study_that_cannot_be_is_named(key: str, value: Any, said: str) -> Non
             ["papers", "layernorm"],
             "leaderboard.bases[1]: 'layernorm' is no row of the lead",
         ),
+        (
+            "leaderboard.bits_of",
+            {"papers": ["w4a4"], "paper": ["w4a4"]},
+            "leaderboard.bits_of.paper: 'paper' is no row of the leaderboard; did you mean papers?",
+        ),
         ("leaderboard.bits", ["w8a8", "w9a8"], "leaderboard.bits[1]: bits 'w9a8': must lie in w2a2 to w8a8"),
         ("leaderboard.seeds", [], "leaderboard.seeds: is empty; give at least one"),
         ("leaderboard.images", 0, "leaderboard.images: 0 is too small; nearest valid: 1"),

@@ -34,7 +34,7 @@ def rows_of(params: Any, model: str) -> list[Run]:
 def rows_of_recipe(params: Any, model: str, recipe: str) -> list[Run]:
     """One row for each bits."""
     settings = params.leaderboard
-    return [Run(model, recipe, bits, settings.calibration_images) for bits in settings.bits]
+    return [Run(model, recipe, bits, settings.calibration_images) for bits in settings.bits_for(recipe)]
 
 
 def runs_of_row(params: Any, row: Any) -> list[Run]:

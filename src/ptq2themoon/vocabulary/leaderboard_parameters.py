@@ -19,9 +19,15 @@ class Leaderboard(Strict):
     """Those of `recipes` that others are judged against: a row by the first of its protocol."""
     bits: Annotated[list[Bits], *SOME] = ["w8a8", "w6a6", "w4a4", "w3a3", "w4a8"]
     """Bits of weights and activations."""
+    bits_of: dict[str, Annotated[list[Bits], *SOME]] = {}
+    """Other bits of single recipes, such as those that train for minutes: by the recipe's name."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], *SOME] = [0, 1, 2]
     """Each row is calibrated once for each: a seed draws its own calibration images."""
     calibration_images: Positive = 32
     """How many images are drawn to calibrate on."""
     images: Positive = 500
     """Evaluation images, at most."""
+
+    def bits_for(self, recipe: str) -> list[Bits]:
+        """Bits of a recipe's rows."""
+        return self.bits_of.get(recipe, self.bits)

@@ -206,7 +206,7 @@ class Params(Strict):
             load_recipe(recipes_dir / f"{recipe}.yaml", [parse_bits(bits) for bits in params.bits])
         if "leaderboard" in params.model_fields_set:
             for recipe in params.leaderboard.recipes:
-                bits = [parse_bits(bits) for bits in params.leaderboard.bits]
+                bits = [parse_bits(bits) for bits in params.leaderboard.bits_for(recipe)]
                 load_recipe(recipes_dir / f"{recipe}.yaml", bits)
         return params
 
@@ -229,10 +229,13 @@ class Params(Strict):
             yield from _unknown_recipes(("study", "recipes"), self.study.recipes, recipes_dir)
         if "leaderboard" in self.model_fields_set:
             yield from _unknown_recipes(("leaderboard", "recipes"), self.leaderboard.recipes, recipes_dir)
-            for index, base in enumerate(self.leaderboard.bases):
-                if base not in self.leaderboard.recipes:
-                    hint = nearest(base, self.leaderboard.recipes)
-                    yield ("leaderboard", "bases", index), f"{base!r} is no row of the leaderboard; {hint}"
+            keys: list[tuple[Key, str]] = [
+                (("bases", i), name) for i, name in enumerate(self.leaderboard.bases)
+            ]
+            for key, name in [*keys, *((("bits_of", name), name) for name in self.leaderboard.bits_of)]:
+                if name not in self.leaderboard.recipes:
+                    hint = nearest(name, self.leaderboard.recipes)
+                    yield ("leaderboard", *key), f"{name!r} is no row of the leaderboard; {hint}"
 
     def _benchmark_problems(self) -> Iterator[tuple[Key, str]]:
         """Architectures unknown, or called as one of the models."""

@@ -27,7 +27,7 @@ from ptq2themoon.vocabulary.stages.evaluate import OnAllImages, ReferenceFile
 from ptq2themoon.vocabulary.times import times_of
 
 Seeds = Annotated[tuple[int, ...], Setting("leaderboard.seeds")]
-Bits = Annotated[tuple[str, ...], Setting("leaderboard.bits")]
+Bits = Annotated[tuple[str, ...], Setting(lambda params, w: params.leaderboard.bits_for(w.recipe))]
 OF_RECIPE = "{model}/{recipe}"
 
 

@@ -481,7 +481,7 @@ def test_a_study_that_cannot_be_is_named(key: str, value: Any, said: str) -> Non
         (
             "leaderboard.bits_of",
             {"papers": ["w4a4"], "paper": ["w4a4"]},
-            "leaderboard.bits_of.paper: 'paper' is no row of the leaderboard; did you mean papers?",
+            "leaderboard.bits_of.paper: 'paper' is no row of the leaderboard; did you mean 'papers'?",
         ),
         ("leaderboard.bits", ["w8a8", "w9a8"], "leaderboard.bits[1]: bits 'w9a8': must lie in w2a2 to w8a8"),
         ("leaderboard.seeds", [], "leaderboard.seeds: is empty; give at least one"),

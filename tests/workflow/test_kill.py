@@ -6,6 +6,8 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,36 @@ def test_a_full_disk_leaves_nothing(chain: Path, tmp_path: Path) -> None:
     assert ended.returncode not in (0, None)
     assert "File too large" in ended.stderr
     assert files(folder) == before
+
+
+@pytest.mark.slow
+def test_a_training_killed_in_its_midst_goes_on_to_the_bytes_of_an_uninterrupted_one(
+    chain: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(chain, tmp_path / "run", symlinks=True)
+    recipe = "extends: papers\nmethods: [{name: qdrop, iterations: 60, batch: 8}]\n"
+    (folder / "recipes" / "trained.yaml").write_text(recipe)
+    names = {"whole": "out/whole/qparams", "killed": "out/killed/qparams"}
+    options = {
+        name: STAGES["calibrate"]
+        | {"recipe": "recipes/trained.yaml", "out": f"{stem}.json", "out-arrays": f"{stem}.safetensors"}
+        for name, stem in names.items()
+    }
+    ended = run_stage(folder, "calibrate", **options["whole"])
+    assert ended.status == 0, ended.err
+    state = folder / "out/killed/training"
+    line = [sys.executable, *command("calibrate", **options["killed"])]
+    running = subprocess.Popen(line, cwd=folder, stderr=subprocess.PIPE, text=True)
+    while running.poll() is None and not (state / "unit-2.safetensors").is_file():
+        time.sleep(0.01)
+    running.kill()
+    _, said = running.communicate()
+    assert running.returncode == -signal.SIGKILL, said
+    assert sorted(path.name for path in (folder / "out/killed").iterdir()) == ["training"]
+    again = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "train before the blocks" not in again.stderr  # what was done is not done again
+    assert not state.exists()
+    for suffix in (".json", ".safetensors"):
+        whole, killed = (folder / f"{stem}{suffix}" for stem in names.values())
+        assert whole.read_bytes() == killed.read_bytes()

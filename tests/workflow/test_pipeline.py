@@ -72,6 +72,18 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_what_needs_no_failed_job_goes_on(tree: Path) -> None:
+    """`wrong` fails when it meets the model; one core, so it comes first."""
+    wrong = "extends: vanilla\nrules: [{select: {role: fc2, block: 9}, bits: 4}]\n"
+    (tree / "recipes/wrong.yaml").write_text(wrong)
+    made = [tree / f"results/models/flowers/{name}/{KEYS[0]}/qparams.json" for name in ("wrong", "layernorm")]
+    targets = [path.relative_to(tree).as_posix() for path in made]
+    recipes = ("--config", "recipes=[wrong,layernorm]", "--cores", "1", "--prioritize", targets[0])
+    said = snakemake(tree, *recipes, "--", *targets, status=1)
+    assert "wrong.yaml: rules[0].select.block: selects no operator with 9" in said
+    assert [path.is_file() for path in made] == [False, True]
+
+
 def test_the_int8_model_names_the_classes_as_their_folders_are_called(tree: Path) -> None:
     names = ["daisy", "rose", "tulip"]
     assert json.loads((tree / "results/models/flowers/model.json").read_text())["label_names"] == names

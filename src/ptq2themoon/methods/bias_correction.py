@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ptq2themoon.quantize.model import QuantizedModel
-    from ptq2themoon.quantize.program import Program, Step, Values
+    from ptq2themoon.quantize.program import Program, Step
+    from ptq2themoon.quantize.states import States
     from ptq2themoon.quantize.tools import Tools
 
 
@@ -64,15 +65,16 @@ class BiasCorrection(Method):
         axes = {n.name: channel_axis(n.op_type) for n in correctable(graph) if n.name in quantized}
         wanted = tools.channel_means(tools.floating(model), axes)
         simulation = tools.simulation(model)
-        program, states = simulation.program(), tools.states(simulation)
-        biases = {}
-        with tools.without_gradients():
+        program, biases = simulation.program(), {}
+        passed: list[Step] = []
+        with tools.without_gradients(), tools.states(simulation) as states:
             for step in progress(program.steps, desc="bias correction"):
                 if step.name in axes:
+                    states.advance(passed)
+                    passed = []
                     error = _mean(program, step, states, axes[step.name]) - wanted[step.name]
                     biases[step.name, BIAS] = _correct(step, graph, error, model, tools)
-                for state in states:
-                    program.advance(step, state)
+                passed.append(step)
         model.set_parameters(biases, equal=False)
 
 
@@ -101,13 +103,15 @@ def _channels(graph: Graph, node: NodeProto) -> int:
     return int(graph.constants[node.input[1]].shape[output_axis(node.op_type, holds_out_in(node))])
 
 
-def _mean(program: Program, step: Step, states: list[Values], axis: int) -> Tensor:
+def _mean(program: Program, step: Step, states: States, axis: int) -> Tensor:
     """Mean of each channel of the step's output over all states, float64."""
-    rows = [program.compute(step, state)[1][0].movedim(axis, -1).flatten(0, -2).double() for state in states]
-    total, *others = (part.sum(0) for part in rows)
-    for other in others:
-        total = total + other
-    return (total / sum(len(part) for part in rows)).cpu()
+    total, count = None, 0
+    for state in states:
+        rows = program.compute(step, state)[1][0].movedim(axis, -1).flatten(0, -2).double()
+        total = rows.sum(0) if total is None else total + rows.sum(0)
+        count += len(rows)
+    assert total is not None
+    return (total / count).cpu()
 
 
 METHOD = BiasCorrection

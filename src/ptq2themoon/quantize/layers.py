@@ -3,11 +3,13 @@
 `Walk` takes all calibration images through the quantized graph one operator at a time, and stops at each
 linear layer. There a method can ask for sums over the rows that the layer reads, and put a new weight in
 force, with which later layers are computed. Memory: what the images have at one place of the graph (the
-residual stream, and what is made of it), and the sums of one layer.
+residual stream, and what is made of it) up to the budget of `states`, beyond which it lies on disk, and the
+sums of one layer.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,10 +23,11 @@ from ptq2themoon.graph.editing.operator_types import BIAS
 from ptq2themoon.graph.forms.linear import Linear, linear_layers
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.calibration import fit
-from ptq2themoon.quantize.program import Program, Step, Values
+from ptq2themoon.quantize.program import Program, Step
 from ptq2themoon.quantize.quantizers import Quantizer, Uniform
 from ptq2themoon.quantize.quantizers.base import along
 from ptq2themoon.quantize.simulation import SimulatedModel
+from ptq2themoon.quantize.states import States
 from ptq2themoon.quantize.tensors import QuantizedTensor, Slot
 
 if TYPE_CHECKING:
@@ -201,9 +204,9 @@ class Walk:
         model: QuantizedModel,
         names: Collection[str],
         program: Program,
-        states: list[Values],
+        states: States,
         device: str,
-        exact: tuple[Program, list[Values]] | None = None,
+        exact: tuple[Program, States] | None = None,
     ) -> None:
         self.model, self.program, self.states, self.device = model, program, states, device
         self.values: dict[tuple[str, int], np.ndarray] = {}
@@ -214,22 +217,24 @@ class Walk:
         self._waiting = [] if exact is None else list(exact[0].steps)
 
     def __iter__(self) -> Iterator[Stop]:
-        for step in progress(self.program.steps, desc="layer by layer"):
-            if step.name in self._layers:
-                weight = self._tensors.get(Slot(step.name, "weight", WEIGHT))
-                yield Stop(self._layers[step.name], weight, self, step)
-            for state in self.states:
-                self.program.advance(step, state)
+        passed: list[Step] = []
+        with self.states, contextlib.nullcontext() if self._exact is None else self._exact[1]:
+            for step in progress(self.program.steps, desc="layer by layer"):
+                if step.name in self._layers:
+                    self.states.advance(passed)
+                    passed = []
+                    weight = self._tensors.get(Slot(step.name, "weight", WEIGHT))
+                    yield Stop(self._layers[step.name], weight, self, step)
+                passed.append(step)
         self.model.set_parameters(self.values, equal=False)
 
     def exact_rows(self, name: str) -> Iterator[Tensor]:
         """What an operator reads in floating point, after that model was taken up to it."""
         assert self._exact is not None
         program, states = self._exact
-        while self._waiting[0].name != name:
-            step = self._waiting.pop(0)
-            for state in states:
-                program.advance(step, state)
+        place = next(i for i, step in enumerate(self._waiting) if step.name == name)
+        states.advance(self._waiting[:place])
+        del self._waiting[:place]
         for state in states:
             yield program.read_by(self._waiting[0], state)[0].flatten(0, -2)
 

@@ -30,7 +30,6 @@ from ptq2themoon.quantize.migration import (
 )
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.plan import plan
-from ptq2themoon.quantize.program import Values
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.samples import sampled_inputs
 from ptq2themoon.quantize.scores import SCORES, Ranked, Score
@@ -38,6 +37,7 @@ from ptq2themoon.quantize.search import search_scales, search_tensors
 from ptq2themoon.quantize.sensitivity import input_sensitivities
 from ptq2themoon.quantize.shift import Shiftable, remove_shift, shift, shiftable
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
+from ptq2themoon.quantize.states import States
 from ptq2themoon.quantize.tensors import PARAMETERS, QuantizedOperator, QuantizedTensor, Slot
 from ptq2themoon.vocabulary.recipe_language import Rule
 from ptq2themoon.vocabulary.recipes import Recipe
@@ -269,7 +269,8 @@ class Tools:
                 model(part, dict.fromkeys(operators, add))
         return {name: total / counts[name] for name, total in sums.items()}
 
-    def states(self, model: SimulatedModel) -> list[Values]:
-        """The values of each part of the images before the first operator, to run a program's steps with."""
-        parts = [part for images in self.batches for part in model.parts(images)]
-        return [{model.input_name: part.to(self.device)} for part in parts]
+    def states(self, model: SimulatedModel) -> States:
+        """The values of each part of the images before the first operator of the model's program."""
+        parts = (part for images in self.batches for part in model.parts(images))
+        values = ({model.input_name: part.to(self.device)} for part in parts)
+        return States(model.program(), values, self.device)

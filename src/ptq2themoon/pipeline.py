@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import onnx
 from torch import Tensor
 
-from ptq2themoon.methods import made
+from ptq2themoon.methods import all_made
 from ptq2themoon.quantize.learning.state import State
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.tools import Tools
@@ -39,14 +39,17 @@ def quantize(
     """
     model = QuantizedModel(reference, list(operators))
     tools = Tools(recipe, bits, batches, seed, device, state)
-    methods = [made(call) for call in recipe.methods]
-    for method in methods:
+    methods = all_made(recipe.methods)
+    for call, method in zip(recipe.methods, methods, strict=True):
+        known = dict(model.fixed)
         method.before(model, tools)
+        tools.prepared.append(call.name)
+        tools.fixed_by |= {slot: call.name for slot, q in model.fixed.items() if q is not known.get(slot)}
     model.quantized = tools.plan(model)
     for slot, tensor in model.slots():
         tensor.quantizer = model.fixed.get(slot)
     tools.calibrate(model)
-    for method in methods:
+    for method in sorted(methods, key=lambda method: method.stage):
         method.after(model, tools)
     for method in methods:
         method.finish(model, tools)

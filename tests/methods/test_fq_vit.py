@@ -267,9 +267,15 @@ def test_a_faithful_model_has_the_integers_of_the_simulation(case: Case, bits: t
 def test_two_kinds_for_softmax_are_refused(vit: Case, other: str, first: bool) -> None:
     call = [{"name": "repq_vit", "layernorm": "per-tensor"} if other == "repq_vit" else {"name": "adalog"}]
     methods: dict[str, Any] = {"before": call} if first else {"after": call}
-    with pytest.raises(UserError, match=r"reads of softmax has kind \w+ from a rule or another") as error:
+    with pytest.raises(UserError, match=r" both decide the quantizer of softmax's output; say ") as error:
         vit.quantized(fq(**methods))
     assert "\n" not in str(error.value)
+
+
+def test_another_kind_for_softmax_by_a_rule_is_refused(vit: Case) -> None:
+    rule = {"select": {"role": "attn_context", "operand": "input", "position": 0}, "kind": "log_sqrt2"}
+    with pytest.raises(UserError, match=r"^fq_vit: what \S+ reads of softmax has kind log_sqrt2 from a rule"):
+        vit.quantized(fq(rule))
 
 
 def test_a_recipe_that_leaves_it_nothing_to_do_is_refused(vit: Case) -> None:

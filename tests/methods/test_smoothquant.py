@@ -199,7 +199,7 @@ def test_a_recipe_that_leaves_it_nothing_to_do_is_refused(vit: Case) -> None:
 
 def test_what_another_method_has_fixed_is_refused(vit: Case) -> None:
     calls = [{"name": "repq_vit", "log_sqrt2": False}, {"name": "smoothquant"}]
-    with pytest.raises(UserError, match=r"^smoothquant: .*'blocks.0.fc1'.*name smoothquant first$"):
+    with pytest.raises(UserError, match=r"^smoothquant: .*'blocks.0.fc1'.*name smoothquant before it$"):
         vit.quantized(recipe("repq_vit", methods=calls))
     assert vit.quantized(recipe("repq_vit", methods=calls[::-1]))
 

@@ -7,7 +7,11 @@ import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING
 
+from ptq2themoon.vocabulary.errors import UserError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ptq2themoon.methods.base import Method
     from ptq2themoon.vocabulary.recipe_language import MethodCall
 
@@ -31,3 +35,27 @@ def made(call: MethodCall) -> Method:
     """The method that a recipe calls, with its settings."""
     found = method_class(call.name)
     return found(found.Settings(**call.settings))
+
+
+def all_made(calls: Iterable[MethodCall]) -> list[Method]:
+    """The methods that a recipe calls, in its order.
+
+    Raises:
+        UserError: two methods that decide the same thing, of which the later would undo the earlier.
+    """
+    methods: list[Method] = []
+    decided: dict[str, tuple[str, str]] = {}
+    for call in calls:
+        methods.append(made(call))
+        for what, setting in methods[-1].decides().items():
+            if what in decided and decided[what][0] != call.name:
+                raise UserError(_both(what, decided[what], (call.name, setting)))
+            decided[what] = call.name, setting
+    return methods
+
+
+def _both(what: str, *two: tuple[str, str]) -> str:
+    (first, _), (second, _) = two
+    ways = [f"{setting} for {name}" for name, setting in two if setting]
+    say = f"say {' or '.join(ways)}, or leave" if ways else "leave"
+    return f"{first} and {second} both decide {what}; {say} one of them out"

@@ -21,7 +21,6 @@ Where this differs from the paper or its released code:
 - It searches 256 rows, or 32 matrices, of each operator's inputs, sampled from all images, and 64 candidates
   in 4 steps; the code has all rows, 128 candidates and 6 steps. `candidates` and `steps` say others.
 - What was calibrated stays a candidate at each step, so no operator gets worse.
-- The code's optional reconstruction of blocks is another method's work.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from pydantic import Field
 from ptq2themoon.graph.editing.onnx_graph import Graph, attribute, maker
 from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT
 from ptq2themoon.graph.forms.linear import linear_layers
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import GELU_KIND, INPUT_SCALES, SOFTMAX_KIND, Method, Stage, refuse_fixed
 from ptq2themoon.progress import progress
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
@@ -88,6 +87,14 @@ class AdaLog(Method):
 
     Settings = AdaLogSettings
     settings: AdaLogSettings
+    stage = Stage.SHIFTS
+
+    def decides(self) -> dict[str, str]:
+        """Kinds, where they are switched on, and the scales that it searches."""
+        on = self.settings
+        found = {SOFTMAX_KIND: "softmax: false"} if on.softmax else {}
+        found |= {GELU_KIND: "gelu: false"} if on.gelu else {}
+        return found | ({INPUT_SCALES: "uniform: false"} if on.uniform else {})
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Choose kinds, shift GELU's outputs, and search every quantizer on sampled inputs."""
@@ -119,6 +126,7 @@ class AdaLog(Method):
         """Let layers that read a GELU have adalog inputs, and shift these; roles say which in a rule."""
         shifts = dict(_after_gelu(model.graph()))
         blocks = {o.name: o.block for o in model.operators if o.role == "fc2" and o.block is not None}
+        refuse_fixed("adalog", tools, blocks, "which would have another kind")
         planned = {
             item.operator.name
             for item in tools.plan(model)
@@ -235,9 +243,6 @@ class AdaLog(Method):
 
     def after(self, model: QuantizedModel, tools: Tools) -> None:
         """Take the shifts out of the biases as the quantized weights see them."""
-        for slot, tensor in model.slots():
-            if tensor.ready().kind == "adalog" and tensor.spec.kind != "adalog":
-                raise UserError(_twice(slot.operator, tensor.spec.kind))
         tools.remove_shifts(model, self._shifts)
 
 
@@ -251,16 +256,10 @@ def _take_softmax(model: QuantizedModel, tools: Tools) -> None:
     ]
     for operator, kind in found:
         if kind not in ("uniform", "adalog"):
-            raise UserError(_twice(operator, kind))
+            what = f"what {operator} reads of softmax has kind {kind} from a rule"
+            raise UserError(f"adalog: {what}; take it out, or say softmax: false")
     if found:
         tools.add_rule("adalog", {"select": SOFTMAX, "kind": "adalog"})
-
-
-def _twice(operator: str, kind: str) -> str:
-    return (
-        f"adalog: what {operator} reads of softmax has kind {kind} from a rule or another method; "
-        "say log_sqrt2: false for repq_vit, or softmax: false for adalog"
-    )
 
 
 def _after_gelu(graph: Graph) -> Iterator[tuple[str, float]]:

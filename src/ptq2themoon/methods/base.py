@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from enum import IntEnum
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
+from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
 
 if TYPE_CHECKING:
@@ -36,6 +39,32 @@ class GridSettings(Strict):
         return self
 
 
+class Stage(IntEnum):
+    """When `after` of a method runs: each stage builds on what those before it decided."""
+
+    SCALES = 0
+    """Scales of weights and activations are searched."""
+    POWERS = 1
+    """Scales become numbers that hardware likes."""
+    OPERATORS = 2
+    """Operators compute in another way, which depends on scales."""
+    WEIGHTS = 3
+    """Weights are rounded to scales that are known."""
+    SHIFTS = 4
+    """What constant shifts make of the weights' rounding leaves the biases."""
+    BIASES = 5
+    """Biases are corrected for all errors that there are."""
+
+
+# What one method of a recipe decides, and no second one may.
+SOFTMAX_KIND = "the quantizer of softmax's output"
+GELU_KIND = "the quantizer of GELU's output"
+INPUT_SCALES = "the scales of what products read"
+WEIGHT_SCALES = "the scales of weights"
+LAST_SCALES = "the scales of weights in the end"
+ROUNDING = "the rounding of weights"
+
+
 class Method:
     """One published method; a module of this package defines a subclass and names it `METHOD`.
 
@@ -44,12 +73,18 @@ class Method:
 
     Attributes:
         Settings: the keys that a recipe may give beside `name`, with their defaults; others are refused.
+        stage: when `after` runs; methods of one stage run in the order of the recipe.
     """
 
     Settings: ClassVar[type[Strict]] = NoSettings
+    stage: ClassVar[Stage] = Stage.SCALES
 
     def __init__(self, settings: Strict) -> None:
         self.settings = settings
+
+    def decides(self) -> Mapping[str, str]:
+        """What the method decides alone, such as `ROUNDING`, and the setting that leaves it to another."""
+        return {}
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Before calibration: add rules to the recipe, fix quantizers, rewrite the graph.
@@ -62,3 +97,29 @@ class Method:
 
     def finish(self, model: QuantizedModel, tools: Tools) -> None:
         """After `after` of all methods: what must fit the quantizers as they are in the end."""
+
+
+def refuse_fixed(
+    name: str, tools: Tools, operators: Collection[str], why: str, instead: str | None = None
+) -> None:
+    """Raise `UserError` where a method before this one has fixed the quantizer of an operator's input.
+
+    Args:
+        name: of the method that asks.
+        why: it cannot come after that one.
+        instead: what to do; by default, to name it before that one.
+    """
+    fixed = {slot.operator: method for slot, method in tools.fixed_by.items() if slot[1:] == ("input", 0)}
+    for operator in sorted(fixed.keys() & set(operators)):
+        raise UserError(
+            f"{name}: {fixed[operator]} has chosen the quantizer of the input of {operator!r}, {why}; "
+            f"{instead or f'name {name} before it'}"
+        )
+
+
+def refuse_widened(name: str, tools: Tools) -> None:
+    """Raise `UserError` where outlier channel splitting came first: a Gather hides LayerNorms from layers."""
+    if "ocs" in tools.prepared:
+        raise UserError(
+            f"{name}: ocs has duplicated channels that {name} would scale; name {name} before ocs"
+        )

@@ -26,7 +26,7 @@ from ptq2themoon.graph.editing.operator_types import (
     holds_out_in,
     output_axis,
 )
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import Method, Stage
 from ptq2themoon.progress import progress
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 class BiasCorrection(Method):
     """Of every linear layer and convolution with constant weights of which anything is quantized."""
+
+    stage = Stage.BIASES
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Give a bias of zeros to layers that have none."""

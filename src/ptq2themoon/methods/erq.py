@@ -43,7 +43,7 @@ from pydantic import Field
 
 from ptq2themoon.graph.editing.operator_types import BIAS
 from ptq2themoon.graph.forms.linear import Linear
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import LAST_SCALES, ROUNDING, WEIGHT_SCALES, Method, Stage
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
 
@@ -83,6 +83,14 @@ class ERQ(Method):
 
     Settings = ERQSettings
     settings: ERQSettings
+    stage = Stage.WEIGHTS
+
+    def decides(self) -> dict[str, str]:
+        """How weights are rounded, and their scales, which it finds again for the regressed ones."""
+        found = {ROUNDING: "weights: false"} if self.settings.weights else {}
+        if self.settings.activations:
+            found |= dict.fromkeys((WEIGHT_SCALES, LAST_SCALES), "activations: false")
+        return found
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Give a bias of zeros to layers that have none, for the first step to change."""

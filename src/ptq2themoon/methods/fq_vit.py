@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import SOFTMAX_KIND, Method, Stage
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
 
@@ -74,6 +74,11 @@ class FQViT(Method):
 
     Settings = FQViTSettings
     settings: FQViTSettings
+    stage = Stage.OPERATORS
+
+    def decides(self) -> dict[str, str]:
+        """Softmax's quantizer, where it is switched on."""
+        return {SOFTMAX_KIND: "softmax: false"} if self.settings.softmax else {}
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Choose the factors on all images, and softmax's quantizer."""
@@ -134,10 +139,7 @@ class FQViT(Method):
             model.fixed[slot] = one.with_scale(torch.tensor(1.0))
 
     def after(self, model: QuantizedModel, tools: Tools) -> None:
-        """Refuse a kind that a later method chose for softmax; let operators compute on integers."""
-        for slot, tensor in model.slots():
-            if self.settings.softmax and tensor.ready().kind == "log2" and tensor.spec.kind != "log2":
-                raise UserError(_twice(slot.operator, tensor.spec.kind))
+        """Let operators compute on integers."""
         self.finish(model, tools)
 
     def finish(self, model: QuantizedModel, tools: Tools) -> None:
@@ -181,17 +183,13 @@ def _planned(
             if item.operator.role not in roles or (tensor.operand, tensor.position) != ("input", 0):
                 continue
             if tensor.spec.kind != "uniform" and item.operator.role == "attn_context":
-                raise UserError(_twice(item.operator.name, tensor.spec.kind))
+                raise UserError(
+                    f"fq_vit: what {item.operator.name} reads of softmax has kind {tensor.spec.kind} from a "
+                    "rule; take it out, or say softmax: false"
+                )
             if tensor.granularity == "per-tensor" and tensor.spec.kind == "uniform":
                 found[item.slot(tensor)] = item.operator.role, tensor
     return found
-
-
-def _twice(operator: str, kind: str) -> str:
-    return (
-        f"fq_vit: what {operator} reads of softmax has kind {kind} from a rule or another method; "
-        "say softmax: false for one of them (log_sqrt2: false for repq_vit)"
-    )
 
 
 METHOD = FQViT

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import ROUNDING, Method, Stage
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
 
@@ -61,6 +61,11 @@ class GPTQ(Method):
 
     Settings = GPTQSettings
     settings: GPTQSettings
+    stage = Stage.WEIGHTS
+
+    def decides(self) -> dict[str, str]:
+        """How weights are rounded."""
+        return {ROUNDING: ""}
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Refuse a recipe that quantizes no weight of a linear layer."""

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ptq2themoon.methods.base import GridSettings, Method
+from ptq2themoon.methods.base import INPUT_SCALES, WEIGHT_SCALES, GridSettings, Method
 from ptq2themoon.vocabulary.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,6 +76,10 @@ class Liu2021(Method):
 
     Settings = Liu2021Settings
     settings: Liu2021Settings
+
+    def decides(self) -> dict[str, str]:
+        """All scales that it searches."""
+        return {INPUT_SCALES: "", WEIGHT_SCALES: ""} if self.settings.rounds else {}
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Choose bits where there is a budget."""

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ptq2themoon.graph.forms.linear import linear_layers
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import Method, Stage
 from ptq2themoon.progress import progress
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
@@ -73,6 +73,7 @@ class NoisyQuant(Method):
 
     Settings = NoisyQuantSettings
     settings: NoisyQuantSettings
+    stage = Stage.SHIFTS
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Search each layer's noise on what it reads in floating point, and shift its input by it."""

@@ -34,7 +34,7 @@ from pydantic import Field
 from ptq2themoon.graph.editing.onnx_graph import copied, tensor_shapes
 from ptq2themoon.graph.editing.operator_types import LINEAR_TYPES
 from ptq2themoon.graph.forms.linear import Linear, linear_layers
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import Method, refuse_fixed
 from ptq2themoon.progress import progress
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
@@ -90,14 +90,8 @@ class OCS(Method):
     def _activation_counts(self, model: QuantizedModel, tools: Tools) -> dict[str, np.ndarray]:
         """Shares of each input channel by layer; what makes the channels gives these shares afterwards."""
         groups, paths = tools.norm_groups(model), tools.value_paths(model)
-        taken = {slot.operator for group in groups for slot in group.per_channel} & {
-            s.operator for s in model.fixed
-        }
-        if taken:
-            raise UserError(
-                f"ocs: a method before it has chosen the quantizer of the input of {min(taken)!r}, "
-                "whose range splitting changes; name ocs first"
-            )
+        read = {path.reader for path in paths} | {name for group in groups for name in group.readers}
+        refuse_fixed("ocs", tools, read, "whose range splitting changes", "say activations: 0 for ocs")
         maxima = tools.input_maxima(model, {g.readers[0] for g in groups} | {path.reader for path in paths})
         found = {}
         for path in paths:

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import LAST_SCALES, Method, Stage
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
 
@@ -49,6 +49,11 @@ class PowerOfTwo(Method):
 
     Settings = PowerOfTwoSettings
     settings: PowerOfTwoSettings
+    stage = Stage.POWERS
+
+    def decides(self) -> dict[str, str]:
+        """That scales are powers of two in the end."""
+        return {LAST_SCALES: ""}
 
     def after(self, model: QuantizedModel, tools: Tools) -> None:
         """Round each scale, or choose among both neighbours by the error on weights and images."""

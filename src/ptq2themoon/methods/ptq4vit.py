@@ -34,8 +34,17 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ptq2themoon.graph.editing.onnx_graph import Graph
-from ptq2themoon.methods.base import GridSettings, Method
+from ptq2themoon.graph.editing.onnx_graph import Graph, maker
+from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT
+from ptq2themoon.methods.base import (
+    GELU_KIND,
+    INPUT_SCALES,
+    SOFTMAX_KIND,
+    WEIGHT_SCALES,
+    GridSettings,
+    Method,
+    refuse_fixed,
+)
 from ptq2themoon.vocabulary.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,6 +79,13 @@ class PTQ4ViT(Method):
     Settings = PTQ4ViTSettings
     settings: PTQ4ViTSettings
 
+    def decides(self) -> dict[str, str]:
+        """Kinds, where they are switched on, and all scales that it searches."""
+        on = self.settings
+        found = {SOFTMAX_KIND: "softmax_twin: false"} if on.softmax_twin else {}
+        found |= {GELU_KIND: "gelu_twin: false"} if on.gelu_twin else {}
+        return found | ({INPUT_SCALES: "", WEIGHT_SCALES: ""} if on.rounds else {})
+
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Ask for two ranges where they are switched on."""
         planned = {
@@ -84,6 +100,7 @@ class PTQ4ViT(Method):
                 for operator in model.operators
                 if operator.role == role and (operator.name, "input", 0) in planned
             ]
+            refuse_fixed("ptq4vit", tools, [place.name for place in places], "which would have another kind")
             if not places or (role == "fc2" and not all(place.name in readers for place in places)):
                 what = "softmax's output" if role == "attn_context" else "GELU's output before every fc2"
                 raise UserError(
@@ -135,11 +152,11 @@ def fixed(twin: TwinUniform, role: str) -> TwinUniform:
 
 
 def gelu_readers(graph: Graph) -> set[str]:
-    """Operators whose first input is a GELU's output as it is."""
+    """Operators whose first input is a GELU's output, moved or not."""
     found = set()
     for node in graph.nodes:
-        maker = graph.producer(node.input[0]) if node.input else None
-        if maker is not None and maker.op_type == "Gelu":
+        made = maker(graph.producer, node.input[0], DATA_MOVEMENT) if node.input else None
+        if made is not None and made.op_type == "Gelu":
             found.add(node.name)
     return found
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import SOFTMAX_KIND, Method, refuse_fixed, refuse_widened
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
 
@@ -53,6 +53,10 @@ class RepQViT(Method):
     Settings = RepQViTSettings
     settings: RepQViTSettings
 
+    def decides(self) -> dict[str, str]:
+        """Softmax's quantizer, where it is switched on."""
+        return {SOFTMAX_KIND: "log_sqrt2: false"} if self.settings.log_sqrt2 else {}
+
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Choose softmax's quantizer, and rewrite LayerNorms and the layers that read them."""
         if self.settings.log_sqrt2:
@@ -64,10 +68,13 @@ class RepQViT(Method):
             return
         groups = tools.norm_groups(model)
         if not groups:
+            refuse_widened("repq_vit", tools)
             raise UserError(
                 "repq_vit: no LayerNorm is read by quantized linear layers alone; "
                 "say layernorm: per-tensor, or quantize the inputs of qkv and fc1 per tensor"
             )
+        read = {name for group in groups for name in group.readers}
+        refuse_fixed("repq_vit", tools, read, "which re-parameterisation would change")
         found = tools.observe(model, {slot: t for group in groups for slot, t in group.per_channel.items()})
         for group in groups:
             per_channel: Uniform = found[next(iter(group.per_channel))]  # type: ignore[assignment]

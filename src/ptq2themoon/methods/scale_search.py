@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ptq2themoon.methods.base import GridSettings, Method
+from ptq2themoon.methods.base import INPUT_SCALES, WEIGHT_SCALES, GridSettings, Method
 from ptq2themoon.vocabulary.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class ScaleSearch(Method):
 
     Settings = ScaleSearchSettings
     settings: ScaleSearchSettings
+
+    def decides(self) -> dict[str, str]:
+        """All scales that it searches."""
+        return {INPUT_SCALES: "", WEIGHT_SCALES: ""} if self.settings.rounds else {}
 
     def after(self, model: QuantizedModel, tools: Tools) -> None:
         """Search from the scales that calibration gave."""

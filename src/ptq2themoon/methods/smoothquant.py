@@ -33,7 +33,7 @@ import numpy as np
 from pydantic import Field
 
 from ptq2themoon.graph.forms.layernorms import KEEPING_FACTORS
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import Method, refuse_fixed, refuse_widened
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
 
@@ -72,11 +72,13 @@ class SmoothQuant(Method):
         carried = {name for group in groups for name in group.readers} | {path.reader for path in paths}
         others = self._chosen(model, tools, carried)
         if not groups and not paths and not others:
+            refuse_widened("smoothquant", tools)
             raise UserError(
                 "smoothquant: no quantized linear layer has a LayerNorm or an attention before it that can "
                 "take factors; quantize the inputs of qkv, fc1 or proj per tensor, or leave the method out"
             )
-        _refuse_fixed(model, {slot for group in groups for slot in group.per_channel})
+        read = carried | {other.reader for other in others}
+        refuse_fixed("smoothquant", tools, read, "which migration would change")
         places: dict[str, NormGroup | ValuePath | Multiplied] = {}
         places |= {path.reader: path for path in paths} | {other.reader: other for other in others}
         places |= {group.readers[0]: group for group in groups}
@@ -100,15 +102,6 @@ def factors(largest: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndarray
     there = (largest > 0) & (rows > 0)
     x, w = np.where(there, largest, 1.0), np.where(there, rows, 1.0)
     return np.where(there, x**alpha / w ** (1 - alpha), 1.0)
-
-
-def _refuse_fixed(model: QuantizedModel, slots: set) -> None:
-    fixed = sorted(slot.operator for slot in slots.intersection(model.fixed))
-    if fixed:
-        raise UserError(
-            f"smoothquant: a method before it has chosen the quantizer of the input of {fixed[0]!r}, which "
-            "migration would change; name smoothquant first"
-        )
 
 
 METHOD = SmoothQuant

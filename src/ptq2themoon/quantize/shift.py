@@ -104,13 +104,15 @@ def remove_shift(
 ) -> dict[tuple[str, int], np.ndarray]:
     """Biases without what shifts make of the weights' rounding, t (W^ - W), by operator and position.
 
+    A weight that a method rounded on what the layer reads made up for the shift there: its bias stays.
+
     Args:
         amounts: by which the input of each layer was shifted; the model is calibrated.
     """
     exact = {layer.name: layer.weight for layer in linear_layers(Graph(model.rewritten))}
     found = {}
     for layer in linear_layers(model.graph()):
-        if layer.name in amounts:
+        if layer.name in amounts and np.array_equal(layer.weight, exact[layer.name]):
             quantizers = (t.ready() for slot, t in model.slots() if slot == Slot(layer.name, "weight", 1))
             rounded = quantized_weight(layer, next(quantizers, None))
             bias = 0.0 if layer.bias is None else layer.bias.astype(np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,8 @@ class Tools:
         seed: of whatever a method draws.
         device: a torch device.
         state: where a training saves itself; None: nowhere.
+        prepared: names of the methods whose `before` is done.
+        fixed_by: the method that chose the quantizer of a slot before calibration.
     """
 
     recipe: Recipe
@@ -63,6 +65,8 @@ class Tools:
     seed: int
     device: str
     state: State | None = None
+    prepared: list[str] = field(default_factory=list)
+    fixed_by: dict[Slot, str] = field(default_factory=dict)
 
     def add_rule(self, method: str, rule: Mapping[str, Any]) -> None:
         """A rule, written as in a recipe, that comes last and so wins; messages name the method."""

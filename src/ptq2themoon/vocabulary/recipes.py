@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ptq2themoon.methods import method_class, method_names
+from ptq2themoon.methods import all_made, method_class, method_names
 from ptq2themoon.vocabulary.errors import UserError, nearest
 from ptq2themoon.vocabulary.operators import ROLES, Operator, Role
 from ptq2themoon.vocabulary.recipe_language import (
@@ -195,6 +195,10 @@ def load_recipe(path: Path, bits: Iterable[tuple[int, int]] = ((8, 8),)) -> Reci
         sources=list(chain),
         activations=next((f.activations for f in reversed(chain.values()) if f.activations), "twice"),
     )
+    try:
+        all_made(recipe.methods)
+    except UserError as error:
+        raise failure(path, [(("methods",), str(error))]) from None
     for weight_bits, activation_bits in bits:
         _refuse_contradictions(recipe, weight_bits, activation_bits)
     return recipe

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import ROUNDING, Method, Stage
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.training_settings import RoundingSettings
 
@@ -42,6 +42,11 @@ class AdaRound(Method):
 
     Settings = AdaRoundSettings
     settings: AdaRoundSettings
+    stage = Stage.WEIGHTS
+
+    def decides(self) -> dict[str, str]:
+        """How weights are rounded."""
+        return {ROUNDING: "iterations: 0"} if self.settings.steps else {}
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Refuse a recipe that quantizes no weight of a linear layer."""

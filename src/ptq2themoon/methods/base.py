@@ -61,8 +61,9 @@ SOFTMAX_KIND = "the quantizer of softmax's output"
 GELU_KIND = "the quantizer of GELU's output"
 INPUT_SCALES = "the scales of what products read"
 WEIGHT_SCALES = "the scales of weights"
-LAST_SCALES = "the scales of weights in the end"
+LAST_SCALES = "the scales in the end"
 ROUNDING = "the rounding of weights"
+BITS = "the bits of weights"
 
 
 class Method:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import LAST_SCALES, ROUNDING, Method, Stage
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.training_settings import Preset, TrainingSettings
 
@@ -61,6 +61,11 @@ class GLFQ(Method):
 
     Settings = GLFQSettings
     settings: GLFQSettings
+    stage = Stage.WEIGHTS
+
+    def decides(self) -> dict[str, str]:
+        """Weights and scales, which it trains for the rounding."""
+        return dict.fromkeys((ROUNDING, LAST_SCALES), "iterations: 0") if self.settings.steps else {}
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Refuse a recipe that quantizes no weight of a linear layer."""

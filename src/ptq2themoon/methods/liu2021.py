@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ptq2themoon.methods.base import INPUT_SCALES, WEIGHT_SCALES, GridSettings, Method
+from ptq2themoon.methods.base import BITS, INPUT_SCALES, WEIGHT_SCALES, GridSettings, Method
 from ptq2themoon.vocabulary.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,8 +78,9 @@ class Liu2021(Method):
     settings: Liu2021Settings
 
     def decides(self) -> dict[str, str]:
-        """All scales that it searches."""
-        return {INPUT_SCALES: "", WEIGHT_SCALES: ""} if self.settings.rounds else {}
+        """All scales that it searches, and bits where there is a budget."""
+        found = {INPUT_SCALES: "", WEIGHT_SCALES: ""} if self.settings.rounds else {}
+        return found if self.settings.budget is None else found | {BITS: "budget: null"}
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Choose bits where there is a budget."""

@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import BITS, Method, refuse_fixed
 from ptq2themoon.progress import progress
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
@@ -89,6 +89,10 @@ class MixedPrecision(Method):
     Settings = MixedPrecisionSettings
     settings: MixedPrecisionSettings
 
+    def decides(self) -> dict[str, str]:
+        """Bits of all that it finds."""
+        return {BITS: ""}
+
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Measure, choose, and say it in rules."""
         from ptq2themoon.quantize.bit_sites import places_of, quantizers, sites_of
@@ -99,6 +103,8 @@ class MixedPrecision(Method):
             raise UserError(
                 "mixed_precision: the recipe quantizes nothing whose bits can be chosen; leave it out"
             )
+        read = {slot.operator for site in sites_of(places) for slot in site.slots if slot.operand == "input"}
+        refuse_fixed("mixed_precision", tools, read, "whose bits it would choose")
         tried = quantizers(model, tools, places, choices)
         measure(model, tools, places, tried, settings)
         if settings.target is None:

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 
+SHIFTING = ("adalog", "noisyquant")  # they know the channels that they shifted
+
 
 class OCSSettings(Strict):
     """How many channels there are more; with both 0 the method changes nothing."""
@@ -70,6 +72,11 @@ class OCS(Method):
         """Choose channels, rewrite what makes them, and widen the layers."""
         if not (self.settings.weights or self.settings.activations):
             return
+        for other in SHIFTING:
+            if other in tools.prepared:
+                raise UserError(
+                    f"ocs: {other} has shifted channels that ocs would duplicate; name ocs before it"
+                )
         weights = _planned_weights(model, tools)
         counts = self._activation_counts(model, tools) if self.settings.activations else {}
         if not weights and not counts:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import LAST_SCALES, ROUNDING, Method, Stage
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.training_settings import ReconstructionSettings
 
@@ -47,6 +47,13 @@ class QDrop(Method):
 
     Settings = QDropSettings
     settings: QDropSettings
+    stage = Stage.WEIGHTS
+
+    def decides(self) -> dict[str, str]:
+        """How weights are rounded, and the scales of activations that it trains."""
+        on = self.settings
+        found = {ROUNDING: "iterations: 0"} if on.steps else {}
+        return found | ({LAST_SCALES: "scale_rate: 0"} if on.steps and on.scale_rate != 0 else {})
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Refuse a recipe that quantizes no weight of a linear layer."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import GELU_KIND, Method, refuse_fixed, refuse_widened
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.training_settings import Preset, TrainingSettings
 
@@ -53,6 +53,10 @@ class ReluMLP(Method):
     Settings = ReluMLPSettings
     settings: ReluMLPSettings
 
+    def decides(self) -> dict[str, str]:
+        """That there is no GELU."""
+        return {GELU_KIND: "iterations: 0"} if self.settings.steps else {}
+
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Train each MLP by itself, on what it reads in floating point."""
         from ptq2themoon.progress import say
@@ -61,8 +65,11 @@ class ReluMLP(Method):
         settings = self.settings
         if not settings.steps:
             return
+        read = [operator.name for operator in model.operators if operator.role == "fc2"]
+        refuse_fixed("relu_mlp", tools, read, "which reads something else then")
         mlps = gelu_mlps(model)
         if not mlps:
+            refuse_widened("relu_mlp", tools)
             raise UserError("relu_mlp: no GELU between two linear layers in this model; leave the method out")
         rate = RATE[settings.preset] if settings.rate is None else settings.rate
         clipped = settings.clipped, settings.percentile

@@ -43,6 +43,12 @@ def _gelu(operation: ir.Operation, values: Values) -> Tensor:
     return F.gelu(values[0], approximate=operation.attributes.get("approximate", "none"))
 
 
+def _rms_norm(operation: ir.Operation, values: Values) -> Tensor:
+    x, gamma = values
+    mean = x.square().mean(-1, keepdim=True)
+    return x / torch.sqrt(mean + operation.attributes["epsilon"]) * gamma
+
+
 def _mod(operation: ir.Operation, values: Values) -> Tensor:
     """Of the sign of the divisor, with `fmod` of the dividend."""
     return (torch.fmod if operation.attributes.get("fmod", 0) else torch.remainder)(*values)
@@ -244,6 +250,7 @@ def _plain(function: Callable[..., Any]) -> Callable[[ir.Operation, Values], Any
 _PPQ_CONV = executor.base.OPERATION_FORWARD_TABLE[core.TargetPlatform.FP32]["Conv"]
 _COMPUTE: dict[str, Callable[[ir.Operation, Values], Any]] = {
     "Gelu": _gelu,
+    "RMSNormalization": _rms_norm,
     "Mod": _mod,
     "Split": _split,
     "Einsum": _einsum,

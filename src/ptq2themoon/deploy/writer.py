@@ -12,7 +12,8 @@ from onnx import NodeProto, helper
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.kinds import Form, Formula
 from ptq2themoon.graph.editing.onnx_graph import Graph, copied, unique_name
-from ptq2themoon.graph.editing.operator_types import DOMAIN
+from ptq2themoon.graph.editing.operator_types import DOMAIN, RMS_NORM
+from ptq2themoon.graph.forms.rms_norm import written_out
 
 U8 = np.dtype(np.uint8)
 S8 = np.dtype(np.int8)
@@ -82,6 +83,10 @@ class Writer:
 
     def keep(self, node: NodeProto, inputs: Iterable[str], outputs: Iterable[str] | None = None) -> None:
         """Append a node of the old graph, reading `inputs`."""
+        if node.op_type == RMS_NORM:
+            (x, gamma), (output,) = inputs, outputs or node.output
+            self.nodes += written_out(node, x, gamma, output, self.name, self.constant)
+            return
         node = copied(node)
         node.input[:] = inputs
         if outputs is not None:

@@ -10,6 +10,7 @@ from onnx import NodeProto, helper
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, copied
 from ptq2themoon.graph.editing.operator_types import BIAS, DOMAIN, FUSED_MATMUL
+from ptq2themoon.graph.forms.rms_norm import with_function
 from ptq2themoon.vocabulary.errors import UserError
 
 
@@ -52,7 +53,7 @@ class Edits:
             raise UserError(f"an edit replaces operator {min(missing)!r}, which the graph does not have")
         graph.constants |= self.constants
         graph.nodes = [new for node in graph.nodes for new in self.nodes.get(node.name, [node])]
-        return graph.finish()
+        return with_function(graph.finish())
 
 
 def with_parameter(graph: Graph, node: NodeProto, position: int) -> tuple[NodeProto, str]:

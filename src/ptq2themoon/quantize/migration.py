@@ -12,15 +12,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from onnx import helper
-from torch import Tensor
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, copied, tensor_shapes
-from ptq2themoon.graph.editing.operator_types import BIAS, DATA_MOVEMENT
+from ptq2themoon.graph.editing.operator_types import BIAS
 from ptq2themoon.graph.forms.layernorms import is_padded, readers_of, scalable_norms
 from ptq2themoon.graph.forms.linear import Linear, as_linear, linear_layers
-from ptq2themoon.quantize.program import Step
+from ptq2themoon.quantize.heads import Attentions
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
 
@@ -209,84 +207,14 @@ def value_paths(
         floating: the model in floating point.
         planned: what the recipe quantizes.
     """
-    shapes = tensor_shapes(model.rewritten, batch=1)
-    layers = {layer.name for layer in linear_layers(model.graph())}
-    places = {(o.role, o.block): o.name for o in model.operators}
-    inputs, found = first_inputs(planned), []
+    attentions, inputs, found = Attentions(model, floating), first_inputs(planned), []
     for block in sorted({o.block for o in model.operators if o.block is not None}):
-        maker = places.get(("v", block)) or places.get(("qkv", block))
-        context, reader = places.get(("attn_context", block)), places.get(("proj", block))
-        if maker not in layers or reader not in layers or context is None or reader not in inputs:
+        values = attentions.values(block)
+        if isinstance(values, str) or values.reader not in inputs:
             continue
-        assert maker is not None
-        assert reader is not None
-        columns = _Trace(floating, shapes, maker, context, reader).columns()
-        if columns is not None and _can_be_scaled(inputs[reader][1]):
-            found.append(ValuePath(maker, reader, columns))
+        makers = {head.maker for head in values.heads}
+        if len(makers) == 1 and _can_be_scaled(inputs[values.reader][1]):
+            columns = np.concatenate([head.columns for head in values.heads])
+            order = np.argsort(np.concatenate(values.rows))
+            found.append(ValuePath(makers.pop(), values.reader, columns[order]))
     return found
-
-
-class _Trace:
-    """Numbers of channels sent through the operators between two layers, to see where each arrives."""
-
-    def __init__(
-        self, floating: SimulatedModel, shapes: Shapes, maker: str, context: str, reader: str
-    ) -> None:
-        self.program, self.shapes = floating.program(), shapes
-        self.maker, self.context, self.reader = maker, context, reader
-        self.known: dict[str, Tensor] = {}
-        self.outputs, self.device = floating.outputs, floating.device
-
-    def columns(self) -> np.ndarray | None:
-        """Which output of the maker is each input of the reader; None where that is no single one."""
-        values: Tensor | None = None
-        arrived: Tensor | None = None
-        elsewhere = [torch.zeros(1, device=self.device)]
-        for step in self.program.steps:
-            read = [i.name for i in step.inputs if i.name in self.known]
-            if step.name == self.maker:
-                if not self._start(step):
-                    return None
-            elif step.name == self.context and values is None:
-                values = self._mixed(step)
-                if values is None:
-                    return None
-            elif step.name == self.reader:
-                arrived = self.known.get(step.inputs[0].name)
-            elif read and self._moves(step):
-                self.program.advance(step, self.known)
-            else:
-                found = [self.known[name] for name in read]
-                elsewhere += [value.flatten() for value in found if value.is_floating_point()]
-        if values is None or arrived is None or any(name in self.known for name in self.outputs):
-            return None
-        rows = arrived.flatten(0, -2)
-        single = bool((rows == rows[0]).all()) and len(rows[0].unique()) == len(rows[0])
-        used = bool(torch.isin(values.unique(), torch.cat(elsewhere)).any())
-        return None if used or not single or not bool(rows[0].all()) else rows[0].long().cpu().numpy() - 1
-
-    def _start(self, step: Step) -> bool:
-        """Number the channels that the maker gives, from 1; 0 is what a Pad puts beside them."""
-        name = step.outputs[0][0]
-        shape = self.shapes.get(name, ())
-        sizes = [size for size in shape if isinstance(size, int)]
-        if not sizes or len(sizes) < len(shape):
-            return False
-        self.known[name] = torch.arange(1.0, sizes[-1] + 1, device=self.device).expand(sizes)
-        return True
-
-    def _mixed(self, step: Step) -> Tensor | None:
-        """The values that an attention mixes over tokens; its output has their numbers."""
-        left, right = (i.name for i in step.inputs)
-        value, shape = self.known.get(right), self.shapes.get(step.outputs[0][0], ())
-        if left in self.known or value is None or not all(isinstance(size, int) for size in shape):
-            return None
-        if not bool((value == value[..., :1, :]).all()) or len(shape) != value.ndim:
-            return None
-        self.known[step.outputs[0][0]] = value[..., :1, :].expand([int(size) for size in shape])
-        return value
-
-    def _moves(self, step: Step) -> bool:
-        if step.operation.type not in DATA_MOVEMENT | {"Shape"}:
-            return False
-        return all(i.constant is not None or i.name in self.known or not i.name for i in step.inputs)

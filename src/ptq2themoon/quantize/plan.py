@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from ptq2themoon.graph.editing.operator_types import (
     BIAS,
     IMAGE_TYPES,
+    NORM_TYPES,
     WEIGHTED_TYPES,
     channel_axis,
     output_axis,
@@ -23,7 +24,7 @@ from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 # choose (Where) or work on shapes: what passes through them was quantized where it was made.
 # fmt: off
 QUANTIZABLE_TYPES = IMAGE_TYPES | frozenset((
-    *WEIGHTED_TYPES, "Einsum", "LayerNormalization", "Softmax", "Add", "Sub", "Mul", "Div", "Pow", "Sqrt",
+    *WEIGHTED_TYPES, *NORM_TYPES, "Einsum", "Softmax", "Add", "Sub", "Mul", "Div", "Pow", "Sqrt",
     "Reciprocal", "Exp", "Log", "Neg", "Abs", "Min", "Max", "Sum", "Gelu", "Relu", "LeakyRelu", "PRelu",
     "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Mish", "Softplus", "Tanh", "Erf", "Clip", "ReduceMean",
     "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2",

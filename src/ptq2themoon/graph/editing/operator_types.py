@@ -6,8 +6,10 @@ from onnx import NodeProto
 
 from ptq2themoon.graph.editing.onnx_graph import attribute
 
-DOMAIN = "ptq2themoon"  # of the model-local function below
+DOMAIN = "ptq2themoon"  # of the model-local functions below
 FUSED_MATMUL = "PPQBiasFusedMatMul"
+RMS_NORM = "RMSNormalization"
+NORM_TYPES = ("LayerNormalization", RMS_NORM)
 
 # Each element once, in another shape or order: a scalar factor gives equal values before and after.
 RESHAPING = frozenset({"Reshape", "Squeeze", "Transpose", "Unsqueeze"})

@@ -13,7 +13,7 @@ import onnx
 from onnx import NodeProto
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, unique_name
-from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT
+from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT, NORM_TYPES
 from ptq2themoon.graph.meaning.walk import POOLING_TYPES, Walk
 from ptq2themoon.vocabulary.operators import Operator, Role
 
@@ -107,7 +107,7 @@ class _Finder:
         for node, role in zip(linear, roles, strict=True):
             self._set(node, role, block)
         norm = self.walk.back(linear[0].input[0], self._shifts)
-        if norm is not None and norm.op_type == "LayerNormalization":
+        if norm is not None and norm.op_type in NORM_TYPES:
             self._set(norm, "norm1", block)
 
     def _shifts(self, node: NodeProto) -> bool:
@@ -129,7 +129,7 @@ class _Finder:
         """
         walk = self.walk
         node = walk.back(tensor, walk.is_movement)
-        while node is not None and (walk.is_scaling(node) or node.op_type == "LayerNormalization"):
+        while node is not None and (walk.is_scaling(node) or node.op_type in NORM_TYPES):
             if walk.is_scaling(node):
                 self._set(node, "attn_scale", block)
             node = walk.back(walk.data(node), walk.is_movement)
@@ -148,7 +148,7 @@ class _Finder:
         if residual is None:
             return
         stream = walk.ahead(residual.output[0], walk.is_movement)
-        norms = [node for node in stream if node.op_type == "LayerNormalization"]
+        norms = [node for node in stream if node.op_type in NORM_TYPES]
         first = walk.ahead(norms[0].output[0], self._shifts) if len(norms) == 1 else []
         second = {node.name: node for fc1 in first for node in walk.ahead(fc1.output[0], walk.activates)}
         fc2 = next(iter(second.values())) if len(second) == 1 else None
@@ -178,7 +178,7 @@ class _Finder:
         if embed is not None and walk.is_bias(embed):
             self._set(embed, "pos_add")
             embed = walk.forward(embed, walk.is_movement)
-        if embed is not None and embed.op_type == "LayerNormalization":
+        if embed is not None and embed.op_type in NORM_TYPES:
             self._set(embed, "norm")
 
     def _makes_tokens(self, node: NodeProto) -> bool:
@@ -197,7 +197,7 @@ class _Finder:
             tensors = [self.graph.outputs[0]]
         before = {id(node): node for t in tensors for node in self.walk.sources(t, self._pools)}
         last = next(iter(before.values())) if len(before) == 1 else None
-        if last is not None and last.op_type == "LayerNormalization":
+        if last is not None and last.op_type in NORM_TYPES:
             self._set(last, "norm")
 
     def _is_free_linear(self, node: NodeProto) -> bool:
@@ -219,7 +219,7 @@ class _Finder:
         """
         residual = self._with_role("residual2", block)
         reader = self.walk.forward(residual, self.walk.is_movement) if residual is not None else None
-        if reader is not None and reader.op_type == "LayerNormalization":
+        if reader is not None and reader.op_type in NORM_TYPES:
             self._set(reader, "norm")
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from onnx import NodeProto
 
 from ptq2themoon.graph.editing.onnx_graph import Graph
-from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT, LINEAR_TYPES
+from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT, LINEAR_TYPES, NORM_TYPES
 
 # fmt: off
 ACTIVATION_TYPES = frozenset({  # between two layers of an MLP
     "Gelu", "Relu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Clip", "Erf", "Elu", "LeakyRelu",
-    "Softplus", "Mish", "Pow", "Mul", "Div", "LayerNormalization",
+    "Softplus", "Mish", "Pow", "Mul", "Div", *NORM_TYPES,
 })
 # fmt: on
 # Of an image: besides what moves it, and scales or shifts it by a constant.

@@ -176,8 +176,8 @@ class Search:
     def _passage(self) -> Passage:
         from ptq2themoon.quantize.blocks import Passage
 
-        states = self.tools.states(self._simulation)
-        return Passage(self._simulation, self.model.operators, states)
+        with self.tools.states(self._simulation) as states:
+            return Passage(self._simulation, self.model.operators, list(states))
 
     def _turn(self, genes: list[Gene], passage: Passage, before: float) -> float:
         """Evolve the scales of one block, and put the best in force; its loss, at most `before`."""

@@ -59,6 +59,12 @@ rule all:
         layout.pipeline_files(PARAMS),
 
 
+# Snakemake's limit on jobs per second lets it look at all ready jobs once more in each second for each job that
+# has ended: after a hundred jobs it does little else. Commands take seconds here, so nothing needs the limit.
+onstart:
+    workflow.scheduler.job_rate_limiter = None
+
+
 onsuccess:
     for line in ending():
         print(line)

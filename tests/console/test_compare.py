@@ -38,7 +38,7 @@ def compare(first: Path | str, second: Path | str, *words: str) -> tuple[int, st
 def sides(tmp_path: Path) -> tuple[Path, Path]:
     """Two copies of the repository's small results, and its recipes."""
     for name in ("first", "second"):
-        for path in ("results/demo/vanilla", "results/demo/layernorm", "results/demo/fp32", "recipes"):
+        for path in ("results/demo/vanilla", "results/demo/customized", "results/demo/fp32", "recipes"):
             shutil.copytree(ROOT / path, tmp_path / name / path)
         shutil.copy(ROOT / "results/demo/evaluation.csv", tmp_path / name / "results/demo")
     return tmp_path / "first", tmp_path / "second"
@@ -79,11 +79,11 @@ def test_other_numerics_are_noise(sides: tuple[Path, Path]) -> None:
 
 
 def test_a_changed_recipe_is_named_with_what_it_changed(sides: tuple[Path, Path]) -> None:
-    """`vanilla` as `layernorm` is: its recipe, and the results that this gives."""
+    """`vanilla` as `customized` is: its recipe, and the results that this gives."""
     _, second = sides
     shutil.rmtree(second / "results/demo/vanilla")
-    shutil.copytree(second / "results/demo/layernorm", second / "results/demo/vanilla")
-    shutil.copy(second / "recipes/layernorm.yaml", second / "recipes/vanilla.yaml")
+    shutil.copytree(second / "results/demo/customized", second / "results/demo/vanilla")
+    shutil.copy(second / "recipes/customized.yaml", second / "recipes/vanilla.yaml")
     text = (second / "recipes/vanilla.yaml").read_text().replace("extends: vanilla\n", "")
     (second / "recipes/vanilla.yaml").write_text(text)
     table = second / "changed.csv"
@@ -96,7 +96,7 @@ def test_a_changed_recipe_is_named_with_what_it_changed(sides: tuple[Path, Path]
     assert "\N{MINUS SIGN}0.1883" in row
     found = pd.read_csv(table).set_index(["run", "figure"])
     assert found.loc[("demo/vanilla/w8a8-n256-s0", "logits_sqnr_db"), "beyond"]
-    assert not any(run.startswith("demo/layernorm") for run, _ in found.index)
+    assert not any(run.startswith("demo/customized") for run, _ in found.index)
 
 
 def test_many_lost_images_are_more_than_noise_and_few_are_not(sides: tuple[Path, Path]) -> None:

@@ -15,7 +15,7 @@ from your_model import PAGE, Ran, commands, run_section, sections
 
 pytestmark = pytest.mark.slow
 
-RECIPES = ("vanilla", "layernorm", "customized")
+RECIPES = ("vanilla", "ship")
 KEY = "w8a8-n4-s0"
 IMAGES = 6
 FIGURES = ("top1", "errors_along_network", "attention_overview", "attention_heads")

@@ -18,6 +18,7 @@ from tiny_methods import RECIPES, Case
 from ptq2themoon import methods
 from ptq2themoon.methods import method_names
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.recipe_language import MethodCall
 from ptq2themoon.vocabulary.recipes import load_recipe
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -100,6 +101,13 @@ def test_without_the_file_the_recipe_is_refused(tmp_path: Path) -> None:
     path.write_text(block("yaml recipe"), encoding="utf-8")
     with pytest.raises(UserError, match=rf"methods\[0\]\.name: unknown method '{NAME}'"):
         load_recipe(path)
+
+
+def test_a_method_that_trains_is_named_with_its_preset() -> None:
+    call = {"name": "qdrop", "loss": "aph"}
+    assert methods.labelled(MethodCall(**call)) == "qdrop (quick)"
+    assert methods.labelled(MethodCall(**call, preset="paper")) == "qdrop (paper)"
+    assert methods.labelled(MethodCall(name="gptq")) == "gptq"
 
 
 def test_every_method_is_in_the_table() -> None:

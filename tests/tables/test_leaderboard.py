@@ -204,6 +204,13 @@ def test_bits_that_a_method_chose_are_said() -> None:
     }
 
 
+def test_a_row_that_was_trained_by_the_preset_for_a_cpu_says_so() -> None:
+    trained = table()
+    trained.loc[trained["recipe"] == "finer", "methods"] = "relu_mlp (quick) + glf_q (quick)"
+    _, _, *rows = block(page(trained, costs(entries())), "#### demo, `products`, W4A4")
+    assert {cells[0] for cells in rows} == {"`papers`", "`alike`", "`finer` (quick)"}
+
+
 def test_where_each_runs_has_a_line_for_each_recipe() -> None:
     _, _, *rows = block(page(table(), costs(entries())), "#### demo, `products`: where each runs")
     assert [cells[0] for cells in rows] == ["`papers`", "`alike`", "`finer`"]

@@ -40,7 +40,7 @@ def _legend() -> list[str]:
         f"two-sided p ≥ {LEVEL}). Rows of different blocks are not to be compared: another protocol",
         "quantizes something else. Seconds and memory are of one calibration as Snakemake measured it, the",
         "start of Python among them. [The page about it](../../docs/leaderboard.md) says more;",
-        "leaderboard.csv has every column.",
+        "leaderboard.csv has every column. (quick): trained by the preset for a CPU, less than its paper.",
     ]
 
 
@@ -87,10 +87,14 @@ def _rows(group: pd.DataFrame) -> list[str]:
 
 
 def _recipe(row: dict[str, Any]) -> str:
-    """The recipe's name; with the mean bits of its weights where a method chose others than asked for."""
+    """The recipe's name; with the mean bits of its weights where a method chose others than asked for.
+
+    And a mark where it trained by the preset for a CPU.
+    """
     asked, found = parse_bits(row["bits"])[0], row["weight_bits"]
     chosen = not pd.isna(found) and abs(found - asked) > 0.005
-    return f"`{row['recipe']}`" + (f" (weights {found:.2f} bits)" if chosen else "")
+    quick = " (quick)" if "(quick)" in str(row["methods"]) else ""
+    return f"`{row['recipe']}`{quick}" + (f" (weights {found:.2f} bits)" if chosen else "")
 
 
 def _where(block: pd.DataFrame) -> list[str]:

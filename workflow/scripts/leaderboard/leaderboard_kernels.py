@@ -6,9 +6,11 @@ import pandas as pd
 
 from ptq2themoon.deploy.kernels import COLUMNS, kernels
 from ptq2themoon.graph.fused_model import FusedModel
+from ptq2themoon.methods import labelled
 from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.recipe_language import MethodCall
 from ptq2themoon.vocabulary.stages.leaderboard import LeaderboardKernels
 
 
@@ -20,7 +22,7 @@ def main(job: LeaderboardKernels) -> None:
         for bits, *files in zip(job.bits, job.qparams, job.arrays, strict=True):
             fused.check_parameters(files)
             qparams = read_qparams(*files)
-            methods = [str(method["name"]) for method in qparams.header.methods]
+            methods = [labelled(MethodCall(**method)) for method in qparams.header.methods]
             rows.append({"bits": bits, **kernels(qparams.model(fused.graph), methods, fused.path)})
         table = pd.DataFrame(rows, columns=["bits", *COLUMNS])
         table.to_csv(stage.temporary(job.out), index=False, float_format="%.8g")

@@ -39,6 +39,7 @@ from ptq2themoon.quantize.shift import Shiftable, remove_shift, shift, shiftable
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.states import States
 from ptq2themoon.quantize.tensors import PARAMETERS, QuantizedOperator, QuantizedTensor, Slot
+from ptq2themoon.vocabulary.model_info import ModelInfo
 from ptq2themoon.vocabulary.recipe_language import Rule
 from ptq2themoon.vocabulary.recipes import Recipe
 from ptq2themoon.vocabulary.validation import validate
@@ -55,6 +56,7 @@ class Tools:
         seed: of whatever a method draws.
         device: a torch device.
         state: where a training saves itself; None: nowhere.
+        info: preprocessing and classes of the model; None where they are not known.
         prepared: names of the methods whose `before` is done.
         fixed_by: the method that chose the quantizer of a slot before calibration.
     """
@@ -65,6 +67,7 @@ class Tools:
     seed: int
     device: str
     state: State | None = None
+    info: ModelInfo | None = None
     prepared: list[str] = field(default_factory=list)
     fixed_by: dict[Slot, str] = field(default_factory=dict)
 

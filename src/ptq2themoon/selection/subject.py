@@ -52,7 +52,8 @@ class Subject:
             seed: of what methods draw.
         """
         fused, parsed = self.fused, parse_bits(bits)
-        return quantize(fused.graph, fused.operators, recipe, parsed, calibration, self.device, seed)
+        given = fused.graph, fused.operators, recipe, parsed, calibration, self.device, seed
+        return quantize(*given, info=fused.info)
 
     def model(self, quantized: list[QuantizedOperator]) -> SimulatedModel:
         """The fused graph, as no method edited it, with these quantizers."""

@@ -58,7 +58,7 @@ def images_of(case: Case, asked: Recipe, seed: int = 0, info: ModelInfo | None =
 
 
 def loss_of(case: Case, images: int, weights: Weights = WEIGHTS) -> Loss:
-    outputs = attended(QuantizedModel(case.reference, case.operators))
+    outputs = attended(case.reference, case.operators)
     targets = torch.arange(images) % 5
     return Loss(SimulatedModel(case.reference, "cpu"), outputs, weights, targets, 2700.0)
 

@@ -244,6 +244,20 @@ STAGES: dict[str, Options] = {
         "model": "tiny", "table": "out/board/leaderboard.csv", "costs": "out/board/all_costs.csv", "dpi": 60,
         **{f"out-{kind}": f"out/board/accuracy_by_cost.{kind}" for kind in ("png", "svg")},
     },
+    "data_free_run": {
+        **GRAPH, **DATA, **STUDIED, "recipe": "recipes/psaq_vit_noise.yaml", "bits": ["w8a8", "w4a4"],
+        "seed": 3,
+        "out": "out/data_free/psaq_vit_noise.csv", "out-images": "out/data_free/psaq_vit_noise.safetensors",
+    },
+    "data_free_table": {
+        "sources": ["noise=psaq_vit_noise"], "runs": "out/data_free/psaq_vit_noise.csv",
+        "out": "out/data_free/data_free.csv",
+    },
+    "plot_data_free": {
+        "model": "tiny", "table": "out/data_free/data_free.csv", "shown": 5, "dpi": 60,
+        "images": "noise=out/data_free/psaq_vit_noise.safetensors",
+        **{f"out-{kind}": f"out/data_free/data_free.{kind}" for kind in ("png", "svg")},
+    },
 }  # fmt: skip
 SPLIT = ("entry", "runtime")  # options whose values are several words
 

@@ -38,6 +38,7 @@ RECIPES = list(
             *PARAMS.benchmark.recipes,
             *PARAMS.study.recipes,
             *PARAMS.leaderboard.recipes,
+            *PARAMS.data_free.sources.values(),
             BASE,
             CHANNELWISE,
         ]

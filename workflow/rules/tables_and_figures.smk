@@ -1,5 +1,6 @@
 # Rules that differ only in their stage and in what the report shows: each makes tables or figures from tables.
 from ptq2themoon.vocabulary.stages.benchmark import BenchmarkTables
+from ptq2themoon.vocabulary.stages.data_free import DataFreeTable, PlotDataFree
 from ptq2themoon.vocabulary.stages.evaluate import Summarize
 from ptq2themoon.vocabulary.stages.figures import PlotAttention, PlotErrors, PlotTop1
 from ptq2themoon.vocabulary.stages.leaderboard import (
@@ -101,6 +102,8 @@ LIGHT = {
         PlotAccuracyByCost,
         dict(out_png=on_board("accuracy_by_cost", "Accuracy by seconds of calibration")),
     ),
+    "data_free_table": (DataFreeTable, {}),
+    "plot_data_free": (PlotDataFree, dict(out_png=figure("data_free", "Calibration without data"))),
 }
 
 for rule_name, (stage, marks) in LIGHT.items():

@@ -112,7 +112,7 @@ class PSAQViT(Method):
             return noise
         from ptq2themoon.quantize.synthesis import attended
 
-        outputs = attended(model)
+        outputs = attended(model.rewritten, model.operators)
         if not outputs:
             raise UserError(
                 "psaq_vit: no block of the model has attention between patches, whose similarity would "

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from ptq2themoon.data import open_source
+from ptq2themoon.vocabulary.data_free_layout import data_free_runs
 from ptq2themoon.vocabulary.job import ANY, Job
 from ptq2themoon.vocabulary.layout import Run, calibration_draws, runs_of
 from ptq2themoon.vocabulary.leaderboard_layout import rows_of, runs_of_row
 from ptq2themoon.vocabulary.parameters import Params
-from ptq2themoon.vocabulary.stages import figures, leaderboard, study, study_figures, study_tables
+from ptq2themoon.vocabulary.stages import data_free, figures, leaderboard, study, study_figures, study_tables
 from ptq2themoon.vocabulary.stages.calibrate import Calibrate
 from ptq2themoon.vocabulary.stages.common import FILE_KINDS
 from ptq2themoon.vocabulary.stages.deploy import Deploy, VerifyRuntime
@@ -81,6 +82,11 @@ def expected_study(params: Params) -> list[Result]:
 def expected_leaderboard(params: Params) -> list[Result]:
     """All results of the leaderboard, each after those that it is made from; the pipeline's come before."""
     return [_result(params, *call) for call in _leaderboard(params)]
+
+
+def expected_data_free(params: Params) -> list[Result]:
+    """All results of `snakemake data_free`, each after those that it is made from."""
+    return [_result(params, *call) for call in _data_free(params)]
 
 
 def _result(params: Params, kind: type[Job], wildcards: Any) -> Result:
@@ -170,3 +176,12 @@ def _leaderboard(params: Params) -> Iterator[Call]:
         yield leaderboard.PlotAccuracyByBits, Run(model)
         yield leaderboard.PlotAccuracyBySize, Run(model)
         yield leaderboard.PlotAccuracyByCost, Run(model)
+
+
+def _data_free(params: Params) -> Iterator[Call]:
+    for model in params.models:
+        for seed in params.data_free.seeds:
+            yield DrawCalibration, Run(model, images=params.data_free.calibration_images, seed=seed)
+        yield from ((data_free.DataFreeRun, run) for run in data_free_runs(params, model))
+        yield data_free.DataFreeTable, Run(model)
+        yield data_free.PlotDataFree, Run(model)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import onnx
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -15,16 +16,17 @@ from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
 from ptq2themoon.graph.meaning.attention_facts import attention_facts
 from ptq2themoon.ppq_compat import quiet_ppq
 from ptq2themoon.progress import progress
-from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.patch_entropy import differential_entropy, patch_similarity, total_variation
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.vocabulary.model_info import PreprocessingInfo
+from ptq2themoon.vocabulary.operators import Operator
 
 # The batch for which the paper's code states total variation: 32 images of 3 x 224 x 224.
 PIXELS_OF_THE_PAPER = 32 * 3 * 224 * 224
 ROUNDS = (15 / 224, 30 / 224)  # the farthest that images are moved, as a share of their side
 BETAS = (0.5, 0.9)  # of Adam
 WARM_UP = 0.2  # share of a round
+BANDWIDTH, POINTS = 0.01, 10  # of the paper's density
 
 
 class Attended(NamedTuple):
@@ -40,12 +42,12 @@ class Attended(NamedTuple):
     prefix: int
 
 
-def attended(model: QuantizedModel) -> list[Attended]:
+def attended(graph: onnx.ModelProto, operators: Sequence[Operator]) -> list[Attended]:
     """Those of all blocks in which two patches or more attend to each other, in graph order."""
-    facts = attention_facts(model.rewritten, model.operators)["blocks"]
-    products = {o.block: o.name for o in model.operators if o.role == "attn_context"}
-    outputs = {node.name: node.output[0] for node in model.rewritten.graph.node}
-    shapes = tensor_shapes(model.rewritten, batch=1)
+    facts = attention_facts(graph, list(operators))["blocks"]
+    products = {o.block: o.name for o in operators if o.role == "attn_context"}
+    outputs = {node.name: node.output[0] for node in graph.graph.node}
+    shapes = tensor_shapes(graph, batch=1)
     found = []
     for block, each in enumerate(facts):
         name = outputs[products[block]]
@@ -106,7 +108,7 @@ class Loss:
         for part in self.floating.parts(images):
             part = part.detach().requires_grad_()
             with torch.enable_grad(), quiet_ppq():
-                entropy, error = self._of_model(part, done)
+                entropy, error = self.of_model(part, done)
                 share = len(part) / len(images)
                 loss = share * (self.weights.one_hot * error - self.weights.entropy * entropy)
                 gradients += torch.autograd.grad(loss, [part])
@@ -121,8 +123,8 @@ class Loss:
         total += weights.variation * distance
         return total, torch.cat(gradients) + weights.variation * gradient
 
-    def _of_model(self, part: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Means over images: the entropies' sum over blocks, and the cross entropy."""
+    def of_model(self, part: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Means over images: the entropies' sum over blocks, and the cross entropy with `targets[start:]`."""
         logits, *outputs = self.program.run({self.floating.input_name: part})
         entropy = part.new_zeros(())
         for each, output in zip(self.outputs, outputs, strict=True):
@@ -145,6 +147,17 @@ class Loss:
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value:.3f}" for name, value in self.values.items())
+
+
+def mean_entropy(floating: SimulatedModel, outputs: Sequence[Attended], batches: Iterable[Tensor]) -> float:
+    """Entropy of patch similarity with the paper's density, summed over blocks, mean over images."""
+    weights = Weights(entropy=1, one_hot=0, variation=0, bandwidth=BANDWIDTH, points=POINTS)
+    loss, total, count = Loss(floating, outputs, weights, None, 0.0), 0.0, 0
+    with torch.no_grad(), quiet_ppq():
+        for images in batches:
+            total += len(images) * float(loss.of_model(images.to(floating.device), 0)[0])
+            count += len(images)
+    return total / count
 
 
 def pixel_range(preprocessing: PreprocessingInfo) -> tuple[Tensor, Tensor]:

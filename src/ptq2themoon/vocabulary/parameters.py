@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 
 from ptq2themoon.vocabulary.benchmark_layout import RANDOM, RANDOM_IMAGES, WEIGHTS
 from ptq2themoon.vocabulary.bits import Bits, parse_bits
+from ptq2themoon.vocabulary.data_free_parameters import DataFree
 from ptq2themoon.vocabulary.errors import nearest
 from ptq2themoon.vocabulary.leaderboard_parameters import Leaderboard
 from ptq2themoon.vocabulary.model_parameters import Dataset, Model
@@ -35,7 +36,7 @@ from ptq2themoon.vocabulary.yaml_files import read_yaml
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Folders of results/ that are neither a model nor a recipe, and the suffixes of the files beside those.
-RESERVED = ("figures", "fp32", "leaderboard", "models", "study")
+RESERVED = ("data_free", "figures", "fp32", "leaderboard", "models", "study")
 SUFFIXES = (".csv", ".json", ".md", ".onnx", ".safetensors")
 
 
@@ -168,6 +169,7 @@ class Params(Strict):
     benchmark: Benchmark = Benchmark()
     study: Study = Study()
     leaderboard: Leaderboard = Leaderboard()
+    data_free: DataFree = DataFree()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when torch sees one."""
 
@@ -208,6 +210,10 @@ class Params(Strict):
             for recipe in params.leaderboard.recipes:
                 bits = [parse_bits(bits) for bits in params.leaderboard.bits_for(recipe)]
                 load_recipe(recipes_dir / f"{recipe}.yaml", bits)
+        if "data_free" in params.model_fields_set:
+            for recipe in params.data_free.sources.values():
+                bits = [parse_bits(bits) for bits in params.data_free.bits]
+                load_recipe(recipes_dir / f"{recipe}.yaml", bits)
         return params
 
     def _broken_references(self, recipes_dir: Path) -> Iterator[tuple[Key, str]]:
@@ -236,6 +242,13 @@ class Params(Strict):
                 if name not in self.leaderboard.recipes:
                     hint = nearest(name, self.leaderboard.recipes)
                     yield ("leaderboard", *key), f"{name!r} is no row of the leaderboard; {hint}"
+
+        if "data_free" in self.model_fields_set:
+            for name, recipe in self.data_free.sources.items():
+                if "=" in name or not name:
+                    yield ("data_free", "sources", name), "must be a name without ="
+                key = ("data_free", "sources", name)
+                yield from ((key, what) for _, what in _unknown_recipes(key, [recipe], recipes_dir))
 
     def _benchmark_problems(self) -> Iterator[tuple[Key, str]]:
         """Architectures unknown, or called as one of the models."""

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import tyro
 
-from ptq2themoon.provenance.expected import expected_leaderboard, expected_results, expected_study
+from ptq2themoon.provenance.expected import (
+    expected_data_free,
+    expected_leaderboard,
+    expected_results,
+    expected_study,
+)
 from ptq2themoon.provenance.verification import Verifier
 from ptq2themoon.stage import run
 from ptq2themoon.vocabulary.layout import RESULTS
@@ -20,18 +25,25 @@ from ptq2themoon.vocabulary.parameters import load_params
 SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "sidecar.schema.json"
 
 
-def verify(params: Path = Path("params.yaml"), study: bool = False, leaderboard: bool = False) -> None:
+def verify(
+    params: Path = Path("params.yaml"),
+    study: bool = False,
+    leaderboard: bool = False,
+    data_free: bool = False,
+) -> None:
     """Check that results/ is what the parameters and the recipes say, to the byte.
 
     Args:
         params: the parameter file.
         study: check the results of `snakemake study` too.
         leaderboard: check those of `snakemake leaderboard` too.
+        data_free: check those of `snakemake data_free` too.
     """
     asked = load_params(params)
     results = expected_results(asked)
     results += expected_study(asked) if study else []
     results += expected_leaderboard(asked) if leaderboard else []
+    results += expected_data_free(asked) if data_free else []
     once = {result.outputs[0]: result for result in results}.values()
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     problems = list(Verifier(schema, Path(RESULTS, "models")).problems(once))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ptq2themoon.methods import made
 from ptq2themoon.methods.psaq_vit import PSAQViTSettings
 from ptq2themoon.pipeline import calibrated, prepared, quantize
 from ptq2themoon.quantize import patch_entropy, synthesis
+from ptq2themoon.quantize.learning.state import State
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.patch_entropy import differential_entropy, patch_similarity, total_variation
 from ptq2themoon.quantize.simulation import SimulatedModel
@@ -288,6 +290,30 @@ def test_one_method_makes_its_images_once_for_all_bits(vit: Case, monkeypatch: p
     alone = quantize(vit.reference, vit.operators, asked, (4, 4), Unread(), "cpu")
     assert all(map(torch.equal, scales(found[1]), scales(alone)))
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("at", "rest"), [(3, 5), (6, 1)])
+def test_a_killed_run_goes_on_to_the_same_images(
+    vit: Case, at: int, rest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after `at` of seven steps, with a file after every second."""
+    monkeypatch.setattr(synthesis, "SAVE_EVERY", 2)
+    whole, state = images_of(vit, psaq(iterations=7)), State(tmp_path / "training", "key")
+    given = vit.reference, vit.operators, psaq(iterations=7), BITS, Unread(), "cpu", 0, state
+    plain, steps = Loss.__call__, []
+
+    def counted(self: Loss, images: Tensor) -> tuple[float, Tensor]:
+        steps.append(len(steps))
+        if steps[-1] == at:
+            raise KeyboardInterrupt
+        return plain(self, images)
+
+    monkeypatch.setattr(Loss, "__call__", counted)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(*given)
+    again = prepared(*given)
+    assert len(steps) == at + 1 + rest
+    assert torch.equal(torch.cat(list(again.tools.batches)), whole)
 
 
 def test_features_have_no_class_and_are_calibrated_all_the_same() -> None:

@@ -130,7 +130,7 @@ class PSAQViT(Method):
     ) -> Tensor:
         import torch
 
-        from ptq2themoon.quantize.synthesis import Loss, Weights, descend, pixel_range
+        from ptq2themoon.quantize.synthesis import Kept, Loss, Weights, descend, pixel_range
 
         settings, classes = self.settings, classes_of(model, tools)
         drawn = None if classes is None else torch.randint(classes, (len(start),), generator=generator)
@@ -142,7 +142,9 @@ class PSAQViT(Method):
         targets = None if drawn is None else drawn.to(tools.device)
         loss = Loss(tools.floating(model), outputs, weights, targets, variation)
         pixels = None if tools.info is None else pixel_range(tools.info.preprocessing)
-        return descend(loss, start, settings.iterations, settings.learning_rate, pixels, generator)
+        kept = None if tools.state is None else Kept(tools.state, "psaq_vit")
+        rate = settings.learning_rate
+        return descend(loss, start, settings.iterations, rate, pixels, generator, kept)
 
 
 def fix_input_range(model: QuantizedModel, tools: Tools) -> None:

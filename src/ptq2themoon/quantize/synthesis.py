@@ -16,6 +16,7 @@ from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
 from ptq2themoon.graph.meaning.attention_facts import attention_facts
 from ptq2themoon.ppq_compat import quiet_ppq
 from ptq2themoon.progress import progress
+from ptq2themoon.quantize.learning.state import State
 from ptq2themoon.quantize.patch_entropy import differential_entropy, patch_similarity, total_variation
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.vocabulary.model_info import PreprocessingInfo
@@ -26,6 +27,7 @@ PIXELS_OF_THE_PAPER = 32 * 3 * 224 * 224
 ROUNDS = (15 / 224, 30 / 224)  # the farthest that images are moved, as a share of their side
 BETAS = (0.5, 0.9)  # of Adam
 WARM_UP = 0.2  # share of a round
+SAVE_EVERY = 20  # steps
 BANDWIDTH, POINTS = 0.01, 10  # of the paper's density
 
 
@@ -166,6 +168,13 @@ def pixel_range(preprocessing: PreprocessingInfo) -> tuple[Tensor, Tensor]:
     return -mean / std, (1 - mean) / std
 
 
+class Kept(NamedTuple):
+    """Where a descent saves itself, and under which name."""
+
+    state: State
+    name: str
+
+
 def descend(
     loss: Loss,
     start: Tensor,
@@ -173,6 +182,7 @@ def descend(
     learning_rate: float,
     pixels: tuple[Tensor, Tensor] | None,
     generator: torch.Generator,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Images that start at `start` and go down the loss, [B, C, H, W], on the CPU.
 
@@ -183,6 +193,7 @@ def descend(
         iterations: of both rounds together.
         pixels: darkest and lightest value that an image may have; None: any.
         generator: of the moves.
+        kept: where a killed run goes on, to the same images as one that was not; None: from the start.
     """
     device = loss.floating.device
     images = start.clone().to(device)
@@ -193,7 +204,9 @@ def descend(
         for number, reach in enumerate(ROUNDS)
         for rate in _rates((iterations + 1 - number) // 2)
     ]
-    for reach, rate in progress(plan, desc="making images", note=lambda: str(loss)):
+    done = _restored(kept, images, optimizer, generator)
+    steps = progress(plan[done:], len(plan), "making images", done=done, note=lambda: str(loss))
+    for number, (reach, rate) in enumerate(steps, start=done + 1):
         for group in optimizer.param_groups:
             group["lr"] = rate * learning_rate
         shift, mirrored = _move(start.shape[-2:], reach, generator)
@@ -202,7 +215,32 @@ def descend(
         optimizer.step()
         if bounds is not None:
             images.clamp_(*bounds)
+        if kept and (number % SAVE_EVERY == 0 or number == len(plan)):
+            _save(kept, number, images, optimizer, generator)
     return images.cpu()
+
+
+def _save(
+    kept: Kept, done: int, images: Tensor, optimizer: torch.optim.Adam, generator: torch.Generator
+) -> None:
+    moments = optimizer.state[images]
+    tensors = {"images": images, "draws": generator.get_state(), **moments}
+    kept.state.save(kept.name, tensors, {"done": done})
+
+
+def _restored(
+    kept: Kept | None, images: Tensor, optimizer: torch.optim.Adam, generator: torch.Generator
+) -> int:
+    """Put back what was saved, and say after how many steps."""
+    found = kept.state.load(kept.name) if kept else None
+    if found is None:
+        return 0
+    tensors, facts = found
+    images.copy_(tensors.pop("images"))
+    generator.set_state(tensors.pop("draws"))
+    # As Adam has it: the number of steps stays on the CPU.
+    optimizer.state[images] = {k: v if k == "step" else v.to(images.device) for k, v in tensors.items()}
+    return int(facts["done"])
 
 
 def _rates(steps: int) -> list[float]:

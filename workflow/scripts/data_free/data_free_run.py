@@ -43,7 +43,7 @@ def main(job: DataFreeRun) -> None:
                 device,
                 job.seed,
             )
-            ready = prepared(*given, fused.info, methods)
+            ready = prepared(*given, info=fused.info, methods=methods)
             measured.append(metrics(bench, ready, device))
         images = torch.cat([batch.cpu() for batch in ready.tools.batches])
         entropy = patch_entropy(bench, images)

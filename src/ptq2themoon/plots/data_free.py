@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import NamedTuple
 
 import numpy as np
@@ -11,15 +12,17 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ptq2themoon.plots.canvas import Canvas
-from ptq2themoon.plots.style import GREY, series, styled
+from ptq2themoon.plots.style import GREY, Series, series, styled
 from ptq2themoon.vocabulary.errors import UserError
 
 Images = npt.NDArray[np.uint8]  # [N, C, H, W]
 
 # Inches.
-MARGIN, TITLE_BAND, NAME_BAND, GAP = 0.25, 0.62, 0.5, 0.45
+MARGIN, TITLE_BAND, NAME_BAND, GAP = 0.25, 0.62, 0.62, 0.45
+LINE, CHARACTER = 0.17, 0.095  # of a source's name
 PANEL_HEIGHT, PANEL_LEFT, PANEL_GAP, BELOW = 2.1, 0.35, 0.62, 0.42
 WIDTH, WIDEST = 9.6, 3.2  # of the figure, and of one source
 ROWS = 2  # of images
@@ -63,13 +66,26 @@ def data_free(table: pd.DataFrame, images: Mapping[str, Images], model: str) -> 
     )
     canvas.text(MARGIN, 0.42, _subtitle(table), fontsize=8.5, va="center", color=GREY)
     for index, name in enumerate(names):
-        x, look = MARGIN + index * (width + GAP), series(index)
-        canvas.text(x, top - 0.3, name, weight="bold", fontsize=9.5, va="center", color=look.colour)
+        x = MARGIN + index * (width + GAP)
+        _name(canvas, x, top - 0.22, wrap(name, int(width / CHARACTER)), series(index))
         canvas.text(x, top - 0.12, _entropy(table, name), fontsize=8, va="center", color=GREY)
         own = width * _aspect(images[name])
         _show(canvas.axes(x, top, width, own, f"images:{name}"), images[name])
     _panels(canvas, table, names, top + height + 0.55)
     return canvas.figure
+
+
+def _name(canvas: Canvas, x: float, bottom: float, lines: Sequence[str], look: Series) -> None:
+    """A source's name above `bottom`, behind its mark."""
+    first = bottom - LINE * len(lines) + LINE / 2
+    mark = Line2D(
+        [(x + 0.05) / canvas.width], [1 - first / canvas.height], marker=look.marker, color=look.colour,
+        markersize=6, transform=canvas.figure.transFigure,
+    )  # fmt: skip
+    canvas.figure.add_artist(mark)
+    for number, line in enumerate(lines):
+        y = first + LINE * number
+        canvas.text(x + 0.16, y, line, weight="bold", fontsize=9.5, va="center", color=look.colour)
 
 
 def _subtitle(table: pd.DataFrame) -> str:

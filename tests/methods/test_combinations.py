@@ -37,8 +37,9 @@ PAIRS = [(first, second) for first in method_names() for second in method_names(
 
 
 def call(name: str, **settings: Any) -> dict[str, Any]:
-    learns = SHORT if "iterations" in method_class(name).Settings.model_fields else {}
-    return {"name": name, **learns, **SETTINGS.get(name, {}), **settings}
+    fields = method_class(name).Settings.model_fields
+    short = {key: value for key, value in SHORT.items() if key in fields}
+    return {"name": name, **short, **SETTINGS.get(name, {}), **settings}
 
 
 @pytest.fixture(scope="module")

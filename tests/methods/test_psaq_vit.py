@@ -342,6 +342,15 @@ def test_a_model_without_attention_is_refused() -> None:
         on_unread(case, psaq())
 
 
+def test_a_method_that_comes_first_is_refused(vit: Case) -> None:
+    first = recipe("papers", methods=[{"name": "bias_correction"}]).methods
+    asked = psaq()
+    with pytest.raises(UserError, match=r"^psaq_vit: bias_correction comes before it and may have read the"):
+        vit.quantized(replace(asked, methods=[*first, *asked.methods]))
+    real = psaq(source="real")
+    vit.quantized(replace(real, methods=[*first, *real.methods]))
+
+
 def test_an_input_that_is_no_image_is_refused() -> None:
     case = Case.of(Layers(), (16,))
     with pytest.raises(UserError, match=r"^psaq_vit: the model's input has sizes \[16\], not those of an im"):

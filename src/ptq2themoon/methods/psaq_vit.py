@@ -98,6 +98,11 @@ class PSAQViT(Method):
             fix_input_range(model, tools)
         if self.settings.source == "real":
             return
+        if tools.prepared:
+            raise UserError(
+                f"psaq_vit: {tools.prepared[0]} comes before it and may have read the drawn images; "
+                "name psaq_vit first"
+            )
         kept = self._kept
         if kept is None or kept[0].reference is not model.reference or kept[1] != tools.seed:
             kept = self._kept = model, tools.seed, self._images(model, tools)

@@ -13,7 +13,7 @@ from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
 from ptq2themoon.evaluate.accuracy import evaluate_quantized
 from ptq2themoon.evaluate.metrics_record import Metrics
-from ptq2themoon.methods import made
+from ptq2themoon.methods import all_made
 from ptq2themoon.pipeline import Prepared, calibrated, prepared
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.synthesis import attended, mean_entropy, pixel_range
@@ -31,7 +31,7 @@ def main(job: DataFreeRun) -> None:
     recipe = load_recipe(job.recipe, [parse_bits(bits) for bits in job.bits])
     with Stage.of(job, device=device) as stage:
         bench = Bench.open(job, source, device)
-        fused, methods = bench.subject.fused, [made(call) for call in recipe.methods]
+        fused, methods = bench.subject.fused, all_made(recipe.methods)
         measured = []
         for bits in job.bits:
             given = (

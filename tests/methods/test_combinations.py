@@ -176,6 +176,18 @@ def test_channels_are_scaled_before_they_are_duplicated(case: Case, second: str)
     assert torch.isfinite(quantized(case, "papers", call(second), call("ocs", activations=0))).all()
 
 
+@pytest.mark.parametrize("second", ["ocs", "repq_vit", "smoothquant"])
+def test_layers_are_rewritten_before_they_are_trained(case: Case, second: str) -> None:
+    with pytest.raises(UserError, match=rf"^{second}: relu_mlp has trained .*; name {second} before it$"):
+        quantized(case, "papers", call("relu_mlp"), call(second))
+
+
+@pytest.mark.parametrize("names", [("relu_mlp", "noisyquant"), ("noisyquant", "relu_mlp")], ids="+".join)
+def test_a_noise_before_a_trained_layer_is_refused(case: Case, names: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match=rf"^{names[1]}: {names[0]} has .*; leave one out$"):
+        quantized(case, "papers", *map(call, names))
+
+
 # Stages ---------------------------------------------------------------------------------------------
 
 

@@ -124,3 +124,11 @@ def refuse_widened(name: str, tools: Tools) -> None:
         raise UserError(
             f"{name}: ocs has duplicated channels that {name} would scale; name {name} before ocs"
         )
+
+
+def refuse_trained(name: str, tools: Tools) -> None:
+    """Raise `UserError` where MLPs were trained first: a rewrite of their layers has no equal before that."""
+    if "relu_mlp" in tools.prepared:
+        raise UserError(
+            f"{name}: relu_mlp has trained layers that {name} would rewrite; name {name} before it"
+        )

@@ -82,6 +82,8 @@ class NoisyQuant(Method):
         self._noises: dict[str, np.ndarray] = {}
         if not (self.settings.noise or self.settings.mean or self.settings.clip):
             return
+        if "relu_mlp" in tools.prepared:
+            raise UserError("noisyquant: relu_mlp has trained layers whose bias would change; leave one out")
         slots = _slots(model, tools)
         groups = list(_groups(model, tools, slots))
         if not groups:

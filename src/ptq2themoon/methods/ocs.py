@@ -34,7 +34,7 @@ from pydantic import Field
 from ptq2themoon.graph.editing.onnx_graph import copied, tensor_shapes
 from ptq2themoon.graph.editing.operator_types import LINEAR_TYPES
 from ptq2themoon.graph.forms.linear import Linear, linear_layers
-from ptq2themoon.methods.base import Method, refuse_fixed
+from ptq2themoon.methods.base import Method, refuse_fixed, refuse_trained
 from ptq2themoon.progress import progress
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
@@ -72,6 +72,7 @@ class OCS(Method):
         """Choose channels, rewrite what makes them, and widen the layers."""
         if not (self.settings.weights or self.settings.activations):
             return
+        refuse_trained("ocs", tools)
         for other in SHIFTING:
             if other in tools.prepared:
                 raise UserError(

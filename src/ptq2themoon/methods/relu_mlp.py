@@ -66,7 +66,7 @@ class ReluMLP(Method):
         if not settings.steps:
             return
         read = [operator.name for operator in model.operators if operator.role == "fc2"]
-        refuse_fixed("relu_mlp", tools, read, "which reads something else then")
+        refuse_fixed("relu_mlp", tools, read, "which reads something else then", "leave one out")
         mlps = gelu_mlps(model)
         if not mlps:
             refuse_widened("relu_mlp", tools)

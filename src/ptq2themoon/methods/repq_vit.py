@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ptq2themoon.methods.base import SOFTMAX_KIND, Method, refuse_fixed, refuse_widened
+from ptq2themoon.methods.base import SOFTMAX_KIND, Method, refuse_fixed, refuse_trained, refuse_widened
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
 
@@ -66,6 +66,7 @@ class RepQViT(Method):
             )
         if self.settings.layernorm == "per-tensor":
             return
+        refuse_trained("repq_vit", tools)
         groups = tools.norm_groups(model)
         if not groups:
             refuse_widened("repq_vit", tools)

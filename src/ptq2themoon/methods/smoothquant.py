@@ -33,7 +33,7 @@ import numpy as np
 from pydantic import Field
 
 from ptq2themoon.graph.forms.layernorms import KEEPING_FACTORS
-from ptq2themoon.methods.base import Method, refuse_fixed, refuse_widened
+from ptq2themoon.methods.base import Method, refuse_fixed, refuse_trained, refuse_widened
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
 
@@ -67,6 +67,7 @@ class SmoothQuant(Method):
         on = self.settings
         if not (on.layernorms or on.values or on.multiplied):
             return
+        refuse_trained("smoothquant", tools)
         groups = tools.norm_groups(model, past=KEEPING_FACTORS) if on.layernorms else []
         paths = tools.value_paths(model) if on.values else []
         carried = {name for group in groups for name in group.readers} | {path.reader for path in paths}

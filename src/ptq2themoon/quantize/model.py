@@ -15,6 +15,7 @@ from ptq2themoon.graph.meaning.roles import find_roles
 from ptq2themoon.quantize.edits import Edits, with_parameter
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor, Slot
+from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.operators import Operator
 
 
@@ -67,11 +68,19 @@ class QuantizedModel:
         Args:
             values: by operator and position among its inputs.
             equal: whether the output in floating point stays what it is; then it is part of `rewrite`.
+
+        Raises:
+            UserError: a rewrite of what was changed before, of which floating point knows nothing.
         """
         graph, edits = self.graph(), self.rewrite if equal else self.changes
         nodes = {node.name: node for node in graph.nodes}
         for (operator, position), value in values.items():
             new, name = with_parameter(graph, nodes[operator], position)
+            if equal and name in self.changes.constants:
+                raise UserError(
+                    f"operator {operator!r}: a method before has changed what it computes, so its parameters "
+                    "cannot be rewritten any more; name that method last"
+                )
             edits.constants[name] = graph.constants[name] = np.asarray(value, np.float32)
             if new is not nodes[operator]:
                 edits.put(operator, [new])

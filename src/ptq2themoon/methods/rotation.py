@@ -85,7 +85,7 @@ class Rotation(Method):
 
     def _residual(self, model: QuantizedModel, tools: Tools) -> None:
         from ptq2themoon.quantize.hadamard import keeping_ones, random_rotation
-        from ptq2themoon.quantize.rotation import NoRotationError, rotate_streams, streams_of
+        from ptq2themoon.quantize.rotating import NoRotationError, rotate_streams, streams_of
 
         rms, rng = self.settings.norm == "rmsnorm", self._generator(tools, "residual")
         try:
@@ -101,7 +101,7 @@ class Rotation(Method):
     def _heads(self, model: QuantizedModel, tools: Tools) -> None:
         from ptq2themoon.quantize.hadamard import random_rotation
         from ptq2themoon.quantize.heads import Attentions
-        from ptq2themoon.quantize.rotation import rotate_heads, rotate_values
+        from ptq2themoon.quantize.rotating import rotate_heads, rotate_values
 
         attentions = Attentions(model, tools.floating(model))
         blocks = sorted({o.block for o in model.operators if o.block is not None})

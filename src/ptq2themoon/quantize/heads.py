@@ -14,6 +14,7 @@ from torch import Tensor
 from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
 from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT
 from ptq2themoon.graph.forms.linear import linear_layers
+from ptq2themoon.ppq_compat import quiet_ppq
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.program import Step
 from ptq2themoon.quantize.simulation import SimulatedModel
@@ -69,8 +70,9 @@ class Attentions:
         self._known: dict[str, Tensor] = {}
         self._inputs: dict[str, list[Tensor | None]] = {}  # of products and projections, as numbers
         self._readers: dict[str, Tensor] = {}  # what other operators read, all numbers in a row
-        for step in self._program.steps:
-            self._advance(step)
+        with quiet_ppq(), torch.inference_mode():
+            for step in self._program.steps:
+                self._advance(step)
         for name in floating.outputs:
             self._reads(f"the output {name!r}", [self._known.get(name)])
 

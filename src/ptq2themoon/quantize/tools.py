@@ -164,8 +164,7 @@ class Tools:
 
     def value_paths(self, model: QuantizedModel) -> list[ValuePath]:
         """Ways of attentions' values from the layer that makes them to the quantized one after attention."""
-        with self.without_gradients():
-            return value_paths(model, self.floating(model), self.plan(model))
+        return value_paths(model, self.floating(model), self.plan(model))
 
     def sampled_inputs(
         self, model: QuantizedModel, operators: Mapping[str, int], size: int

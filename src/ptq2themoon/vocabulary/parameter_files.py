@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from ptq2themoon.vocabulary.image_folders import class_folders, counted, order_problem
-from ptq2themoon.vocabulary.model_parameters import Dataset
 from ptq2themoon.vocabulary.validation import Key
 
 if TYPE_CHECKING:
+    from ptq2themoon.vocabulary.model_parameters import Dataset
     from ptq2themoon.vocabulary.parameters import Params
 
 # What is asked of the evaluation images: so many of them, at least.

@@ -19,7 +19,7 @@ from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.synthesis import attended, mean_entropy, pixel_range
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.study.ablation_runs import Bench
-from ptq2themoon.tables.data_free import COLUMNS, MEASURED
+from ptq2themoon.tables.source_means import COLUMNS, MEASURED
 from ptq2themoon.vocabulary.bits import parse_bits
 from ptq2themoon.vocabulary.model_info import PreprocessingInfo
 from ptq2themoon.vocabulary.recipes import load_recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.tables.csv_frames import read_table
-from ptq2themoon.tables.data_free import COLUMNS, data_free
+from ptq2themoon.tables.source_means import COLUMNS, data_free
 from ptq2themoon.vocabulary.job import named_paths
 from ptq2themoon.vocabulary.stages.data_free import DataFreeTable
 

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from ptq2themoon.plots.data_free import data_free
+from ptq2themoon.plots.calibration_sources import data_free
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.tables.csv_frames import read_table
-from ptq2themoon.tables.data_free import TABLE
+from ptq2themoon.tables.source_means import TABLE
 from ptq2themoon.vocabulary.errors import UserError, at_least
 from ptq2themoon.vocabulary.job import named_paths
 from ptq2themoon.vocabulary.stages.data_free import PlotDataFree

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from ptq2themoon.plots.data_free import Images, data_free
-from ptq2themoon.tables import data_free as tables
+from ptq2themoon.plots.calibration_sources import Images, data_free
+from ptq2themoon.tables import source_means as tables
 from ptq2themoon.vocabulary.errors import UserError
 
 BITS = ("w8a8", "w4a4")

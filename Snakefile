@@ -51,6 +51,7 @@ include: "workflow/rules/study_inputs.smk"
 include: "workflow/rules/study_attention.smk"
 include: "workflow/rules/leaderboard.smk"
 include: "workflow/rules/data_free.smk"
+include: "workflow/rules/learning_curve.smk"
 include: "workflow/rules/tables_and_figures.smk"
 
 

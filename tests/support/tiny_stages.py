@@ -244,6 +244,14 @@ STAGES: dict[str, Options] = {
         "model": "tiny", "table": "out/board/leaderboard.csv", "costs": "out/board/all_costs.csv", "dpi": 60,
         **{f"out-{kind}": f"out/board/accuracy_by_cost.{kind}" for kind in ("png", "svg")},
     },
+    "learning_curve_run": {
+        **GRAPH, **DATA, **STUDIED, "recipe": "recipes/adaround.yaml", "bits": "w4a4", "iterations": [0, 3],
+        "seed": 3, "out": "out/learning_curve/adaround.csv",
+    },
+    "plot_accuracy_by_iterations": {
+        "model": "tiny", "curves": "out/learning_curve/adaround.csv", "dpi": 60,
+        **{f"out-{kind}": f"out/learning_curve/accuracy_by_iterations.{kind}" for kind in ("png", "svg")},
+    },
     "data_free_run": {
         **GRAPH, **DATA, **STUDIED, "recipe": "recipes/psaq_vit_noise.yaml", "bits": ["w8a8", "w4a4"],
         "seed": 3,

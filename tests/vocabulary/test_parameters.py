@@ -73,7 +73,7 @@ def refusal(act: Callable[[], Any]) -> str:
 def test_the_default_loads_and_states_every_parameter() -> None:
     found = load_params(ROOT / "params.yaml", ROOT / "recipes")
     assert found.model_dump() == DEFAULT
-    assert found.recipes == ["vanilla", "layernorm", "customized"]
+    assert found.recipes == ["vanilla", "customized", "ship"]
     for recipe in found.recipes:
         load_recipe(ROOT / "recipes" / f"{recipe}.yaml")
 
@@ -445,7 +445,8 @@ def test_a_recipe_is_checked_with_the_bits_asked_for(tmp_path: Path) -> None:
     text = (ROOT / "recipes/vanilla.yaml").read_text().replace("observer: percentile", "observer: kl")
     (tmp_path / "kl.yaml").write_text(text)
     mapping = {**without("study"), "recipes": ["kl"], "bits": ["w8a8"]}
-    del mapping["benchmark"], mapping["leaderboard"]
+    for other in ("benchmark", "leaderboard", "data_free", "learning_curve"):
+        del mapping[other]
     Params.from_mapping(mapping, "params.yaml", tmp_path)
     said = refusal(
         lambda: Params.from_mapping({**mapping, "bits": ["w8a8", "w4a8"]}, "params.yaml", tmp_path)
@@ -498,6 +499,7 @@ def test_a_recipe_of_the_leaderboard_is_checked_with_its_bits(tmp_path: Path) ->
     (tmp_path / "kl.yaml").write_text(text.replace("observer: percentile", "observer: kl"))
     board = {"recipes": ["kl"], "bases": [], "bits": ["w8a8", "w4a4"]}
     mapping = {**without("study"), "recipes": ["vanilla"], "leaderboard": board}
-    del mapping["benchmark"]
+    for other in ("benchmark", "data_free", "learning_curve"):
+        del mapping[other]
     said = refusal(lambda: Params.from_mapping(mapping, "params.yaml", tmp_path))
     assert said.startswith(f"{tmp_path}/kl.yaml: defaults.observer: observer kl works from 5 bits on, ")

@@ -39,6 +39,7 @@ RECIPES = list(
             *PARAMS.study.recipes,
             *PARAMS.leaderboard.recipes,
             *PARAMS.data_free.sources.values(),
+            *PARAMS.learning_curve.recipes,
             BASE,
             CHANNELWISE,
         ]

@@ -11,6 +11,7 @@ from ptq2themoon.vocabulary.stages.leaderboard import (
     PlotAccuracyByCost,
     PlotAccuracyBySize,
 )
+from ptq2themoon.vocabulary.stages.learning_curve import PlotAccuracyByIterations
 from ptq2themoon.vocabulary.stages.study_figures import (
     PlotRollout,
     PlotStudyAblation,
@@ -103,6 +104,10 @@ LIGHT = {
         dict(out_png=on_board("accuracy_by_cost", "Accuracy by seconds of calibration")),
     ),
     "data_free_table": (DataFreeTable, {}),
+    "plot_accuracy_by_iterations": (
+        PlotAccuracyByIterations,
+        dict(out_png=figure("accuracy_by_iterations", "Accuracy by iterations")),
+    ),
     "plot_data_free": (PlotDataFree, dict(out_png=figure("data_free", "Calibration without data"))),
 }
 

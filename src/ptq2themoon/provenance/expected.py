@@ -14,8 +14,17 @@ from ptq2themoon.vocabulary.data_free_layout import data_free_runs
 from ptq2themoon.vocabulary.job import ANY, Job
 from ptq2themoon.vocabulary.layout import Run, calibration_draws, runs_of
 from ptq2themoon.vocabulary.leaderboard_layout import rows_of, runs_of_row
+from ptq2themoon.vocabulary.learning_curve_layout import curves_of
 from ptq2themoon.vocabulary.parameters import Params
-from ptq2themoon.vocabulary.stages import data_free, figures, leaderboard, study, study_figures, study_tables
+from ptq2themoon.vocabulary.stages import (
+    data_free,
+    figures,
+    leaderboard,
+    learning_curve,
+    study,
+    study_figures,
+    study_tables,
+)
 from ptq2themoon.vocabulary.stages.calibrate import Calibrate
 from ptq2themoon.vocabulary.stages.common import FILE_KINDS
 from ptq2themoon.vocabulary.stages.deploy import Deploy, VerifyRuntime
@@ -82,6 +91,11 @@ def expected_study(params: Params) -> list[Result]:
 def expected_leaderboard(params: Params) -> list[Result]:
     """All results of the leaderboard, each after those that it is made from; the pipeline's come before."""
     return [_result(params, *call) for call in _leaderboard(params)]
+
+
+def expected_learning_curve(params: Params) -> list[Result]:
+    """All results of `snakemake learning_curve`, each after those that it is made from."""
+    return [_result(params, *call) for call in _learning_curve(params)]
 
 
 def expected_data_free(params: Params) -> list[Result]:
@@ -176,6 +190,14 @@ def _leaderboard(params: Params) -> Iterator[Call]:
         yield leaderboard.PlotAccuracyByBits, Run(model)
         yield leaderboard.PlotAccuracyBySize, Run(model)
         yield leaderboard.PlotAccuracyByCost, Run(model)
+
+
+def _learning_curve(params: Params) -> Iterator[Call]:
+    for model in params.models:
+        for seed in params.learning_curve.seeds:
+            yield DrawCalibration, Run(model, images=params.learning_curve.calibration_images, seed=seed)
+        yield from ((learning_curve.LearningCurveRun, run) for run in curves_of(params, model))
+        yield learning_curve.PlotAccuracyByIterations, Run(model)
 
 
 def _data_free(params: Params) -> Iterator[Call]:

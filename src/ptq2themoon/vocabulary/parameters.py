@@ -14,6 +14,7 @@ from ptq2themoon.vocabulary.bits import Bits, parse_bits
 from ptq2themoon.vocabulary.data_free_parameters import DataFree
 from ptq2themoon.vocabulary.errors import nearest
 from ptq2themoon.vocabulary.leaderboard_parameters import Leaderboard
+from ptq2themoon.vocabulary.learning_curve_parameters import LearningCurve
 from ptq2themoon.vocabulary.model_parameters import Dataset, Model
 from ptq2themoon.vocabulary.model_source import (
     source_problem,
@@ -36,7 +37,7 @@ from ptq2themoon.vocabulary.yaml_files import read_yaml
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Folders of results/ that are neither a model nor a recipe, and the suffixes of the files beside those.
-RESERVED = ("data_free", "figures", "fp32", "leaderboard", "models", "study")
+RESERVED = ("data_free", "figures", "fp32", "leaderboard", "learning_curve", "models", "study")
 SUFFIXES = (".csv", ".json", ".md", ".onnx", ".safetensors")
 
 
@@ -170,6 +171,7 @@ class Params(Strict):
     study: Study = Study()
     leaderboard: Leaderboard = Leaderboard()
     data_free: DataFree = DataFree()
+    learning_curve: LearningCurve = LearningCurve()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when torch sees one."""
 
@@ -210,6 +212,9 @@ class Params(Strict):
             for recipe in params.leaderboard.recipes:
                 bits = [parse_bits(bits) for bits in params.leaderboard.bits_for(recipe)]
                 load_recipe(recipes_dir / f"{recipe}.yaml", bits)
+        if "learning_curve" in params.model_fields_set:
+            for recipe in params.learning_curve.recipes:
+                load_recipe(recipes_dir / f"{recipe}.yaml", [parse_bits(params.learning_curve.bits)])
         if "data_free" in params.model_fields_set:
             for recipe in params.data_free.sources.values():
                 bits = [parse_bits(bits) for bits in params.data_free.bits]
@@ -243,6 +248,9 @@ class Params(Strict):
                     hint = nearest(name, self.leaderboard.recipes)
                     yield ("leaderboard", *key), f"{name!r} is no row of the leaderboard; {hint}"
 
+        if "learning_curve" in self.model_fields_set:
+            recipes = self.learning_curve.recipes
+            yield from _unknown_recipes(("learning_curve", "recipes"), recipes, recipes_dir)
         if "data_free" in self.model_fields_set:
             for name, recipe in self.data_free.sources.items():
                 if "=" in name or not name:

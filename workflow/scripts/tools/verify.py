@@ -14,6 +14,7 @@ import tyro
 from ptq2themoon.provenance.expected import (
     expected_data_free,
     expected_leaderboard,
+    expected_learning_curve,
     expected_results,
     expected_study,
 )
@@ -30,6 +31,7 @@ def verify(
     study: bool = False,
     leaderboard: bool = False,
     data_free: bool = False,
+    learning_curve: bool = False,
 ) -> None:
     """Check that results/ is what the parameters and the recipes say, to the byte.
 
@@ -38,12 +40,14 @@ def verify(
         study: check the results of `snakemake study` too.
         leaderboard: check those of `snakemake leaderboard` too.
         data_free: check those of `snakemake data_free` too.
+        learning_curve: check those of `snakemake learning_curve` too.
     """
     asked = load_params(params)
     results = expected_results(asked)
     results += expected_study(asked) if study else []
     results += expected_leaderboard(asked) if leaderboard else []
     results += expected_data_free(asked) if data_free else []
+    results += expected_learning_curve(asked) if learning_curve else []
     once = {result.outputs[0]: result for result in results}.values()
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     problems = list(Verifier(schema, Path(RESULTS, "models")).problems(once))

@@ -1,0 +1,57 @@
+"""The stages that show what more iterations bring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from ptq2themoon.vocabulary import layout
+from ptq2themoon.vocabulary.job import Input, Output, Setting
+from ptq2themoon.vocabulary.learning_curve_layout import CURVE, CURVE_FIGURE, curves_of
+from ptq2themoon.vocabulary.recipes import load_recipe
+from ptq2themoon.vocabulary.stages.common import Figure, RecipeFile
+from ptq2themoon.vocabulary.stages.study import OnStudyImages
+
+
+class LearningCurveRun(OnStudyImages):
+    """Train a recipe's methods for so many iterations each, and measure what comes out."""
+
+    stage: ClassVar[str] = "learning_curve_run"
+    where: ClassVar[str] = "{model}/learning_curve/{recipe}-n{images}-s{seed}"
+
+    calibration: Annotated[Path, Input(layout.CALIBRATION)]
+    """Drawn images, to train on."""
+    images: Annotated[int, Setting("learning_curve.images")]
+    """Of the manifest, at most."""
+    recipe: RecipeFile
+    """A file of recipes/ with a method that trains."""
+    bits: Annotated[str, Setting("learning_curve.bits")]
+    """As w3a3."""
+    iterations: Annotated[tuple[int, ...], Setting("learning_curve.iterations")]
+    """Of each unit, one model for each."""
+    seed: Annotated[int, Setting("{seed}", recorded=False)] = 0
+    """Of what methods draw."""
+    out: Annotated[Path, Output(CURVE)]
+    """CSV, one row for each number of iterations."""
+
+    def parameters(self) -> dict[str, Any]:
+        recipe = load_recipe(self.recipe)
+        return {"recipe": recipe.name, **recipe.resolved(), **super().parameters()}
+
+
+class PlotAccuracyByIterations(Figure):
+    """Draw accuracy against iterations, one line per recipe."""
+
+    stage: ClassVar[str] = "plot_accuracy_by_iterations"
+
+    model: Annotated[str, Setting("{model}")]
+    """Its name."""
+    curves: Annotated[
+        tuple[Path, ...],
+        Input(lambda params, w: [layout.fill(CURVE, run) for run in curves_of(params, w.model)]),
+    ]
+    """CSV of each recipe and seed."""
+    out_png: Annotated[Path, Output(CURVE_FIGURE[0])]
+    """The figure."""
+    out_svg: Annotated[Path, Output(CURVE_FIGURE[1])]
+    """The figure."""

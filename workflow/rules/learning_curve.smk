@@ -1,0 +1,29 @@
+from ptq2themoon.vocabulary import learning_curve_layout
+from ptq2themoon.vocabulary.stages.learning_curve import LearningCurveRun
+
+
+rule learning_curve_run:
+    input:
+        **inputs(LearningCurveRun, recipes=of_recipe),
+    output:
+        **outputs(LearningCurveRun),
+    log:
+        log_of(LearningCurveRun),
+    benchmark:
+        times_of(LearningCurveRun)
+    conda:
+        ENVIRONMENT
+    threads: SHARE
+    resources:
+        runtime=120,
+    params:
+        **call(LearningCurveRun),
+    message:
+        "{wildcards.model}, {wildcards.recipe}: train for each number of iterations with seed {wildcards.seed}"
+    shell:
+        RUN
+
+
+rule learning_curve:
+    input:
+        learning_curve_layout.learning_curve_files(PARAMS),

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import Method, refuse_trained
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
 
@@ -72,11 +72,12 @@ class Rotation(Method):
         on = self.settings
         if not (on.residual or on.qk or on.values):
             return
+        refuse_trained("rotation", tools)
         if model.fixed:
             slot = min(model.fixed)
             raise UserError(
-                f"rotation: a method before it has chosen the quantizer of {slot.operator!r}, which was not "
-                "made for rotated values; name rotation first"
+                f"rotation: {tools.fixed_by.get(slot, 'a method before it')} has chosen the quantizer of "
+                f"{slot.operator!r}, which was not made for rotated values; name rotation first"
             )
         if on.residual:
             self._residual(model, tools)

@@ -326,10 +326,10 @@ def test_rotary_positions_let_no_rotation_pass() -> None:
         case.quantized(rotated(residual=False))
 
 
-@pytest.mark.parametrize("first", ["repq_vit", "ocs"])
-def test_it_comes_before_methods_that_choose_quantizers(vit: Case, first: str) -> None:
+@pytest.mark.parametrize("first", ["repq_vit", "ocs", "smoothquant", "noisyquant"])
+def test_it_comes_before_methods_that_it_would_undo(vit: Case, first: str) -> None:
     of = recipe("papers", methods=[{"name": first}, {"name": "rotation"}])
-    with pytest.raises(UserError, match=r"^rotation: \w+ has chosen .* name rotation first$"):
+    with pytest.raises(UserError, match=rf"^rotation: {first} came before it, .*; name rotation first$"):
         vit.quantized(of)
 
 

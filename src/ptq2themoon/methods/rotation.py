@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ptq2themoon.methods.base import Method, refuse_trained
+from ptq2themoon.methods.base import Method
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
 
@@ -62,7 +62,7 @@ class RotationSettings(Strict):
 
 
 class Rotation(Method):
-    """Comes before methods that choose quantizers: it changes what they would see."""
+    """Comes before all methods that rewrite the graph or choose quantizers: it mixes the channels."""
 
     Settings = RotationSettings
     settings: RotationSettings
@@ -72,12 +72,10 @@ class Rotation(Method):
         on = self.settings
         if not (on.residual or on.qk or on.values):
             return
-        refuse_trained("rotation", tools)
-        if model.fixed:
-            slot = min(model.fixed)
+        if model.rewrite or model.changes or model.fixed:
             raise UserError(
-                f"rotation: {tools.fixed_by.get(slot, 'a method before it')} has chosen the quantizer of "
-                f"{slot.operator!r}, which was not made for rotated values; name rotation first"
+                f"rotation: {' and '.join(tools.prepared)} came before it, and a rotation would undo that: "
+                "it takes LayerNorms' parameters and mixes channels; name rotation first"
             )
         if on.residual:
             self._residual(model, tools)

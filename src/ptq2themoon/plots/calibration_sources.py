@@ -51,7 +51,7 @@ def data_free(table: pd.DataFrame, images: Mapping[str, Images], model: str) -> 
     Whiskers are one standard deviation over seeds. A panel is left out where the model has no such figure.
 
     Args:
-        table: of `tables.data_free`.
+        table: of `tables.source_means`.
         images: of the sources in the table, in its order.
     """
     names = list(dict.fromkeys(table["source"]))

@@ -57,7 +57,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ptq2themoon.methods.base import Method
+from ptq2themoon.methods.base import LAST_SCALES, Method
 from ptq2themoon.progress import progress
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
@@ -112,6 +112,10 @@ class EvolQ(Method):
 
     Settings = EvolQSettings
     settings: EvolQSettings
+
+    def decides(self) -> dict[str, str]:
+        """Scales, which none may change that does not know the loss."""
+        return {LAST_SCALES: "passes: 0"} if self.settings.passes else {}
 
     def after(self, model: QuantizedModel, tools: Tools) -> None:
         """Search from the scales that calibration gave."""

@@ -90,10 +90,9 @@ def _name(canvas: Canvas, x: float, bottom: float, lines: Sequence[str], look: S
 
 def _subtitle(table: pd.DataFrame) -> str:
     first = table.iloc[0]
-    return (
-        f"{int(first['images']):,} evaluation images; mean ± 1 σ of {int(first['seeds'])} seeds; "
-        "the images shown are of the first seed"
-    )
+    seeds = int(first["seeds"])
+    over = f"mean ± 1 σ of {seeds} seeds; the images shown are of the first" if seeds > 1 else "one seed"
+    return f"{int(first['images']):,} evaluation images; {over}"
 
 
 def _entropy(table: pd.DataFrame, name: str) -> str:

@@ -98,14 +98,14 @@ def test_blocks_and_titles() -> None:
 
 def test_values_that_are_not_finite_are_left_out_and_counted() -> None:
     (axes,) = errors_along_network({"vanilla": table([*NSR[:6], np.inf, np.nan], ("local",))}).axes
-    assert np.isnan(lines(axes)["vanilla"][6:]).all()
+    assert list(lines(axes)["vanilla"]) == NSR[:6]
     assert "2 values not finite" in axes.get_title(loc="left")
 
 
 def test_a_recipe_may_lack_operators_of_another() -> None:
     short = table(NSR, ("local",)).iloc[:-1]
     (axes,) = errors_along_network({"partial": short, "vanilla": table(NSR, ("local",))}).axes
-    assert np.isnan(lines(axes)["partial"][-1])
+    assert len(lines(axes)["partial"]) == len(lines(axes)["vanilla"]) - 1
     assert lines(axes)["vanilla"][-1] == NSR[-1]
 
 

@@ -88,9 +88,10 @@ def _draw_panel(axes: Axes, network: Network, values: Mapping[str, Floats]) -> N
         look = series(index)
         # Later series are thinner, so that an equal one below still shows.
         thinness = index / max(len(values) - 1, 1)
+        there = np.flatnonzero(np.isfinite(nsr))  # a recipe's line passes over what it does not quantize
         axes.plot(
-            np.arange(len(nsr)),
-            np.where(np.isfinite(nsr) & (nsr > 0), nsr, np.nan),
+            there,
+            np.where(nsr[there] > 0, nsr[there], np.nan),
             color=look.colour,
             marker=look.marker,
             label=name,

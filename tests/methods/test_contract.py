@@ -5,7 +5,7 @@ A method is tried with the first recipe of recipes/ that calls it, or else alone
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -30,8 +30,10 @@ from ptq2themoon.quantize.qparams import read_qparams, write_qparams
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.modes import Mode
+from ptq2themoon.vocabulary.recipe_language import MethodCall
 from ptq2themoon.vocabulary.recipes import Recipe, load_recipe
 
+SHORT = {"iterations": 3, "passes": 1, "bound": 10.0}
 OTHERS = ("swin", "mobilevit")  # no class token, windows; convolutions between transformers
 EVERY_METHOD = pytest.mark.parametrize("method", method_names())
 
@@ -47,7 +49,17 @@ def recipe_of(method: str, folder: Path) -> Recipe:
         path = folder / "alone.yaml"
         (folder / "vanilla.yaml").write_bytes((RECIPES / "vanilla.yaml").read_bytes())
         path.write_text(yaml.safe_dump({"extends": "vanilla", "methods": [{"name": method}]}))
-    return load_recipe(path)
+    return shortened(load_recipe(path))
+
+
+def shortened(recipe: Recipe) -> Recipe:
+    """With few iterations of what trains or searches long: none of this is about how well it does."""
+    calls = []
+    for call in recipe.methods:
+        fields = method_class(call.name).Settings.model_fields
+        short = {name: value for name, value in SHORT.items() if name in fields}
+        calls.append(MethodCall(name=call.name, **{**call.settings, **short}))
+    return replace(recipe, methods=calls)
 
 
 @dataclass

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import committed
+import pandas as pd
 import pytest
 import yaml
 
@@ -178,6 +179,32 @@ def test_the_readme_compares_ship_as_the_benchmark_measured_it() -> None:
     assert f"output SQNR of **{ship:.2f} dB**" in readme
     assert f"NNCF's model of the same calibration images **{nncf:.2f} dB**" in readme
     assert f"both agree with FP32 on {agreed:.1f} % of the test images" in readme
+
+
+def test_the_page_of_the_leaderboard_says_what_the_table_says() -> None:
+    """The section on the embedded model, each sentence of it that can be false."""
+    table = committed.table("results/leaderboard/leaderboard.csv")
+    rows = table[(table["protocol"] == "products") & (table["model"] == "demo")].set_index(["bits", "recipe"])
+    for bits in ("w8a8", "w6a6"):
+        assert set(rows.loc[bits]["fp32_verdict"]) == {"no difference"}
+    assert set(rows.loc["w4a8"]["base_verdict"].dropna()) == {"no difference"}
+    assert [recipe for (_, recipe), row in rows.iterrows() if row["base_verdict"] == "worse"] == ["apot"]
+    assert rows.loc[("w3a3", "apot"), "base_verdict"] == "worse"
+    ahead = ["noisyquant", "repq_vit", "liu2021", "adalog", "erq", "ptq4vit"]
+    plain = rows.xs("papers", level="recipe")
+    narrow, narrowest = (rows.loc[bits].loc[ahead] for bits in ("w4a4", "w3a3"))
+    assert (narrow["logits_sqnr_db"] - plain.loc["w4a4", "logits_sqnr_db"]).min() > 5
+    assert narrow["top1"].min() > plain.loc["w4a4", "top1"]
+    assert narrowest["base_change"].between(7, 12).all()
+    assert set(rows.loc["w3a3"].loc[["gptq", "smoothquant", "ocs"], "base_verdict"]) == {"no difference"}
+    learn = rows["methods"].str.contains("(quick)", regex=False, na=False)
+    learned, others = (rows[mask].loc["w3a3"] for mask in (learn, ~learn))
+    assert set(learned.index) == {"adaround", "qdrop", "aphq_vit"}
+    assert set(learned["base_verdict"]) == {"better"}
+    assert learned["top1"].max() < others["top1"].max()
+    every = table[table["protocol"] == "all-operators"].set_index(["bits", "recipe"])
+    assert set(pd.concat([every.loc["w8a8"], every.loc["w6a6"]])["fp32_verdict"]) == {"no difference"}
+    assert (every.loc["w4a4"]["fp32_change"] < -20).all()
 
 
 def test_the_coverage_that_the_docs_claim_was_measured() -> None:

@@ -223,7 +223,7 @@ def test_the_example_runs_as_printed_with_sixty_test_images(tmp_path: Path) -> N
     for command in printed.splitlines():
         run(folder, *command.split(" #")[0].split())
     table = pd.read_csv(folder / "results/summary.csv")
-    assert len(table) == 1 + 3 * 2
+    assert len(table) == 1 + 2 * 2
     assert set(table["images"]) == {60}
     sidecar = json.loads((folder / "results/flowers/vanilla/w8a8-n256-s0/operators.sidecar.json").read_text())
     assert (sidecar["parameters"]["images"], sidecar["parameters"]["logits_images"]) == (60, 32)

@@ -21,8 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ptq2themoon.methods.base import ROUNDING, Method, Stage
-from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.methods.base import ROUNDING, Method, Stage, refuse_floating_weights
 from ptq2themoon.vocabulary.training_settings import RoundingSettings
 
 if TYPE_CHECKING:
@@ -50,8 +49,7 @@ class AdaRound(Method):
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Refuse a recipe that quantizes no weight of a linear layer."""
-        if not tools.weighted_layers(model):
-            raise UserError("adaround: the recipe quantizes no weight of a linear layer; leave it out")
+        refuse_floating_weights("adaround", model, tools)
 
     def after(self, model: QuantizedModel, tools: Tools) -> None:
         """Unit by unit in graph order, everything before it as quantized."""

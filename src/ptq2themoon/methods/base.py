@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.training_settings import ReconstructionSettings
 from ptq2themoon.vocabulary.validation import Strict
 
 if TYPE_CHECKING:
@@ -98,6 +99,43 @@ class Method:
 
     def finish(self, model: QuantizedModel, tools: Tools) -> None:
         """After `after` of all methods: what must fit the quantizers as they are in the end."""
+
+
+def refuse_floating_weights(name: str, model: QuantizedModel, tools: Tools) -> None:
+    """Raise `UserError` where the recipe quantizes no weight of a linear layer."""
+    if not tools.weighted_layers(model):
+        raise UserError(f"{name}: the recipe quantizes no weight of a linear layer; leave the method out")
+
+
+class Reconstruction(Method):
+    """A method that trains the rounding of weights, and scales of activations, block by block.
+
+    Attributes:
+        name: as recipes have it, for messages.
+    """
+
+    name: ClassVar[str]
+    settings: ReconstructionSettings
+    stage = Stage.WEIGHTS
+
+    def decides(self) -> dict[str, str]:
+        """How weights are rounded, and the scales of activations that it trains."""
+        on = self.settings
+        found = {ROUNDING: "iterations: 0"} if on.steps else {}
+        return found | ({LAST_SCALES: "scale_rate: 0"} if on.steps and on.scale_rate != 0 else {})
+
+    def before(self, model: QuantizedModel, tools: Tools) -> None:
+        """Refuse a recipe that quantizes no weight of a linear layer."""
+        refuse_floating_weights(self.name, model, tools)
+
+    def after(self, model: QuantizedModel, tools: Tools) -> None:
+        """Block by block in graph order, everything before it as quantized, or mixed as the settings say."""
+        from ptq2themoon.quantize.learning.losses import block_loss
+        from ptq2themoon.quantize.learning.reconstruct import Learning, reconstruct
+
+        on = self.settings
+        learning = Learning(on, lambda unit: block_loss(on.loss, unit, on.steps), **on.schedule())
+        reconstruct(model, tools, learning)
 
 
 def refuse_fixed(

@@ -20,15 +20,10 @@ Where this differs from the paper or its released code:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from ptq2themoon.methods.base import LAST_SCALES, ROUNDING, Method, Stage
-from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.methods.base import Reconstruction
 from ptq2themoon.vocabulary.training_settings import ReconstructionSettings
-
-if TYPE_CHECKING:
-    from ptq2themoon.quantize.model import QuantizedModel
-    from ptq2themoon.quantize.tools import Tools
 
 
 class BRECQSettings(ReconstructionSettings):
@@ -38,39 +33,11 @@ class BRECQSettings(ReconstructionSettings):
     """What weighs the squared errors of a block's output."""
 
 
-class BRECQ(Method):
+class BRECQ(Reconstruction):
     """Of every block with a quantized weight, and of what stands before, between and after blocks."""
 
+    name = "brecq"
     Settings = BRECQSettings
-    settings: BRECQSettings
-    stage = Stage.WEIGHTS
-
-    def decides(self) -> dict[str, str]:
-        """How weights are rounded, and the scales of activations that it trains."""
-        on = self.settings
-        found = {ROUNDING: "iterations: 0"} if on.steps else {}
-        return found | ({LAST_SCALES: "scale_rate: 0"} if on.steps and on.scale_rate != 0 else {})
-
-    def before(self, model: QuantizedModel, tools: Tools) -> None:
-        """Refuse a recipe that quantizes no weight of a linear layer."""
-        if not tools.weighted_layers(model):
-            raise UserError("brecq: the recipe quantizes no weight of a linear layer; leave it out")
-
-    def after(self, model: QuantizedModel, tools: Tools) -> None:
-        """Block by block in graph order, everything before it as quantized."""
-        from ptq2themoon.quantize.learning.losses import block_loss
-        from ptq2themoon.quantize.learning.reconstruct import Learning, reconstruct
-
-        settings = self.settings
-        reconstruct(
-            model,
-            tools,
-            Learning(
-                settings,
-                lambda unit: block_loss(settings.loss, unit, settings.steps),
-                **settings.schedule(),
-            ),
-        )
 
 
 METHOD = BRECQ

@@ -43,7 +43,14 @@ from pydantic import Field
 
 from ptq2themoon.graph.editing.operator_types import BIAS
 from ptq2themoon.graph.forms.linear import Linear
-from ptq2themoon.methods.base import LAST_SCALES, ROUNDING, WEIGHT_SCALES, Method, Stage
+from ptq2themoon.methods.base import (
+    LAST_SCALES,
+    ROUNDING,
+    WEIGHT_SCALES,
+    Method,
+    Stage,
+    refuse_floating_weights,
+)
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
 
@@ -94,10 +101,9 @@ class ERQ(Method):
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Give a bias of zeros to layers that have none, for the first step to change."""
-        layers = tools.weighted_layers(model)
-        if not layers:
-            raise UserError("erq: the recipe quantizes no weight of a linear layer; leave the method out")
+        refuse_floating_weights("erq", model, tools)
         if self.settings.activations:
+            layers = tools.weighted_layers(model)
             zeros = {(x.name, BIAS): np.zeros(x.weight.shape[1]) for x in layers if x.bias is None}
             model.set_parameters(zeros, equal=True)
 

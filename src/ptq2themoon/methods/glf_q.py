@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ptq2themoon.methods.base import LAST_SCALES, ROUNDING, Method, Stage
+from ptq2themoon.methods.base import LAST_SCALES, ROUNDING, Method, Stage, refuse_floating_weights
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.training_settings import Preset, TrainingSettings
 
@@ -69,8 +69,7 @@ class GLFQ(Method):
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Refuse a recipe that quantizes no weight of a linear layer."""
-        if not tools.weighted_layers(model):
-            raise UserError("glf_q: the recipe quantizes no weight of a linear layer; leave it out")
+        refuse_floating_weights("glf_q", model, tools)
         if not (self.settings.local or self.settings.total):
             raise UserError("glf_q: local: 0 and total: false leave no error to train by; give one of them")
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ptq2themoon.methods.base import ROUNDING, Method, Stage
+from ptq2themoon.methods.base import ROUNDING, Method, Stage, refuse_floating_weights
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Strict
 
@@ -69,8 +69,7 @@ class GPTQ(Method):
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Refuse a recipe that quantizes no weight of a linear layer."""
-        if not tools.weighted_layers(model):
-            raise UserError("gptq: the recipe quantizes no weight of a linear layer; leave the method out")
+        refuse_floating_weights("gptq", model, tools)
 
     def after(self, model: QuantizedModel, tools: Tools) -> None:
         """Walk through the graph with all images at once, each weight rounded before the next is."""

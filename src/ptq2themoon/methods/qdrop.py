@@ -18,17 +18,12 @@ Where this differs from the paper or its released code:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from ptq2themoon.methods.base import LAST_SCALES, ROUNDING, Method, Stage
-from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.methods.base import Reconstruction
 from ptq2themoon.vocabulary.training_settings import ReconstructionSettings
-
-if TYPE_CHECKING:
-    from ptq2themoon.quantize.model import QuantizedModel
-    from ptq2themoon.quantize.tools import Tools
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -41,42 +36,16 @@ class QDropSettings(ReconstructionSettings):
     floating_input: Share = 0.5
     """Probability that a value that a block reads comes from the floating-point model."""
 
+    def schedule(self) -> dict[str, Any]:
+        """As `Learning` takes it."""
+        return {**super().schedule(), "drop": self.drop, "input": self.floating_input}
 
-class QDrop(Method):
+
+class QDrop(Reconstruction):
     """Of every block with a quantized weight, and of what stands before, between and after blocks."""
 
+    name = "qdrop"
     Settings = QDropSettings
-    settings: QDropSettings
-    stage = Stage.WEIGHTS
-
-    def decides(self) -> dict[str, str]:
-        """How weights are rounded, and the scales of activations that it trains."""
-        on = self.settings
-        found = {ROUNDING: "iterations: 0"} if on.steps else {}
-        return found | ({LAST_SCALES: "scale_rate: 0"} if on.steps and on.scale_rate != 0 else {})
-
-    def before(self, model: QuantizedModel, tools: Tools) -> None:
-        """Refuse a recipe that quantizes no weight of a linear layer."""
-        if not tools.weighted_layers(model):
-            raise UserError("qdrop: the recipe quantizes no weight of a linear layer; leave it out")
-
-    def after(self, model: QuantizedModel, tools: Tools) -> None:
-        """Block by block in graph order, what comes before it mixed."""
-        from ptq2themoon.quantize.learning.losses import block_loss
-        from ptq2themoon.quantize.learning.reconstruct import Learning, reconstruct
-
-        settings = self.settings
-        reconstruct(
-            model,
-            tools,
-            Learning(
-                settings,
-                lambda unit: block_loss(settings.loss, unit, settings.steps),
-                drop=settings.drop,
-                input=settings.floating_input,
-                **settings.schedule(),
-            ),
-        )
 
 
 METHOD = QDrop

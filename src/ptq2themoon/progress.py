@@ -65,7 +65,7 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     """One warning line on stderr, above a progress bar if one is shown."""
-    tqdm.write(f"warning: {message}", file=sys.stderr)
+    say(f"warning: {message}")
 
 
 def _line(text: str) -> None:

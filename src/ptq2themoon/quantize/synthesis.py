@@ -16,6 +16,7 @@ from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
 from ptq2themoon.graph.meaning.attention_facts import attention_facts
 from ptq2themoon.ppq_compat import quiet_ppq
 from ptq2themoon.progress import progress
+from ptq2themoon.quantize.learning.loop import kept_of, put_back
 from ptq2themoon.quantize.learning.state import State
 from ptq2themoon.quantize.patch_entropy import differential_entropy, patch_similarity, total_variation
 from ptq2themoon.quantize.simulation import SimulatedModel
@@ -204,7 +205,7 @@ def descend(
         for number, reach in enumerate(ROUNDS)
         for rate in _rates((iterations + 1 - number) // 2)
     ]
-    done = _restored(kept, images, optimizer, generator)
+    done = _restored(kept, optimizer, generator)
     steps = progress(plan[done:], len(plan), "making images", done=done, note=lambda: str(loss))
     for number, (reach, rate) in enumerate(steps, start=done + 1):
         for group in optimizer.param_groups:
@@ -216,30 +217,17 @@ def descend(
         if bounds is not None:
             images.clamp_(*bounds)
         if kept and (number % SAVE_EVERY == 0 or number == len(plan)):
-            _save(kept, number, images, optimizer, generator)
+            kept.state.save(kept.name, kept_of(optimizer, generator), {"done": number})
     return images.cpu()
 
 
-def _save(
-    kept: Kept, done: int, images: Tensor, optimizer: torch.optim.Adam, generator: torch.Generator
-) -> None:
-    moments = optimizer.state[images]
-    tensors = {"images": images, "draws": generator.get_state(), **moments}
-    kept.state.save(kept.name, tensors, {"done": done})
-
-
-def _restored(
-    kept: Kept | None, images: Tensor, optimizer: torch.optim.Adam, generator: torch.Generator
-) -> int:
+def _restored(kept: Kept | None, optimizer: torch.optim.Adam, generator: torch.Generator) -> int:
     """Put back what was saved, and say after how many steps."""
     found = kept.state.load(kept.name) if kept else None
     if found is None:
         return 0
     tensors, facts = found
-    images.copy_(tensors.pop("images"))
-    generator.set_state(tensors.pop("draws"))
-    # As Adam has it: the number of steps stays on the CPU.
-    optimizer.state[images] = {k: v if k == "step" else v.to(images.device) for k, v in tensors.items()}
+    put_back(tensors, optimizer, generator)
     return int(facts["done"])
 
 

@@ -120,22 +120,19 @@ def _at_rest(losses: Sequence[float], patience: int | None) -> bool:
     return now > (1 - GAIN) * before
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def _parameters(optimizer: torch.optim.Adam) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _save(
-    optimizer: torch.optim.Optimizer, losses: Sequence[float], draws: Draws, extra: Mapping[str, Tensor]
+    optimizer: torch.optim.Adam, losses: Sequence[float], draws: Draws, extra: Mapping[str, Tensor]
 ) -> None:
     assert draws.state is not None
-    tensors = {"generator": draws.generator.get_state()} | {f"extra.{k}": v for k, v in extra.items()}
-    for i, parameter in enumerate(_parameters(optimizer)):
-        tensors[f"{i}"] = parameter
-        tensors |= {f"{i}.{key}": optimizer.state[parameter][key] for key in KEPT}
+    tensors = kept_of(optimizer, draws.generator) | {f"extra.{k}": v for k, v in extra.items()}
     draws.state.save(draws.name, tensors, {"losses": list(losses)})
 
 
-def _resume(optimizer: torch.optim.Optimizer, draws: Draws, extra: Mapping[str, Tensor]) -> list[float]:
+def _resume(optimizer: torch.optim.Adam, draws: Draws, extra: Mapping[str, Tensor]) -> list[float]:
     """Put a saved state in force, and give the losses up to it."""
     found: tuple[dict[str, Tensor], dict[str, Any]] | None = (
         draws.state.load(draws.name) if draws.state is not None else None
@@ -143,13 +140,28 @@ def _resume(optimizer: torch.optim.Optimizer, draws: Draws, extra: Mapping[str, 
     if found is None:
         return []
     tensors, facts = found
-    draws.generator.set_state(tensors["generator"])
+    put_back(tensors, optimizer, draws.generator)
+    for key, value in extra.items():
+        value.copy_(tensors[f"extra.{key}"])
+    return list(facts["losses"])
+
+
+def kept_of(optimizer: torch.optim.Adam, generator: torch.Generator) -> dict[str, Tensor]:
+    """Parameters, Adam's state of each, and the generator's, by name."""
+    tensors = {"generator": generator.get_state()}
+    for i, parameter in enumerate(_parameters(optimizer)):
+        tensors[f"{i}"] = parameter
+        tensors |= {f"{i}.{key}": optimizer.state[parameter][key] for key in KEPT}
+    return tensors
+
+
+def put_back(tensors: Mapping[str, Tensor], optimizer: torch.optim.Adam, generator: torch.Generator) -> None:
+    """Put what `kept_of` gave in force; as Adam has it, the number of steps stays on the CPU."""
+    generator.set_state(tensors["generator"])
     with torch.no_grad():
         for i, parameter in enumerate(_parameters(optimizer)):
             parameter.copy_(tensors[f"{i}"])
-            device = parameter.device
             kept = {key: tensors[f"{i}.{key}"] for key in KEPT}
-            optimizer.state[parameter] = {k: v if k == "step" else v.to(device) for k, v in kept.items()}
-        for key, value in extra.items():
-            value.copy_(tensors[f"extra.{key}"])
-    return list(facts["losses"])
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in kept.items()
+            }

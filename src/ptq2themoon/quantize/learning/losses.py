@@ -224,14 +224,13 @@ class LocalAndTotal:
     def __init__(self, unit: Unit, local: float, *, total: bool) -> None:
         self._unit, self._local, self._total = unit, local, total and bool(unit.rest)
         self._first = torch.zeros(2)
+        self._features = _features(unit) if self._total else torch.zeros(0)
 
     def __call__(self, iteration: int, found: dict[str, Tensor], index: Tensor) -> Tensor:
         off = self._unit.off(found, index).values()
         parts = [torch.stack([each.square().mean() for each in off]).sum()]
         if self._total:
-            with torch.no_grad():
-                others = {name: found[name] for name in self._unit.others}
-                wanted = self._unit.to_feature(others | self._unit.wanted(index), index)
+            wanted = self._features[index].to(parts[0].device)
             parts.append((self._unit.to_feature(found, index) - wanted).square().mean())
         if not bool(self._first.any()):
             self._first[: len(parts)] = torch.stack(parts).detach().cpu().clamp(min=TINY)
@@ -241,3 +240,9 @@ class LocalAndTotal:
     def extra(self) -> dict[str, Tensor]:
         """The first batch's errors."""
         return {"first": self._first}
+
+
+def _features(unit: Unit) -> Tensor:
+    """What the classifier reads of each image in floating point, on the CPU."""
+    with torch.no_grad():
+        return torch.cat([unit.to_feature(_exact(unit, i), i).cpu() for i in unit.chunks()])

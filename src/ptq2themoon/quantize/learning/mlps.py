@@ -16,6 +16,7 @@ from ptq2themoon.graph.forms.linear import Linear, linear_layers
 from ptq2themoon.quantize.learning.loop import Draws, Group, train
 from ptq2themoon.quantize.learning.state import State
 from ptq2themoon.quantize.model import QuantizedModel
+from ptq2themoon.quantize.observers.percentile import largest
 from ptq2themoon.quantize.program import Hook
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.vocabulary.training_settings import TrainingSettings
@@ -161,10 +162,9 @@ def _trained(
 
 
 def _quantile(values: Tensor, percent: float) -> float:
-    """By sorting: torch.quantile takes 16 million values at most."""
-    if not len(values):
-        return 0.0
-    return float(values.sort().values[min(len(values) - 1, int(len(values) * percent / 100))])
+    """An order statistic: torch.quantile takes 16 million values at most."""
+    n = len(values)
+    return float(largest(values, n - min(n - 1, int(n * percent / 100)))) if n else 0.0
 
 
 def _tensor(value: np.ndarray | None) -> Tensor:

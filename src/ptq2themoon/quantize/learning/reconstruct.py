@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from ptq2themoon.quantize.learning.units import Unit, train_units
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.program import Input, Step
 from ptq2themoon.quantize.quantizers import Quantizer, Uniform
-from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.vocabulary.training_settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from ptq2themoon.quantize.tools import Tools
 
 LEAST = 1e-8  # of a learned scale
 
@@ -66,22 +68,6 @@ class Learning:
         return self.beta[1] + (self.beta[0] - self.beta[1]) * max(0.0, 1 - share)
 
 
-class Calibration(Protocol):
-    """Of `Tools`, what training asks for."""
-
-    seed: int
-    state: State | None
-
-    def floating(self, model: QuantizedModel) -> SimulatedModel:
-        """The rewritten graph in floating point."""
-
-    def simulation(self, model: QuantizedModel) -> SimulatedModel:
-        """The edited graph with its quantizers."""
-
-    def images(self, count: int | None) -> Tensor:
-        """The first calibration images, [N, C, H, W]."""
-
-
 @dataclass
 class Found:
     """What was learned of all units."""
@@ -92,7 +78,7 @@ class Found:
 
 
 def reconstruct(
-    model: QuantizedModel, tools: Calibration, learning: Learning, *, by_layer: bool = False
+    model: QuantizedModel, tools: Tools, learning: Learning, *, by_layer: bool = False
 ) -> dict[str, list[float]]:
     """Learn, unit by unit in graph order, and put what is learned in force.
 

@@ -60,7 +60,7 @@ class Unit:
 
     def chunks(self) -> Iterator[slice]:
         """All images, some at a time."""
-        return (slice(start, start + CHUNK) for start in range(0, self.images, CHUNK))
+        return _chunks(self.images)
 
     def wanted(self, index: Tensor | slice) -> dict[str, Tensor]:
         """What the outputs are in floating point, [images * indices of each, ...]."""
@@ -143,11 +143,11 @@ def train_units(
     for number, (segment, other) in enumerate(zip(found, exact, strict=True)):
         rest = exact[number + 1 :]
         outputs = [name for name in segment.program.wanted if name in per_image]
-        _advance(before[0], other, len(images), floating.device)
+        _advance(before[0], other)
         if has_weights(segment):
             name = _name(segment, number, len(found))
             learn(Unit(name, segment, outputs, *before, other, rest, logits, head, memory))
-        _advance(before[1], segment, len(images), floating.device)
+        _advance(before[1], segment)
         for store in before:
             store.keep({name for later in rest for name in later.program.read})
 
@@ -158,11 +158,15 @@ def has_weights(segment: Segment) -> bool:
     return any(item.parameter and item.quantizer is not None for item in items)
 
 
-def _advance(store: Store, segment: Segment, images: int, device: str) -> None:
+def _advance(store: Store, segment: Segment) -> None:
+    program = segment.program
     with torch.no_grad():
-        for start in range(0, images, CHUNK):
-            index = slice(start, start + CHUNK)
-            store.put(start, segment(store.get(segment.program.read, index, device)))
+        for index in _chunks(store.images):
+            store.put(index.start, segment(store.get(program.read, index, program.device)))
+
+
+def _chunks(images: int) -> Iterator[slice]:
+    return (slice(start, start + CHUNK) for start in range(0, images, CHUNK))
 
 
 def _name(segment: Segment, number: int, count: int) -> str:
@@ -170,13 +174,9 @@ def _name(segment: Segment, number: int, count: int) -> str:
         return segment.layer
     if segment.block is not None:
         return f"block {segment.block}"
-    return (
-        "before the blocks"
-        if number == 0
-        else "after the blocks"
-        if number == count - 1
-        else "between blocks"
-    )
+    if number == 0:
+        return "before the blocks"
+    return "after the blocks" if number == count - 1 else "between blocks"
 
 
 def _with_images_first(exact: Iterable[Segment], name: str, images: Tensor) -> dict[str, int]:

@@ -37,24 +37,18 @@ class Prepared:
 def prepared(
     reference: onnx.ModelProto,
     operators: Sequence[Operator],
-    recipe: Recipe,
-    bits: tuple[int, int],
-    batches: Iterable[Tensor],
-    device: str,
-    seed: int = 0,
-    state: State | None = None,
-    info: ModelInfo | None = None,
+    tools: Tools,
     methods: Sequence[Method] | None = None,
 ) -> Prepared:
     """As `quantize`, up to calibration.
 
     Args:
+        tools: of this calibration; methods change them.
         methods: of the recipe, made before: what one of them keeps it need not make again at other bits.
     """
-    model = QuantizedModel(reference, list(operators))
-    tools = Tools(recipe, bits, batches, seed, device, state, info)
-    called = all_made(recipe.methods) if methods is None else list(methods)
-    for call, method in zip(recipe.methods, called, strict=True):
+    model, calls = QuantizedModel(reference, list(operators)), tools.recipe.methods
+    called = all_made(calls) if methods is None else list(methods)
+    for call, method in zip(calls, called, strict=True):
         known = dict(model.fixed)
         method.before(model, tools)
         tools.prepared.append(call.name)
@@ -100,4 +94,5 @@ def quantize(
     Raises:
         UserError: a rule that selects nothing, values that cannot be quantized, or what a method refuses.
     """
-    return calibrated(prepared(reference, operators, recipe, bits, batches, device, seed, state, info))
+    tools = Tools(recipe, bits, batches, seed, device, state, info)
+    return calibrated(prepared(reference, operators, tools))

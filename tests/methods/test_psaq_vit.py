@@ -26,6 +26,7 @@ from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.patch_entropy import differential_entropy, patch_similarity, total_variation
 from ptq2themoon.quantize.simulation import SimulatedModel
 from ptq2themoon.quantize.synthesis import Loss, Weights, attended, descend, pixel_range
+from ptq2themoon.quantize.tools import Tools
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.model_info import ModelInfo
 from ptq2themoon.vocabulary.recipes import Recipe
@@ -55,7 +56,8 @@ def info_of(case: Case, classes: int | None = 5) -> ModelInfo:
 
 
 def images_of(case: Case, asked: Recipe, seed: int = 0, info: ModelInfo | None = None) -> Tensor:
-    ready = prepared(case.reference, case.operators, asked, BITS, Unread(), "cpu", seed, info=info)
+    tools = Tools(asked, BITS, Unread(), seed, "cpu", info=info)
+    ready = prepared(case.reference, case.operators, tools)
     return torch.cat(list(ready.tools.batches))
 
 
@@ -284,7 +286,8 @@ def test_one_method_makes_its_images_once_for_all_bits(vit: Case, monkeypatch: p
     methods = [made(call) for call in asked.methods]
     found = []
     for bits in ((8, 8), (4, 4)):
-        ready = prepared(vit.reference, vit.operators, asked, bits, Unread(), "cpu", methods=methods)
+        tools = Tools(asked, bits, Unread(), 0, "cpu")
+        ready = prepared(vit.reference, vit.operators, tools, methods)
         found.append(calibrated(ready))
     assert len(calls) == 1
     alone = quantize(vit.reference, vit.operators, asked, (4, 4), Unread(), "cpu")
@@ -299,8 +302,11 @@ def test_a_killed_run_goes_on_to_the_same_images(
     """Killed after `at` of seven steps, with a file after every second."""
     monkeypatch.setattr(synthesis, "SAVE_EVERY", 2)
     whole, state = images_of(vit, psaq(iterations=7)), State(tmp_path / "training", "key")
-    given = vit.reference, vit.operators, psaq(iterations=7), BITS, Unread(), "cpu", 0, state
     plain, steps = Loss.__call__, []
+
+    def made_images() -> Tensor:
+        tools = Tools(psaq(iterations=7), BITS, Unread(), 0, "cpu", state)
+        return torch.cat(list(prepared(vit.reference, vit.operators, tools).tools.batches))
 
     def counted(self: Loss, images: Tensor) -> tuple[float, Tensor]:
         steps.append(len(steps))
@@ -310,10 +316,10 @@ def test_a_killed_run_goes_on_to_the_same_images(
 
     monkeypatch.setattr(Loss, "__call__", counted)
     with pytest.raises(KeyboardInterrupt):
-        prepared(*given)
-    again = prepared(*given)
+        made_images()
+    again = made_images()
     assert len(steps) == at + 1 + rest
-    assert torch.equal(torch.cat(list(again.tools.batches)), whole)
+    assert torch.equal(again, whole)
 
 
 def test_features_have_no_class_and_are_calibrated_all_the_same() -> None:

@@ -17,6 +17,7 @@ from ptq2themoon.methods import all_made
 from ptq2themoon.pipeline import Prepared, calibrated, prepared
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
 from ptq2themoon.quantize.synthesis import attended, mean_entropy, pixel_range
+from ptq2themoon.quantize.tools import Tools
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.study.ablation_runs import Bench
 from ptq2themoon.tables.source_means import COLUMNS, MEASURED
@@ -34,16 +35,9 @@ def main(job: DataFreeRun) -> None:
         fused, methods = bench.subject.fused, all_made(recipe.methods)
         measured = []
         for bits in job.bits:
-            given = (
-                fused.graph,
-                fused.operators,
-                recipe,
-                parse_bits(bits),
-                bench.calibration,
-                device,
-                job.seed,
-            )
-            ready = prepared(*given, info=fused.info, methods=methods)
+            parsed = parse_bits(bits)
+            tools = Tools(recipe, parsed, bench.calibration, job.seed, device, info=fused.info)
+            ready = prepared(fused.graph, fused.operators, tools, methods)
             measured.append(metrics(bench, ready, device))
         images = torch.cat([batch.cpu() for batch in ready.tools.batches])
         entropy = patch_entropy(bench, images)

@@ -22,8 +22,9 @@ def main(job: Calibrate) -> None:
         fused = FusedModel.open(job.model)
         batches = calibration_batches(job.images, Preprocessing.of(fused.info), fused.at_once(job.batch_size))
         state = State(job.out.with_name("training"), stage.key)
-        given = fused.graph, fused.operators, recipe, bits, batches, device, job.seed, state, fused.info
-        model = quantize(*given)
+        model = quantize(
+            fused.graph, fused.operators, recipe, bits, batches, device, job.seed, state, fused.info
+        )
         header = Header(
             recipe=recipe.name,
             bits=job.bits,

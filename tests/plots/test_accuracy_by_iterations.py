@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from ptq2themoon.plots.accuracy_by_iterations import COLUMNS, accuracy_by_iterations
+from ptq2themoon.plots.accuracy_by_iterations import accuracy_by_iterations
+from ptq2themoon.vocabulary.learning_curve_layout import CURVE_COLUMNS
 
 
 def curves(top1: bool = True, seeds: tuple[int, ...] = (0, 1)) -> pd.DataFrame:
@@ -26,7 +27,7 @@ def curves(top1: bool = True, seeds: tuple[int, ...] = (0, 1)) -> pd.DataFrame:
         for seed in seeds
         for n in (0, 10, 30)
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(CURVE_COLUMNS))
 
 
 def test_each_recipe_is_a_line_of_means_over_seeds() -> None:

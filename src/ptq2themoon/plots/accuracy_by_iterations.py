@@ -8,8 +8,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ptq2themoon.plots.style import GREY, series, styled
 
-COLUMNS = ("recipe", "bits", "calibration_images", "seed", "iterations", "images", "fp32_top1", "top1",
-           "agreement", "logits_sqnr_db")  # fmt: skip
 PANELS = {"top1": "top-1 (%)", "agreement": "agreement with FP32 (%)", "logits_sqnr_db": "output SQNR (dB)"}
 
 

@@ -7,6 +7,10 @@ from typing import Any
 from ptq2themoon.vocabulary.layout import SMALL, Run, fill
 
 CURVE = f"{SMALL}/learning_curve/{{recipe}}-n{{images}}-s{{seed}}.csv"
+CURVE_COLUMNS = (
+    "recipe", "bits", "calibration_images", "seed", "iterations", "images", "fp32_top1", "top1",
+    "agreement", "logits_sqnr_db",
+)  # fmt: skip
 CURVE_FIGURE = tuple(f"{SMALL}/learning_curve/accuracy_by_iterations.{kind}" for kind in ("png", "svg"))
 
 

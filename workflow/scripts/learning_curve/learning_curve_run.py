@@ -9,11 +9,11 @@ import pandas as pd
 from ptq2themoon.data import open_source
 from ptq2themoon.device import resolve_device
 from ptq2themoon.methods import method_class
-from ptq2themoon.plots.accuracy_by_iterations import COLUMNS
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.study.ablation_runs import Bench
 from ptq2themoon.vocabulary.bits import parse_bits
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.learning_curve_layout import CURVE_COLUMNS
 from ptq2themoon.vocabulary.recipe_language import MethodCall
 from ptq2themoon.vocabulary.recipes import Recipe, load_recipe
 from ptq2themoon.vocabulary.stages.learning_curve import LearningCurveRun
@@ -41,7 +41,7 @@ def main(job: LearningCurveRun) -> None:
                     "logits_sqnr_db": found.logits_sqnr_db,
                 }
             )
-        table = pd.DataFrame(rows, columns=list(COLUMNS))
+        table = pd.DataFrame(rows, columns=list(CURVE_COLUMNS))
         table.to_csv(stage.temporary(job.out), index=False, float_format="%.8g")
 
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.job import Input, Output, Setting
-from ptq2themoon.vocabulary.recipes import load_recipe
-from ptq2themoon.vocabulary.stages.common import OnDevice, OnModel, RecipeFile
+from ptq2themoon.vocabulary.stages.common import OnDevice, OnModel, RecipeFile, recipe_parameters
 
 
 class Calibrate(OnModel, OnDevice):
@@ -33,5 +32,4 @@ class Calibrate(OnModel, OnDevice):
     """qparams.safetensors."""
 
     def parameters(self) -> dict[str, Any]:
-        recipe = load_recipe(self.recipe)
-        return {"recipe": recipe.name, **recipe.resolved(), **super().parameters()}
+        return {**recipe_parameters(self.recipe), **super().parameters()}

@@ -23,6 +23,12 @@ def recipe_files(path: Path) -> list[Path]:
     return load_recipe(path).sources
 
 
+def recipe_parameters(path: Path) -> dict[str, Any]:
+    """What the sidecar of a stage says of the recipe that it calibrates."""
+    recipe = load_recipe(path)
+    return {"recipe": recipe.name, **recipe.resolved()}
+
+
 def asked_images(section: str, key: str) -> Setting:
     """How many evaluation images a parameter asks for; where it is not stated, no more than there are."""
     return Setting(lambda params, wildcards: images_for(params, wildcards.model, section, key))

@@ -8,8 +8,7 @@ from typing import Annotated, Any, ClassVar
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.data_free_layout import FIGURE, IMAGES, MEASURED, TABLE, data_free_runs
 from ptq2themoon.vocabulary.job import Input, Job, Output, Setting, named
-from ptq2themoon.vocabulary.recipes import load_recipe
-from ptq2themoon.vocabulary.stages.common import Figure, RecipeFile
+from ptq2themoon.vocabulary.stages.common import Figure, RecipeFile, recipe_parameters
 from ptq2themoon.vocabulary.stages.study import OnStudyImages
 
 Sources = Annotated[
@@ -40,8 +39,7 @@ class DataFreeRun(OnStudyImages):
     """safetensors: the images that calibrated, float32 normalised and uint8."""
 
     def parameters(self) -> dict[str, Any]:
-        recipe = load_recipe(self.recipe)
-        return {"recipe": recipe.name, **recipe.resolved(), **super().parameters()}
+        return {**recipe_parameters(self.recipe), **super().parameters()}
 
 
 class DataFreeTable(Job):

@@ -8,8 +8,7 @@ from typing import Annotated, Any, ClassVar
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.job import Input, Output, Setting
 from ptq2themoon.vocabulary.learning_curve_layout import CURVE, CURVE_FIGURE, curves_of
-from ptq2themoon.vocabulary.recipes import load_recipe
-from ptq2themoon.vocabulary.stages.common import Figure, RecipeFile
+from ptq2themoon.vocabulary.stages.common import Figure, RecipeFile, recipe_parameters
 from ptq2themoon.vocabulary.stages.study import OnStudyImages
 
 
@@ -35,8 +34,7 @@ class LearningCurveRun(OnStudyImages):
     """CSV, one row for each number of iterations."""
 
     def parameters(self) -> dict[str, Any]:
-        recipe = load_recipe(self.recipe)
-        return {"recipe": recipe.name, **recipe.resolved(), **super().parameters()}
+        return {**recipe_parameters(self.recipe), **super().parameters()}
 
 
 class PlotAccuracyByIterations(Figure):

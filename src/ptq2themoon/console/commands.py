@@ -174,14 +174,15 @@ def compare(first: str, second: str, csv: Path | None) -> None:
     A and B are folders in which `snakemake` ran, folders of results, or git revisions. Status 0: no
     difference beyond noise; 1: there is one, and it is named.
     """
-    from ptq2themoon.console.comparison.page import all_figures, differing, lines  # loads torch
+    from ptq2themoon.console.comparison.page import COLUMNS, all_figures, differing, lines  # loads torch
     from ptq2themoon.console.comparison.trees import opened
     from ptq2themoon.console.comparison.whole import compared
+    from ptq2themoon.tables.csv_rows import write_csv
 
     with opened(first) as one, opened(second) as other:
         found = compared(one, other)
     if csv:
-        csv.write_text("\n".join([*all_figures(found), ""]), encoding="utf-8")
+        write_csv(csv, COLUMNS, all_figures(found))
     if found.beyond:
         Console().print(differing(found))
     for line in lines(found):

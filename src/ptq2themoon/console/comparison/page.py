@@ -44,12 +44,14 @@ def lines(found: Comparison) -> Iterator[str]:
     yield "the results differ" if found.differs else "no difference beyond noise"
 
 
-def all_figures(found: Comparison) -> Iterator[str]:
-    """Every figure that changed, as comma-separated text for programs."""
-    yield "run,figure,first,second,noise,beyond"
+COLUMNS = ("run", "figure", "first", "second", "noise", "beyond")
+
+
+def all_figures(found: Comparison) -> Iterator[dict[str, str]]:
+    """Every figure that changed, for programs."""
     beyond = set(map(id, found.beyond))
     for figure in found.figures:
         if figure.first != figure.second:
-            text = [figure.where, figure.name, f"{figure.first:.9g}", f"{figure.second:.9g}"]
-            quoted = [f'"{part}"' for part in (*text[:2], figure.judgement.how)]
-            yield ",".join([*quoted[:2], *text[2:], quoted[2], str(id(figure) in beyond).lower()])
+            values = figure.where, figure.name, f"{figure.first:.9g}", f"{figure.second:.9g}"
+            row = *values, figure.judgement.how, str(id(figure) in beyond).lower()
+            yield dict(zip(COLUMNS, row, strict=True))

@@ -7,15 +7,13 @@ from typing import Any
 import pytest
 import torch
 from plain_learning import Rounding, losses, read_by
-from tiny_methods import FLOATING_WEIGHTS, Case, recipe, sqnr
+from tiny_methods import Case, recipe, sqnr
 from tiny_models import tiny_module
 from torch.nn import functional as F
 
 from ptq2themoon.graph.forms.linear import linear_layers
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.quantizers import Uniform
-from ptq2themoon.quantize.simulation import simulated
-from ptq2themoon.vocabulary.errors import UserError
 
 STEPS = 20
 LAYERS = [f"blocks.{i}.{role}" for i in (0, 1) for role in ("qkv", "proj", "fc1", "fc2")] + ["head"]
@@ -82,14 +80,3 @@ def test_trained_long_it_is_nearer_to_floating_point_than_rounding_to_the_neares
     floating = case.floating()
     found = [sqnr(case.logits(case.quantized(one, (3, 8))), floating) for one in (base, learned)]
     assert found[1] > found[0] + 2
-
-
-def test_without_iterations_it_is_its_base_to_the_bit(case: Case) -> None:
-    found, base = (case.quantized(r, (4, 4)) for r in (adaround(iterations=0), recipe("papers")))
-    assert found.edited == base.edited
-    assert torch.equal(simulated(found, "cpu")(case.images), simulated(base, "cpu")(case.images))
-
-
-def test_a_recipe_without_quantized_weights_is_refused_in_one_line(case: Case) -> None:
-    with pytest.raises(UserError, match=r"^adaround: the recipe quantizes no weight of a linear layer"):
-        case.quantized(recipe("adaround", FLOATING_WEIGHTS))

@@ -7,14 +7,12 @@ from typing import Any
 import pytest
 import torch
 from plain_learning import PlainBlock, losses, read_by
-from tiny_methods import FLOATING_WEIGHTS, Case, recipe
+from tiny_methods import Case, recipe
 from tiny_models import tiny_module
 from torch import Tensor
 
 from ptq2themoon.quantize.learning import losses as block_losses
 from ptq2themoon.quantize.learning.units import Unit
-from ptq2themoon.quantize.simulation import simulated
-from ptq2themoon.vocabulary.errors import UserError
 
 STEPS = 20
 
@@ -100,14 +98,3 @@ def test_gradients_of_the_loss_are_no_rounding(case: Case, monkeypatch: pytest.M
     assert list(sizes) == ["before the blocks", "block 0", "block 1", "after the blocks"]
     for name, (real, itself) in sizes.items():
         assert real > 1e3 * itself, name
-
-
-def test_without_iterations_it_is_its_base_to_the_bit(case: Case) -> None:
-    found, base = (case.quantized(r, (4, 4)) for r in (brecq(iterations=0), recipe("papers")))
-    assert found.edited == base.edited
-    assert torch.equal(simulated(found, "cpu")(case.images), simulated(base, "cpu")(case.images))
-
-
-def test_a_recipe_without_quantized_weights_is_refused_in_one_line(case: Case) -> None:
-    with pytest.raises(UserError, match=r"^brecq: the recipe quantizes no weight of a linear layer"):
-        case.quantized(recipe("brecq", FLOATING_WEIGHTS))

@@ -7,12 +7,9 @@ from typing import Any
 import pytest
 import torch
 from plain_learning import PlainBlock, losses, read_by
-from tiny_methods import FLOATING_WEIGHTS, Case, recipe, sqnr
+from tiny_methods import Case, recipe, sqnr
 from tiny_models import tiny_module
 from torch import Tensor
-
-from ptq2themoon.quantize.simulation import simulated
-from ptq2themoon.vocabulary.errors import UserError
 
 STEPS = 20
 
@@ -72,14 +69,3 @@ def test_each_loss_brings_a_block_nearer_to_floating_point(
     # `fima` is over what it was when it last looked, so its own figures do not compare.
     if loss != "fima":
         assert sum(seen["block 0"][-12:]) < sum(seen["block 0"][:12])
-
-
-def test_without_iterations_it_is_its_base_to_the_bit(case: Case) -> None:
-    found, base = (case.quantized(r, (4, 4)) for r in (qdrop(iterations=0), recipe("papers")))
-    assert found.edited == base.edited
-    assert torch.equal(simulated(found, "cpu")(case.images), simulated(base, "cpu")(case.images))
-
-
-def test_a_recipe_without_quantized_weights_is_refused_in_one_line(case: Case) -> None:
-    with pytest.raises(UserError, match=r"^qdrop: the recipe quantizes no weight of a linear layer"):
-        case.quantized(recipe("qdrop", FLOATING_WEIGHTS))

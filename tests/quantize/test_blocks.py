@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from slopes import slope
 from tiny_methods import Case, recipe
 from tiny_models import TINY, tiny_module
 from torch import Tensor, nn
@@ -350,17 +351,6 @@ def test_gradients_are_those_of_plain_torch_modules(papers: Trained) -> None:
     assert papers.scales.keys() == plain.scales.keys()
     for slot, scale in papers.scales.items():
         close(scale.grad, plain.scales[slot].grad, slot)
-
-
-def slope(loss: Callable[[], Tensor], value: Tensor, index: int, step: float) -> float:
-    """Of the loss along one element of `value`, by central differences."""
-    flat = value.detach().view(-1)
-    kept, found = flat[index].item(), []
-    for sign in (1, -1):
-        flat[index] = kept + sign * step
-        found.append(loss().item())
-    flat[index] = kept
-    return (found[0] - found[1]) / (2 * step)
 
 
 def test_without_quantizers_gradients_are_finite_differences() -> None:

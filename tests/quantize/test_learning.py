@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from slopes import slope
 from tiny_methods import Case, recipe
 from tiny_models import tiny_module
 from torch import Tensor
@@ -40,16 +40,6 @@ def case() -> Case:
 
 def four_bits(scale: float = 0.25) -> Uniform:
     return Uniform(torch.tensor(scale), torch.tensor(0.0), 4, -8, 7, None)
-
-
-def slope(function: Callable[[], Tensor], value: Tensor, index: int, step: float = 1e-6) -> float:
-    flat = value.detach().view(-1)
-    kept, found = flat[index].item(), []
-    for sign in (1, -1):
-        flat[index] = kept + sign * step
-        found.append(function().item())
-    flat[index] = kept
-    return (found[0] - found[1]) / (2 * step)
 
 
 # What learns ------------------------------------------------------------------------------------------
@@ -86,7 +76,9 @@ def test_gradients_of_soft_rounding_are_finite_differences() -> None:
     loss().backward()
     assert soft.v.grad is not None
     for index in range(11):
-        assert soft.v.grad[index].item() == pytest.approx(slope(loss, soft.v, index), rel=1e-4, abs=1e-6)
+        assert soft.v.grad[index].item() == pytest.approx(
+            slope(loss, soft.v, index, 1e-6), rel=1e-4, abs=1e-6
+        )
 
 
 def test_a_dropped_value_passes_its_gradient_and_gives_the_scale_none() -> None:

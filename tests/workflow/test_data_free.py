@@ -7,31 +7,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import tiny_run
 import yaml
-from clones import ROOT, clone, run
+from clones import run
 from PIL import Image
-from tiny_stages import write_weights
+from tiny_run import snakemake, tiny_clone
 
 pytestmark = pytest.mark.slow
 
 SOURCES = {"real": "papers", "made from the model": "quick", "noise": "psaq_vit_noise"}
 PARAMS: dict[str, Any] = {
-    "models": {"tiny": {"source": "local-dir:weights", "dataset": "few"}},
-    "datasets": {
-        "few": {
-            "kind": "arrays",
-            "calibration": "resources/demo/calibration.safetensors",
-            "evaluation": "resources/demo/evaluation.safetensors",
-        }
-    },
-    "recipes": ["papers"],
-    "bits": ["w8a8"],
-    "calibration": {"images": 6, "batch_size": 4, "seeds": [0]},
-    "evaluation": {"images": 40, "batch_size": 16},
-    "errors": {"images": 4, "logits_images": 2},
-    "attention": {"images": 1},
-    "deploy": {"modes": []},
-    "plots": {"dpi": 60},
+    **tiny_run.PARAMS,
     "data_free": {
         "sources": SOURCES, "bits": ["w8a8", "w4a4"], "seeds": [0, 1], "calibration_images": 5, "images": 30,
         "shown": 4,
@@ -44,17 +30,11 @@ HERE = "results/tiny/data_free/data_free"
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone after one whole run."""
-    folder = clone(tmp_path_factory.mktemp("clone"))
-    write_weights(folder / "weights")
-    (folder / "resources").symlink_to(ROOT / "resources")
+    folder = tiny_clone(tmp_path_factory.mktemp("clone"))
     (folder / "recipes/quick.yaml").write_text(yaml.safe_dump(QUICK))
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
     snakemake(folder, "all", "data_free")
     return folder
-
-
-def snakemake(folder: Path, *options: str) -> str:
-    return run(folder, "snakemake", "--cores", "2", *options)
 
 
 def test_every_source_has_a_row_at_all_bits(tree: Path) -> None:

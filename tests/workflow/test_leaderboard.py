@@ -10,9 +10,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import tiny_run
 import yaml
 from clones import ROOT, clone, run
 from PIL import Image
+from tiny_run import snakemake, tiny_clone
 from tiny_stages import write_weights
 
 pytestmark = pytest.mark.slow
@@ -22,22 +24,7 @@ BOARD: dict[str, Any] = {
     "calibration_images": 4, "images": 30,
 }  # fmt: skip
 PARAMS: dict[str, Any] = {
-    "models": {"tiny": {"source": "local-dir:weights", "dataset": "few"}},
-    "datasets": {
-        "few": {
-            "kind": "arrays",
-            "calibration": "resources/demo/calibration.safetensors",
-            "evaluation": "resources/demo/evaluation.safetensors",
-        }
-    },
-    "recipes": ["papers"],
-    "bits": ["w8a8"],
-    "calibration": {"images": 6, "batch_size": 4, "seeds": [0]},
-    "evaluation": {"images": 40, "batch_size": 16},
-    "errors": {"images": 4, "logits_images": 2},
-    "attention": {"images": 1},
-    "deploy": {"modes": []},
-    "plots": {"dpi": 60},
+    **tiny_run.PARAMS,
     "leaderboard": BOARD,
 }
 ROWS = [f"results/tiny/leaderboard/{r}/{bits}-n4.json" for r in BOARD["recipes"] for bits in BOARD["bits"]]
@@ -47,9 +34,7 @@ TABLE = "results/leaderboard/leaderboard.csv"
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone after one whole run."""
-    folder = clone(tmp_path_factory.mktemp("clone"))
-    write_weights(folder / "weights")
-    (folder / "resources").symlink_to(ROOT / "resources")
+    folder = tiny_clone(tmp_path_factory.mktemp("clone"))
     write_params(folder)
     snakemake(folder, "all", "leaderboard")
     return folder
@@ -58,10 +43,6 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_params(folder: Path, **changes: Any) -> None:
     params = {**PARAMS, "leaderboard": {**BOARD, **changes}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
-
-
-def snakemake(folder: Path, *options: str) -> str:
-    return run(folder, "snakemake", "--cores", "2", *options)
 
 
 def planned(folder: Path, *options: str) -> dict[str, int]:

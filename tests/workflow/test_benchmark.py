@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from ptq2themoon.benchmark.random_models import random_images, random_weights
 from ptq2themoon.vocabulary.errors import UserError
 
-MODELS = 3  # the demo's, and two architectures
+MODELS = 4  # the demo's, the same with outlier channels, and two architectures
 RECIPES = 4  # those of the pipeline, and ship
 
 
@@ -40,9 +40,9 @@ def test_every_model_is_timed_with_all_recipes_and_modes(tree: Path) -> None:
     table = said.rpartition("Job stats:")[2].partition("\n\n")[0]
     planned = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
     assert planned["benchmark_runtimes"] == planned["benchmark_simulation"] == MODELS
-    assert planned["deploy"] == MODELS * RECIPES * 2
-    assert planned["benchmark_weights"] == MODELS - 1
-    assert planned["benchmark_images"] == 1  # of the one with weights of its own
+    assert planned["deploy"] == (MODELS * RECIPES + 2) * 2  # one that learns, for real weights
+    assert planned["benchmark_weights"] == 2
+    assert planned["benchmark_images"] == MODELS - 2  # of those with weights of their own
     assert "evaluate_quantized" not in planned
 
 

@@ -3,6 +3,7 @@ from ptq2themoon.vocabulary.stages.benchmark import (
     BenchmarkPpq,
     BenchmarkRuntimes,
     BenchmarkSimulation,
+    BenchmarkStretch,
     BenchmarkWeights,
 )
 
@@ -24,6 +25,27 @@ rule benchmark_weights:
         **call(BenchmarkWeights),
     message:
         "{wildcards.architecture}: random weights"
+    shell:
+        RUN
+
+
+rule benchmark_stretch:
+    input:
+        **inputs(BenchmarkStretch),
+    output:
+        **outputs(BenchmarkStretch),
+    log:
+        log_of(BenchmarkStretch),
+    benchmark:
+        times_of(BenchmarkStretch)
+    conda:
+        ENVIRONMENT
+    resources:
+        runtime=10,
+    params:
+        **call(BenchmarkStretch),
+    message:
+        "{wildcards.base}: outlier channels"
     shell:
         RUN
 

@@ -10,6 +10,8 @@ from ptq2themoon.vocabulary.modes import MODES
 TABLES = ("latency", "peers", "operators")
 RANDOM = "random-{architecture}"  # the name of a model that only the benchmark has
 WEIGHTS = layout.HEAVY.format(model=RANDOM) + "/weights.safetensors"
+STRETCHED = "stretched-{base}"  # one of `models` with outlier channels
+STRETCHED_WEIGHTS = layout.HEAVY.format(model=STRETCHED) + "/weights.safetensors"
 RANDOM_IMAGES = layout.HEAVY.format(model=RANDOM) + "/images.safetensors"
 
 
@@ -25,7 +27,7 @@ def of_all_models(name: str) -> str:
 
 def benchmarked(params: Any) -> list[str]:
     """Every model that is timed."""
-    return [*params.models, *params.benchmark.random]
+    return [*params.models, *params.stretched, *params.benchmark.random]
 
 
 def timed_run(params: Any, model: str, recipe: str) -> layout.Run:
@@ -37,7 +39,8 @@ def timed_run(params: Any, model: str, recipe: str) -> layout.Run:
 
 def deployed(params: Any, model: str) -> dict[str, str]:
     """int8.onnx by recipe/mode."""
-    recipes = dict.fromkeys([*params.recipes, *params.benchmark.recipes])
+    learned = [] if model in params.benchmark.random else params.benchmark.learned
+    recipes = dict.fromkeys([*params.recipes, *params.benchmark.recipes, *learned])
     runs = (timed_run(params, model, recipe) for recipe in recipes)
     return {
         f"{run.recipe}/{mode}": layout.fill(layout.INT8, run.as_mode(mode)) for run in runs for mode in MODES

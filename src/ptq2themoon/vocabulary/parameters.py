@@ -9,16 +9,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from ptq2themoon.vocabulary.benchmark_layout import RANDOM, RANDOM_IMAGES, WEIGHTS
+from ptq2themoon.vocabulary.benchmark_layout import RANDOM_IMAGES, STRETCHED, STRETCHED_WEIGHTS
+from ptq2themoon.vocabulary.benchmark_parameters import Benchmark
 from ptq2themoon.vocabulary.bits import Bits, parse_bits
 from ptq2themoon.vocabulary.data_free_parameters import DataFree
 from ptq2themoon.vocabulary.errors import nearest
 from ptq2themoon.vocabulary.leaderboard_parameters import Leaderboard
 from ptq2themoon.vocabulary.learning_curve_parameters import LearningCurve
 from ptq2themoon.vocabulary.model_parameters import Dataset, Model
-from ptq2themoon.vocabulary.model_source import (
-    source_problem,
-)
+from ptq2themoon.vocabulary.model_source import ONNX, source_problem
 from ptq2themoon.vocabulary.modes import MODES, Mode
 from ptq2themoon.vocabulary.parameter_files import file_problems
 from ptq2themoon.vocabulary.recipes import load_recipe
@@ -98,39 +97,6 @@ class Deployment(Strict):
     """`faithful`: all that the recipe quantizes; `fast`: only what integer kernels make faster; []: none."""
 
 
-class Benchmark(Strict):
-    """`snakemake benchmark`: speed, size and accuracy beside those of other tools, on this machine."""
-
-    architectures: Annotated[list[str], *UNIQUE] = ["deit_tiny_patch16_224", "vit_small_patch16_224"]
-    """timm models with random weights, to be timed besides `models`."""
-    recipes: Annotated[list[Name], *UNIQUE] = ["ship"]
-    """Files of recipes/, without `.yaml`, to be timed besides those of `recipes`."""
-    images: Positive = 32
-    """Calibration images of the architectures."""
-    evaluation_images: Positive = 2000
-    """At most so many of the evaluation images, for each model of each tool."""
-    batches: Annotated[list[Positive], *SOME] = [1, 8]
-    """Images at once."""
-    rounds: Positive = 21
-    """How often each model runs, by turns with all the others."""
-    simulation_rounds: Positive = 3
-    """The same for the simulation and the calibration, which take longer."""
-    threads: Positive = 2
-    """Of each runtime."""
-
-    @property
-    def random(self) -> dict[str, Model]:
-        """The architectures as models, by the name of their folder."""
-        return {
-            RANDOM.format(architecture=name): Model(
-                source=name,
-                dataset=RANDOM.format(architecture=name),
-                checkpoint=WEIGHTS.format(architecture=name),
-            )
-            for name in self.architectures
-        }
-
-
 COLORMAP = re.compile(r"[A-Za-z0-9_]+")
 
 
@@ -176,9 +142,20 @@ class Params(Strict):
     """`auto`: a GPU when torch sees one."""
 
     @property
+    def stretched(self) -> dict[str, Model]:
+        """Models of the benchmark: the functions of those above, with outlier channels."""
+        timm = [name for name, model in self.models.items() if not model.source.startswith(ONNX)]
+        return {
+            STRETCHED.format(base=name): self.models[name].model_copy(
+                update={"checkpoint": STRETCHED_WEIGHTS.format(base=name)}
+            )
+            for name in (timm if self.benchmark.stretched else [])
+        }
+
+    @property
     def every_model(self) -> dict[str, Model]:
         """The models, and those that only the benchmark has."""
-        return {**self.models, **self.benchmark.random}
+        return {**self.models, **self.stretched, **self.benchmark.random}
 
     @property
     def every_dataset(self) -> dict[str, Dataset]:
@@ -234,39 +211,42 @@ class Params(Strict):
         yield from self._benchmark_problems()
         yield from self._too_many_images()
         yield from _unknown_recipes(("recipes",), self.recipes, recipes_dir)
-        if "benchmark" in self.model_fields_set:
-            yield from _unknown_recipes(("benchmark", "recipes"), self.benchmark.recipes, recipes_dir)
-        if "study" in self.model_fields_set:
-            yield from _unknown_recipes(("study", "recipes"), self.study.recipes, recipes_dir)
+        lists = {
+            "benchmark": ("recipes", "learned"), "study": ("recipes",), "leaderboard": ("recipes",),
+            "learning_curve": ("recipes",),
+        }  # fmt: skip
+        for section, keys in lists.items():
+            for key in keys if section in self.model_fields_set else ():
+                yield from _unknown_recipes((section, key), getattr(getattr(self, section), key), recipes_dir)
         if "leaderboard" in self.model_fields_set:
-            yield from _unknown_recipes(("leaderboard", "recipes"), self.leaderboard.recipes, recipes_dir)
-            keys: list[tuple[Key, str]] = [
-                (("bases", i), name) for i, name in enumerate(self.leaderboard.bases)
-            ]
-            for key, name in [*keys, *((("bits_of", name), name) for name in self.leaderboard.bits_of)]:
-                if name not in self.leaderboard.recipes:
-                    hint = nearest(name, self.leaderboard.recipes)
-                    yield ("leaderboard", *key), f"{name!r} is no row of the leaderboard; {hint}"
-
-        if "learning_curve" in self.model_fields_set:
-            recipes = self.learning_curve.recipes
-            yield from _unknown_recipes(("learning_curve", "recipes"), recipes, recipes_dir)
+            yield from self._leaderboard_problems()
         if "data_free" in self.model_fields_set:
-            for name, recipe in self.data_free.sources.items():
-                if "=" in name or not name:
-                    yield ("data_free", "sources", name), "must be a name without ="
-                key = ("data_free", "sources", name)
-                yield from ((key, what) for _, what in _unknown_recipes(key, [recipe], recipes_dir))
+            yield from self._data_free_problems(recipes_dir)
+
+    def _leaderboard_problems(self) -> Iterator[tuple[Key, str]]:
+        """Recipes that are named beside `recipes`, and are none of them."""
+        board = self.leaderboard
+        keys: list[tuple[Key, str]] = [(("bases", i), name) for i, name in enumerate(board.bases)]
+        for key, name in [*keys, *((("bits_of", name), name) for name in board.bits_of)]:
+            if name not in board.recipes:
+                hint = nearest(name, board.recipes)
+                yield ("leaderboard", *key), f"{name!r} is no row of the leaderboard; {hint}"
+
+    def _data_free_problems(self, recipes_dir: Path) -> Iterator[tuple[Key, str]]:
+        """Sources without a name, or whose recipe is not there."""
+        for name, recipe in self.data_free.sources.items():
+            key = ("data_free", "sources", name)
+            if "=" in name or not name:
+                yield key, "must be a name without ="
+            yield from ((key, what) for _, what in _unknown_recipes(key, [recipe], recipes_dir))
 
     def _benchmark_problems(self) -> Iterator[tuple[Key, str]]:
-        """Architectures unknown, or called as one of the models."""
-        for index, name in enumerate(self.benchmark.architectures):
-            model = RANDOM.format(architecture=name)
-            if model in self.models:
-                yield ("models", model), "taken by the benchmark; choose another name"
-            elif self.benchmark.architectures != Benchmark().architectures and (
-                problem := source_problem(name)
-            ):
+        """Architectures unknown, or models called as those of the benchmark."""
+        for name in {*self.stretched, *self.benchmark.random} & set(self.models):
+            yield ("models", name), "taken by the benchmark; choose another name"
+        architectures = self.benchmark.architectures
+        for index, name in enumerate(architectures):
+            if architectures != Benchmark().architectures and (problem := source_problem(name)):
                 yield ("benchmark", "architectures", index), problem
 
     def check_files(self, source: str = "params.yaml") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -9,6 +10,8 @@ from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.benchmark_layout import (
     RANDOM,
     RANDOM_IMAGES,
+    STRETCHED,
+    STRETCHED_WEIGHTS,
     TABLES,
     WEIGHTS,
     benchmarked,
@@ -18,8 +21,10 @@ from ptq2themoon.vocabulary.benchmark_layout import (
     timed_run,
 )
 from ptq2themoon.vocabulary.job import Input, Job, Output, Setting, named
+from ptq2themoon.vocabulary.model_source import Source
 from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.stages.common import EvaluationSource, OnDataset, OnModel, recipe_files
+from ptq2themoon.vocabulary.stages.origin import timm_arguments
 
 ModelName = Annotated[str, Setting("{model}", recorded=False)]
 Rounds = Annotated[int, Setting("benchmark.rounds")]
@@ -52,6 +57,40 @@ class BenchmarkWeights(Job):
     """weights.safetensors."""
     out_images: Annotated[Path, Output(RANDOM_IMAGES)]
     """images.safetensors."""
+
+
+def _of_base(key: str) -> Setting:
+    return Setting(lambda params, wildcards: getattr(params.models[wildcards.base], key))
+
+
+class BenchmarkStretch(Job):
+    """Give a model outlier channels that leave its function as it is."""
+
+    stage: ClassVar[str] = "benchmark_stretch"
+    where: ClassVar[str] = STRETCHED
+
+    source: Annotated[str, _of_base("source")]
+    """A timm name with tag, local-dir:FOLDER or hf-hub:NAME@REVISION."""
+    checkpoint: Annotated[Path | None, _of_base("checkpoint")] = None
+    """Weights in place of the source's own."""
+    arguments: Annotated[
+        str, Setting(lambda params, w: json.dumps(params.models[w.base].arguments), recorded=False)
+    ] = "{}"
+    """JSON, for timm.create_model."""
+    seed: Annotated[int, Setting(lambda *_: 0, recorded=False)] = 0
+    """Decides which channels grow."""
+    out: Annotated[Path, Output(STRETCHED_WEIGHTS)]
+    """weights.safetensors."""
+
+    def where_from(self) -> Source:
+        """The model as it is."""
+        return Source(self.source, self.checkpoint, timm_arguments(self.arguments))
+
+    def unmarked_inputs(self) -> list[Path]:
+        return self.where_from().files()
+
+    def parameters(self) -> dict[str, Any]:
+        return {"source": self.source, "arguments": self.where_from().arguments}
 
 
 class BenchmarkImages(OnDataset):
@@ -105,7 +144,9 @@ class BenchmarkRuntimes(Job):
     """The file that PPQ exports for ONNX Runtime."""
     evaluation: Annotated[
         Path | None,
-        Input(lambda params, w: layout.fill(EVALUATION, w) if w.model in params.models else None),
+        Input(
+            lambda params, w: layout.fill(EVALUATION, w) if w.model not in params.benchmark.random else None
+        ),
     ] = None
     """Images and labels; without, no accuracy."""
     ours: Annotated[

@@ -73,7 +73,7 @@ class Export(Job):
         Raises:
             UserError: options that are no JSON, or that do not go with the source.
         """
-        arguments, preprocessing = _timm_arguments(self.arguments), _preprocessing(self.preprocessing)
+        arguments, preprocessing = timm_arguments(self.arguments), _preprocessing(self.preprocessing)
         if self.source.startswith(ONNX) and (self.checkpoint or arguments):
             raise UserError(
                 f"--source {self.source}: has weights of its own; no --checkpoint, no --arguments"
@@ -173,7 +173,8 @@ def _json_object(text: str, option: str, example: str) -> dict[str, Any]:
     return value
 
 
-def _timm_arguments(text: str) -> dict[str, Any]:
+def timm_arguments(text: str) -> dict[str, Any]:
+    """The option `--arguments`; `UserError` where it is no JSON or would bring in other weights."""
     arguments = _json_object(text, "--arguments", '{"img_size": 384}')
     for key in OTHER_WEIGHTS:
         if key in arguments:

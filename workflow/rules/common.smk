@@ -36,6 +36,7 @@ RECIPES = list(
         [
             *PARAMS.recipes,
             *PARAMS.benchmark.recipes,
+            *PARAMS.benchmark.learned,
             *PARAMS.study.recipes,
             *PARAMS.leaderboard.recipes,
             *PARAMS.data_free.sources.values(),

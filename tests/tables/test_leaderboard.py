@@ -135,6 +135,17 @@ def test_a_base_is_of_the_same_protocol_and_never_judged_against_itself() -> Non
     assert at(only, "finer", "w4a4")["base"] == "papers"
 
 
+def test_every_row_is_judged_against_the_best_beside_it() -> None:
+    found = table()
+    assert pd.isna(at(found, "finer", "w4a4")["best"])
+    for recipe in ("papers", "alike"):
+        seen = at(found, recipe, "w4a4")
+        assert (seen["best"], seen["best_verdict"]) == ("finer", "worse")
+    assert at(found, "vanilla", "w4a4")["best"] == "other"
+    assert at(found, "finer", "w8a8")["best"] == "papers"  # of equal ones the first
+    assert at(found, "finer", "w8a8")["best_verdict"] == "no difference"
+
+
 def test_a_model_without_labels_is_judged_by_agreement() -> None:
     rows = [Entry("m", name, "w8a8", 8, row([None, None])) for name in ("papers", "finer")]
     rows[1].row.draws[0].__dict__["agreeing"] = wrong(9)
@@ -192,6 +203,8 @@ def test_the_best_stands_first_and_what_is_no_difference_is_marked() -> None:
     assert shown["`finer`"]["against `papers`"] == "+37.50"
     assert shown["`alike`"]["against `papers`"].endswith(EQUAL)
     assert shown["`papers`"]["against `papers`"] == NOTHING
+    assert shown["`finer`"]["against the best"] == NOTHING
+    assert shown["`alike`"]["against the best"] == "−37.50"
     assert shown["`papers`"]["Calibration (s)"] == "10.5"
     assert shown["`papers`"]["Memory (MB)"] == "701"
 

@@ -65,8 +65,8 @@ def _rows(group: pd.DataFrame) -> list[str]:
     bases = ordered["base"].dropna().unique()
     base = f"`{bases[0]}`" if len(bases) else "its base"
     header = [
-        "Recipe", "Top-1 (%)", "against FP32", f"against {base}", "Agreement (%)", "Output SQNR (dB)",
-        "Attention cosine", "Calibration (s)", "Memory (MB)", "Runs on",
+        "Recipe", "Top-1 (%)", "against FP32", f"against {base}", "against the best", "Agreement (%)",
+        "Output SQNR (dB)", "Attention cosine", "Calibration (s)", "Memory (MB)", "Runs on",
     ]  # fmt: skip
     body = [
         [
@@ -74,6 +74,7 @@ def _rows(group: pd.DataFrame) -> list[str]:
             _spread(row, "top1", 2),
             _change(row, "fp32"),
             _change(row, "base"),
+            _change(row, "best"),
             _spread(row, "agreement", 2),
             _spread(row, "logits_sqnr_db", 2),
             _spread(row, "attention_cosine", 4),
@@ -83,7 +84,7 @@ def _rows(group: pd.DataFrame) -> list[str]:
         ]
         for row in ordered.to_dict("records")
     ]
-    return aligned_table(header, body, [True, *[False] * 8, True])
+    return aligned_table(header, body, [True, *[False] * 9, True])
 
 
 def _recipe(row: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ KERNELS = [
 ]  # fmt: skip
 COMPARED = [
     "fp32_top1", "fp32_change", "fp32_p", "fp32_verdict", "base", "judged_by", "base_change", "base_p",
-    "base_verdict",
+    "base_verdict", "best", "best_change", "best_p", "best_verdict",
 ]  # fmt: skip
 COLUMNS = [
     *KEYS, "seeds", "images", *(f"{name}{end}" for name in FIGURES for end in ("", "_std")), *COMPARED,
@@ -62,8 +62,10 @@ def leaderboard(entries: Sequence[Entry], kernels: pd.DataFrame, bases: Sequence
         _check(own)
         rows.append(_floating(own[0]))
         for entry in own:
-            base = _base_of(entry, own, bases)
-            rows.append({**_figures(entry), **_against_fp32(entry.row), **_against_base(entry, base)})
+            beside = [other for other in own if _comparable(entry, other)]
+            others = {"base": _base_of(beside, bases), "best": _best_of(beside)}
+            judgements = [_against(name, entry, other) for name, other in others.items()]
+            rows.append({**_figures(entry), **_against_fp32(entry.row), **judgements[0], **judgements[1]})
     table = pd.DataFrame(rows).merge(kernels, how="left", on=["model", "recipe", "bits"], validate="1:1")
     whole = dict.fromkeys(("calibration_images", "seeds", "images"), "Int64")
     return table.reindex(columns=COLUMNS).astype(whole)
@@ -94,17 +96,25 @@ def _check(own: Sequence[Entry]) -> None:
             )
 
 
-def _base_of(entry: Entry, own: Sequence[Entry], bases: Sequence[str]) -> Entry | None:
-    """The first base that stands beside the entry: same protocol, bits and calibration images."""
-    beside = [
-        other
-        for base in bases
-        for other in own
-        if other.recipe == base
-        and other[2:4] == entry[2:4]
-        and protocol_of(other.row) == protocol_of(entry.row)
-    ]
-    return beside[0] if beside and beside[0].recipe != entry.recipe else None
+def _comparable(entry: Entry, other: Entry) -> bool:
+    """Same protocol, bits and calibration images."""
+    return other[2:4] == entry[2:4] and protocol_of(other.row) == protocol_of(entry.row)
+
+
+def _base_of(beside: Sequence[Entry], bases: Sequence[str]) -> Entry | None:
+    """The first base that is there."""
+    return next((other for base in bases for other in beside if other.recipe == base), None)
+
+
+def _best_of(beside: Sequence[Entry]) -> Entry:
+    """That with the highest top-1, without labels agreement; of equal ones with the highest SQNR."""
+
+    def merit(entry: Entry) -> tuple[float, float]:
+        drawn = [draw.metrics for draw in entry.row.draws]
+        right = [each.agreement if each.top1 is None else each.top1 for each in drawn]
+        return float(np.mean(right)), float(np.mean([_number(each.logits_sqnr_db) for each in drawn]))
+
+    return max(beside, key=merit)
 
 
 def _floating(entry: Entry) -> dict[str, Any]:
@@ -146,15 +156,16 @@ def _against_fp32(row: Row) -> dict[str, Any]:
     return {"fp32_top1": row.fp32_top1, **_said("fp32", judged(hits, floating))}
 
 
-def _against_base(entry: Entry, base: Entry | None) -> dict[str, Any]:
-    if base is None:
+def _against(name: str, entry: Entry, other: Entry | None) -> dict[str, Any]:
+    """The difference from another row, in columns that begin with `name`."""
+    if other is None or other.recipe == entry.recipe:
         return {}
-    if _seeds(entry.row.draws) != _seeds(base.row.draws):
-        raise UserError(f"{entry.model}, {entry.recipe}, {entry.bits}: has other seeds than {base.recipe}")
-    for measure, name in MEASURES.items():
-        hits, others = hits_of(entry.row, name), hits_of(base.row, name)
+    if _seeds(entry.row.draws) != _seeds(other.row.draws):
+        raise UserError(f"{entry.model}, {entry.recipe}, {entry.bits}: has other seeds than {other.recipe}")
+    for measure, mark in MEASURES.items():
+        hits, others = hits_of(entry.row, mark), hits_of(other.row, mark)
         if hits is not None and others is not None:
-            return {"base": base.recipe, "judged_by": measure, **_said("base", judged(hits, others))}
+            return {name: other.recipe, "judged_by": measure, **_said(name, judged(hits, others))}
     return {}
 
 

@@ -111,7 +111,7 @@ def _best_of(beside: Sequence[Entry]) -> Entry:
 
     def merit(entry: Entry) -> tuple[float, float]:
         drawn = [draw.metrics for draw in entry.row.draws]
-        right = [each.agreement if each.top1 is None else each.top1 for each in drawn]
+        right = [_number(each.agreement if each.top1 is None else each.top1) for each in drawn]
         return float(np.mean(right)), float(np.mean([_number(each.logits_sqnr_db) for each in drawn]))
 
     return max(beside, key=merit)

@@ -181,6 +181,36 @@ def test_the_readme_compares_ship_as_the_benchmark_measured_it() -> None:
     assert f"both agree with FP32 on {agreed:.1f} % of the test images" in readme
 
 
+def test_when_int8_pays_was_measured() -> None:
+    times = committed.table("results/benchmarks/latency.csv")
+    times = times[
+        (times["model"] == "demo") & (times["runtime"] == "OpenVINO") & (times["precision"] == "bf16")
+    ]
+    median = times.set_index(["batch", "variant"])["median_ms"]
+    one, eight = (median[batch, "FP32"] / median[batch, "ship/fast"] for batch in (1, 8))
+    page = " ".join(committed.text("docs/choosing.md").split())
+    assert f"**{one:.2f}** times as fast as plain bf16 at batch 1 and **{eight:.2f}** at batch 8" in page
+    machine = json.loads(committed.text("results/benchmarks/demo/machine.json"))
+    instructions = " ".join(machine["flags"])
+    assert "vnni" in instructions
+    assert "amx" not in instructions
+
+
+def test_outlier_channels_cost_what_the_page_says() -> None:
+    peers = committed.table("results/benchmarks/peers.csv")
+    peers = peers[peers["precision"] == "f32"]
+    found = peers.set_index(["tool", "variant", "runtime", "model"])["sqnr_db"]
+    page = committed.text("docs/choosing.md")
+    rows = re.findall(r"^\| (\S.*) \| (\d\S+) \| (\d\S+) \|$", page, re.MULTILINE)
+    assert len(rows) == 5
+    for names, plain, stretched in rows:
+        tool, variant, runtime = (each.replace("`, `", "/").strip("`") for each in names.split(" | "))
+        own = found[tool, variant, runtime]
+        assert (f"{own['demo']:.2f}", f"{own['stretched-demo']:.2f}") == (plain, stretched)
+    ours, nncf = found["ptq2themoon", "ship/fast", "ONNX Runtime"], found["NNCF", "mixed preset", "OpenVINO"]
+    assert all(ours[model] > nncf[model] + 1 for model in ("demo", "stretched-demo"))
+
+
 def test_the_page_of_the_leaderboard_says_what_the_table_says() -> None:
     """The section on the embedded model, each sentence of it that can be false."""
     table = committed.table("results/leaderboard/leaderboard.csv")

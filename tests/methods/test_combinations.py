@@ -116,6 +116,15 @@ def test_two_that_decide_the_same_are_refused_in_either_order(first: str, second
         assert str(error.value).endswith("leave one of them out")
 
 
+def test_a_method_is_called_once(tmp_path: Path) -> None:
+    recipe_file = tmp_path / "again.yaml"
+    for name in ("papers", "gptq"):
+        (tmp_path / f"{name}.yaml").write_text((RECIPES / f"{name}.yaml").read_text())
+    recipe_file.write_text("description: again\nextends: gptq\nmethods: [{name: gptq}]\n")
+    with pytest.raises(UserError, match="gptq is called twice; methods of a recipe that is"):
+        load_recipe(recipe_file)
+
+
 def test_a_line_says_which_settings_leave_it_to_the_other() -> None:
     calls = [MethodCall(name="ptq4vit"), MethodCall(name="adalog")]
     ways = "say softmax_twin: false for ptq4vit or softmax: false for adalog, or leave"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, image_shape
+from families import FAMILIES, VIT, image_shape, made
 from stretched import stretched
 from tiny_methods import Case, recipe, sqnr
 
@@ -16,6 +17,7 @@ from ptq2themoon.quantize.simulation import SimulatedModel
 
 SHIP = recipe("ship")
 PLAIN = recipe("ship", methods=[])
+WITH_RELU = recipe("ship_relu")
 
 
 def in_runtime(case: Case, chosen: object) -> float:
@@ -43,6 +45,16 @@ def test_a_loud_channel_after_gelu_costs_it_little() -> None:
     hard = Case.of(module, image_shape("vit"))
     assert in_runtime(hard, SHIP) > in_runtime(hard, PLAIN) + 5
     assert in_runtime(hard, SHIP) > in_runtime(plain, PLAIN) - 1
+
+
+def test_with_relu_all_products_run_in_integers() -> None:
+    """Of three MLPs ship multiplies before two, which keep their GELU."""
+    three = [made("vit_tiny_patch16_224", **{**VIT, "depth": 3}) for _ in range(2)]
+    plain, hard = (Case.of(module, image_shape("vit")) for module in (three[0], stretched(three[1])))
+    types = Counter(node.op_type for node in plain.quantized(WITH_RELU).edited.graph.node)
+    assert types["Relu"] == 1
+    assert in_runtime(plain, WITH_RELU) > 10
+    assert in_runtime(hard, WITH_RELU) > in_runtime(plain, WITH_RELU) - 2
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))

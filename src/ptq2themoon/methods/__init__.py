@@ -48,14 +48,21 @@ def all_made(calls: Iterable[MethodCall]) -> list[Method]:
     """The methods that a recipe calls, in its order.
 
     Raises:
-        UserError: two methods that decide the same thing, of which the later would undo the earlier.
+        UserError: a method called twice, or two that decide the same thing, of which the later would undo
+            the earlier.
     """
     methods: list[Method] = []
     decided: dict[str, tuple[str, str]] = {}
+    names: set[str] = set()
     for call in calls:
+        if call.name in names:
+            raise UserError(
+                f"{call.name} is called twice; methods of a recipe that is extended come first: name it once"
+            )
+        names.add(call.name)
         methods.append(made(call))
         for what, setting in methods[-1].decides().items():
-            if what in decided and decided[what][0] != call.name:
+            if what in decided:
                 raise UserError(_both(what, decided[what], (call.name, setting)))
             decided[what] = call.name, setting
     return methods

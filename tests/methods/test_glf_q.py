@@ -78,3 +78,19 @@ def test_it_brings_the_model_nearer_to_floating_point(case: Case) -> None:
 def test_what_leaves_nothing_to_train_is_refused_in_one_line(case: Case) -> None:
     with pytest.raises(UserError, match=r"^glf_q: local: 0 and total: false leave no error"):
         case.quantized(glf(local=0.0, total=False))
+
+
+def test_the_whole_of_it_goes_together_and_gains(case: Case) -> None:
+    """RMSNorm and rotation, ReLU, and training: the recipe's three methods, each with fewer iterations."""
+    calls = [
+        {"name": call.name, **call.settings, **({} if call.name == "rotation" else {"iterations": 40})}
+        for call in recipe("glf_q_rotated").methods
+    ]
+    assert [call["name"] for call in calls] == ["rotation", "relu_mlp", "glf_q"]
+    whole = case.quantized(recipe("papers", methods=calls), (3, 3))
+    types = {node.op_type for node in whole.edited.graph.node}
+    assert "Relu" in types
+    assert not types & {"Gelu", "LayerNormalization"}
+    untrained = case.quantized(recipe("papers", methods=calls[:2]), (3, 3))
+    wanted = case.floating()
+    assert sqnr(case.logits(whole), wanted) > sqnr(case.logits(untrained), wanted) + 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,37 +13,31 @@ import pytest
 import tiny_info
 import torch
 from numpy.typing import NDArray
-from tiny_methods import Case, recipe
+from tiny_methods import Case, Unread, recipe
 from torch import Tensor, nn
 
 from ptq2themoon.methods import made
 from ptq2themoon.methods.psaq_vit import PSAQViTSettings
 from ptq2themoon.pipeline import calibrated, prepared, quantize
 from ptq2themoon.quantize import patch_entropy, synthesis
+from ptq2themoon.quantize.image_loss import Loss, OneHot, Weights, attended
 from ptq2themoon.quantize.learning.state import State
 from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.patch_entropy import differential_entropy, patch_similarity, total_variation
 from ptq2themoon.quantize.simulation import SimulatedModel
-from ptq2themoon.quantize.synthesis import Loss, Weights, attended, descend, pixel_range
+from ptq2themoon.quantize.synthesis import descend, pixel_range
 from ptq2themoon.quantize.tools import Tools
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.model_info import ModelInfo
 from ptq2themoon.vocabulary.recipes import Recipe
 
 BITS = (4, 8)
-WEIGHTS = Weights(entropy=1.0, one_hot=1.0, variation=0.05, bandwidth=0.05, points=10)
+WEIGHTS = Weights(entropy=1.0, output=1.0, variation=0.05, bandwidth=0.05, points=10)
 
 
 def psaq(**settings: Any) -> Recipe:
     method = {"name": "psaq_vit", "iterations": 4, "images": 6, **settings}
     return recipe("papers", methods=[method])
-
-
-class Unread:
-    """Calibration images that nobody may look at."""
-
-    def __iter__(self) -> Iterator[Tensor]:
-        raise AssertionError("a calibration image was read")
 
 
 def on_unread(case: Case, asked: Recipe, seed: int = 0, info: ModelInfo | None = None) -> QuantizedModel:
@@ -63,8 +56,8 @@ def images_of(case: Case, asked: Recipe, seed: int = 0, info: ModelInfo | None =
 
 def loss_of(case: Case, images: int, weights: Weights = WEIGHTS) -> Loss:
     outputs = attended(case.reference, case.operators)
-    targets = torch.arange(images) % 5
-    return Loss(SimulatedModel(case.reference, "cpu"), outputs, weights, targets, 2700.0)
+    judge = OneHot(torch.arange(images) % 5)
+    return Loss(SimulatedModel(case.reference, "cpu"), outputs, weights, judge, 2700.0)
 
 
 def scales(model: QuantizedModel) -> list[Tensor]:

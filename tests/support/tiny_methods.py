@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,13 @@ class Case:
 
     def logits(self, model: QuantizedModel) -> Tensor:
         return simulated(model, "cpu")(self.images)
+
+
+class Unread:
+    """Calibration images that nobody may look at."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        raise AssertionError("a calibration image was read")
 
 
 def recipe(

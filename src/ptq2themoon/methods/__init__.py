@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.training_settings import TrainingSettings
+from ptq2themoon.vocabulary.training_settings import PresetSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,7 +41,7 @@ def made(call: MethodCall) -> Method:
 def labelled(call: MethodCall) -> str:
     """The method's name, and the preset of one that trains: figures of `quick` are not those of the paper."""
     settings = made(call).settings
-    return f"{call.name} ({settings.preset})" if isinstance(settings, TrainingSettings) else call.name
+    return f"{call.name} ({settings.preset})" if isinstance(settings, PresetSettings) else call.name
 
 
 def all_made(calls: Iterable[MethodCall]) -> list[Method]:

@@ -42,18 +42,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from ptq2themoon.methods.base import Method
-from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.validation import Positive, Strict
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ptq2themoon.quantize.image_loss import Attended
     from ptq2themoon.quantize.model import QuantizedModel
-    from ptq2themoon.quantize.synthesis import Attended
     from ptq2themoon.quantize.tools import Tools
 
-VARIATION = (2500.0, 3000.0)  # of a batch, between which its total variation is drawn
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -94,15 +92,13 @@ class PSAQViT(Method):
 
     def before(self, model: QuantizedModel, tools: Tools) -> None:
         """Make the images, once for all bits at which one model is quantized."""
+        from ptq2themoon.quantize.made_images import fix_input_range, in_batches, refuse_read
+
         if self.settings.input_range == "pixels":
-            fix_input_range(model, tools)
+            fix_input_range("psaq_vit", model, tools)
         if self.settings.source == "real":
             return
-        if tools.prepared:
-            raise UserError(
-                f"psaq_vit: {tools.prepared[0]} comes before it and may have read the drawn images; "
-                "name psaq_vit first"
-            )
+        refuse_read("psaq_vit", tools)
         kept = self._kept
         if kept is None or kept[0].reference is not model.reference or kept[1] != tools.seed:
             kept = self._kept = model, tools.seed, self._images(model, tools)
@@ -111,18 +107,14 @@ class PSAQViT(Method):
     def _images(self, model: QuantizedModel, tools: Tools) -> Tensor:
         import torch
 
+        from ptq2themoon.quantize.made_images import attended_blocks, input_size, refuse_rest
+
+        refuse_rest("psaq_vit", model, images=self.settings.images)
         generator = torch.Generator().manual_seed(tools.seed)
-        noise = torch.randn((self.settings.images, *input_size(model)), generator=generator)
+        noise = torch.randn((self.settings.images, *input_size("psaq_vit", model)), generator=generator)
         if self.settings.source == "noise" or not self.settings.iterations:
             return noise
-        from ptq2themoon.quantize.synthesis import attended
-
-        outputs = attended(model.rewritten, model.operators)
-        if not outputs:
-            raise UserError(
-                "psaq_vit: no block of the model has attention between patches, whose similarity would "
-                "guide the images; leave it out, or say `source: noise`"
-            )
+        outputs = attended_blocks("psaq_vit", model, "leave it out, or say `source: noise`")
         return self._descended(model, tools, outputs, noise, generator)
 
     def _descended(
@@ -135,54 +127,21 @@ class PSAQViT(Method):
     ) -> Tensor:
         import torch
 
-        from ptq2themoon.quantize.synthesis import Kept, Loss, Weights, descend, pixel_range
+        from ptq2themoon.quantize.image_loss import Loss, OneHot, Weights, drawn_variation
+        from ptq2themoon.quantize.synthesis import Kept, descend, pixel_range
 
         settings, classes = self.settings, classes_of(model, tools)
         drawn = None if classes is None else torch.randint(classes, (len(start),), generator=generator)
-        low, high = VARIATION
-        variation = low + (high - low) * float(torch.rand((), generator=generator))
+        variation = drawn_variation(generator)
         weights = Weights(
             settings.entropy, settings.one_hot, settings.variation, settings.bandwidth, settings.points
         )
-        targets = None if drawn is None else drawn.to(tools.device)
-        loss = Loss(tools.floating(model), outputs, weights, targets, variation)
+        judge = None if drawn is None else OneHot(drawn.to(tools.device))
+        loss = Loss(tools.floating(model), outputs, weights, judge, variation)
         pixels = None if tools.info is None else pixel_range(tools.info.preprocessing)
         kept = None if tools.state is None else Kept(tools.state, "psaq_vit")
         rate = settings.learning_rate
         return descend(loss, start, settings.iterations, rate, pixels, generator, kept)
-
-
-def fix_input_range(model: QuantizedModel, tools: Tools) -> None:
-    """Quantize what reads the image for all that an image can hold."""
-    import torch
-
-    from ptq2themoon.quantize.synthesis import pixel_range
-
-    if tools.info is None:
-        raise UserError("psaq_vit: input_range pixels needs the model's preprocessing, which is not known")
-    image = model.reference.graph.input[0].name
-    nodes = {node.name: node for node in model.edited.graph.node}
-    extremes = torch.cat(pixel_range(tools.info.preprocessing)).numpy()
-    for item in tools.plan(model):
-        for tensor in item.tensors:
-            reads = tensor.operand == "input" and nodes[item.operator.name].input[tensor.position] == image
-            if reads:
-                model.fixed[item.slot(tensor)] = tools.fitted(item.slot(tensor), tensor, extremes)
-
-
-def input_size(model: QuantizedModel) -> list[int]:
-    """Channels, height and width of what the model reads."""
-    sizes = [dim.dim_value for dim in model.reference.graph.input[0].type.tensor_type.shape.dim[1:]]
-    if len(sizes) != 3 or 0 in sizes:
-        raise UserError(f"psaq_vit: the model's input has sizes {sizes}, not those of an image; leave it out")
-    return sizes
-
-
-def in_batches(model: QuantizedModel, images: Tensor) -> list[Tensor]:
-    """As the workflow has them: 32, or as many as the graph takes."""
-    from ptq2themoon.graph.editing.onnx_graph import fixed_batch
-
-    return list(images.split(fixed_batch(model.reference) or 32))
 
 
 def classes_of(model: QuantizedModel, tools: Tools) -> int | None:

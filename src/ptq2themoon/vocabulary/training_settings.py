@@ -15,11 +15,16 @@ RATE: dict[Preset, float] = {"quick": 1e-2, "paper": 1e-3}
 SCALE_RATE: dict[Preset, float] = {"quick": 1e-3, "paper": 4e-5}
 
 
-class TrainingSettings(Strict):
-    """How long, with what, and within which memory."""
+class PresetSettings(Strict):
+    """Of whatever trains: figures say which of these it was."""
 
     preset: Preset = "quick"
     """quick: what a CPU does in minutes, and far from the papers' effort; paper: theirs, for a GPU."""
+
+
+class TrainingSettings(PresetSettings):
+    """How long, with what, and within which memory."""
+
     iterations: Annotated[int | None, Field(ge=0)] = None
     """Steps for each unit that is trained; null: the preset's; 0: nothing is learned."""
     batch: Annotated[int | None, Field(ge=1)] = None

@@ -15,8 +15,9 @@ from ptq2themoon.evaluate.accuracy import evaluate_quantized
 from ptq2themoon.evaluate.metrics_record import Metrics
 from ptq2themoon.methods import all_made
 from ptq2themoon.pipeline import Prepared, calibrated, prepared
+from ptq2themoon.quantize.image_loss import attended, mean_entropy
 from ptq2themoon.quantize.simulation import SimulatedModel, simulated
-from ptq2themoon.quantize.synthesis import attended, mean_entropy, pixel_range
+from ptq2themoon.quantize.synthesis import pixel_range
 from ptq2themoon.quantize.tools import Tools
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.study.ablation_runs import Bench

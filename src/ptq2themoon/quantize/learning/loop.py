@@ -147,11 +147,12 @@ def _resume(optimizer: torch.optim.Adam, draws: Draws, extra: Mapping[str, Tenso
 
 
 def kept_of(optimizer: torch.optim.Adam, generator: torch.Generator) -> dict[str, Tensor]:
-    """Parameters, Adam's state of each, and the generator's, by name."""
+    """Parameters, Adam's state of each that has had a step, and the generator's, by name."""
     tensors = {"generator": generator.get_state()}
     for i, parameter in enumerate(_parameters(optimizer)):
         tensors[f"{i}"] = parameter
-        tensors |= {f"{i}.{key}": optimizer.state[parameter][key] for key in KEPT}
+        if parameter in optimizer.state:
+            tensors |= {f"{i}.{key}": optimizer.state[parameter][key] for key in KEPT}
     return tensors
 
 
@@ -161,6 +162,8 @@ def put_back(tensors: Mapping[str, Tensor], optimizer: torch.optim.Adam, generat
     with torch.no_grad():
         for i, parameter in enumerate(_parameters(optimizer)):
             parameter.copy_(tensors[f"{i}"])
+            if f"{i}.{KEPT[0]}" not in tensors:
+                continue
             kept = {key: tensors[f"{i}.{key}"] for key in KEPT}
             optimizer.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in kept.items()

@@ -33,7 +33,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "relu_mlp": {"bound": 10},
     "scale_search": {"n": 8},
 }
-SHORT = {"iterations": 2, "batch": 8}  # of methods that learn
+# Of methods that learn.
+SHORT = {"iterations": 2, "generator_steps": 2, "student_steps": 2, "batch": 8}
 PAIRS = [(first, second) for first in method_names() for second in method_names() if first != second]
 
 

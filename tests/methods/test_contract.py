@@ -33,7 +33,7 @@ from ptq2themoon.vocabulary.modes import Mode
 from ptq2themoon.vocabulary.recipe_language import MethodCall
 from ptq2themoon.vocabulary.recipes import Recipe, load_recipe
 
-SHORT = {"iterations": 3, "passes": 1, "bound": 10.0}
+SHORT = {"iterations": 3, "passes": 1, "bound": 10.0, "generator_steps": 3, "student_steps": 2, "batch": 4}
 OTHERS = ("swin", "mobilevit")  # no class token, windows; convolutions between transformers
 EVERY_METHOD = pytest.mark.parametrize("method", method_names())
 

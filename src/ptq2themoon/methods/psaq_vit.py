@@ -31,8 +31,8 @@ Where this differs from the paper or its released code:
   may stay far from black or white, for v is that of ImageNet's images. What lies beyond would be clipped.
 - Without the model's preprocessing images are not held to valid pixels; a model without classes has no L_OH.
 
-V2 (TNNLS 2023, arXiv 2209.05687) is not here: it makes images against a student while the student's weights
-are trained on them, which is training with quantization in the loop.
+V2 (TNNLS 2023, arXiv 2209.05687) is a method of its own, `psaq_vit_v2`: it makes images against a student
+while the student's weights are trained on them, which is training with quantization in the loop.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class PSAQViTV2Settings(PresetSettings):
     rate: Rate = None
     """Of the student's weights and biases, falling along half a cosine; null: the preset's, 1e-4 and 1e-5."""
     scale_rate: Annotated[float | None, Field(ge=0)] = None
-    """Of its scales, falling likewise; 0: they stay; null: the preset's, 1e-3 and 2e-4."""
+    """Of its scales, a share of each, falling likewise; 0: they stay; null: the preset's, 1e-3 and 2e-4."""
     entropy: Weight = 1.0
     """Weight of the entropy of patch similarity."""
     variation: Weight = 0.05
@@ -185,7 +185,7 @@ class PSAQViTV2(Method):
         contest, noise = self._made
         of_scales = SCALE_RATE[on.preset] if on.scale_rate is None else on.scale_rate
         rate = RATE[on.preset] if on.rate is None else on.rate
-        rates = Rates(rate, of_scales, of_scales, cosine=True)
+        rates = Rates(rate, of_scales, of_scales, cosine=True, relative=True)
         trained = contest.train_both(3, on.of_student, whole(tools.simulation(model)), rates)
         trained.found.put(model)
         tools.batches = in_batches(model, contest.generator.images(noise))

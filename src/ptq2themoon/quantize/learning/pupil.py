@@ -27,12 +27,14 @@ class Rates(NamedTuple):
         scales: of activations' scales; 0: they stay.
         weight_scales: of weights' scales where weights themselves are learned; 0: they stay.
         cosine: whether the rate of weights falls along half a cosine, as that of scales does.
+        relative: whether rates of scales are shares of the scale, of its mean over channels, before training.
     """
 
     weights: float
     scales: float = 0.0
     weight_scales: float = 0.0
     cosine: bool = False
+    relative: bool = False
 
 
 @dataclass
@@ -100,11 +102,14 @@ class Pupil:
         rates = self._rates
         ours = [soft.v for soft in self.soft.values()]
         ours += [self._program.parameters[key] for key in self._plain]
-        groups = [
-            Group(ours, rates.weights, rates.cosine),
-            Group([q.scale for _, q in self._of_activations.values()], rates.scales, cosine=True),
-            Group([q.scale for _, q in self._of_weights.values()], rates.weight_scales, cosine=True),
-        ]
+        groups = [Group(ours, rates.weights, rates.cosine)]
+        pairs = (self._of_activations, rates.scales), (self._of_weights, rates.weight_scales)
+        for learned, rate in pairs:
+            scales = [own.scale for _, own in learned.values()]
+            if rates.relative:
+                groups += [Group([scale], rate * float(scale.mean()), cosine=True) for scale in scales]
+            else:
+                groups.append(Group(scales, rate, cosine=True))
         groups = [group for group in groups if group.parameters]
         for parameter in (one for group in groups for one in group.parameters):
             parameter.requires_grad_()

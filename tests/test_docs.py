@@ -211,6 +211,15 @@ def test_outlier_channels_cost_what_the_page_says() -> None:
     assert all(ours[model] > nncf[model] + 1 for model in ("demo", "stretched-demo"))
 
 
+def test_memory_of_a_calibration_is_that_of_the_table_and_does_not_grow() -> None:
+    table = committed.table("results/benchmarks/calibration_memory.csv")
+    page = committed.text("docs/benchmarks.md")
+    for recipe, rows in table.groupby("recipe"):
+        assert rows["images"].tolist() == [8, 32, 128]
+        assert f"| `{recipe}` | {' | '.join(map(str, rows['memory_mb']))} |" in page
+        assert rows["memory_mb"].max() < 1.2 * rows["memory_mb"].min()
+
+
 def test_the_page_of_the_leaderboard_says_what_the_table_says() -> None:
     """The section on the embedded model, each sentence of it that can be false."""
     table = committed.table("results/leaderboard/leaderboard.csv")

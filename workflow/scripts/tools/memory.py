@@ -25,7 +25,7 @@ UNIT = 2**20 if sys.platform == "darwin" else 2**10  # of what the system counts
 
 def memory(
     models: Sequence[Path],
-    recipes: Sequence[str] = ("papers", "smoothquant", "gptq", "erq"),
+    recipes: Sequence[str] = ("papers", "smoothquant", "repq_vit", "gptq", "erq", "ship"),
     images: Sequence[int] = (8, 32, 128),
     bits: str = "w4a4",
     batch_size: int = 32,

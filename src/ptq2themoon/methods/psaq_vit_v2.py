@@ -49,7 +49,7 @@ NAME = "psaq_vit_v2"
 GENERATOR_STEPS: dict[Preset, int] = {"quick": 40, "paper": 1000}
 STUDENT_STEPS: dict[Preset, int] = {"quick": 30, "paper": 5000}
 BATCH: dict[Preset, int] = {"quick": 16, "paper": 32}
-GENERATOR_RATE: dict[Preset, float] = {"quick": 1e-2, "paper": 1e-3}
+GENERATOR_RATE: dict[Preset, float] = {"quick": 3e-3, "paper": 1e-3}
 RATE: dict[Preset, float] = {"quick": 1e-4, "paper": 1e-5}
 SCALE_RATE: dict[Preset, float] = {"quick": 1e-3, "paper": 2e-4}
 Steps = Annotated[int | None, Field(ge=0)]
@@ -69,7 +69,7 @@ class PSAQViTV2Settings(PresetSettings):
     images: Positive = 32
     """How many of the generator's images calibrate."""
     generator_rate: Rate = None
-    """Of the generator's Adam; null: the preset's, 1e-2 for the few steps of quick and 1e-3 for paper."""
+    """Of the generator's Adam; null: the preset's, 3e-3 for the few steps of quick and 1e-3 for paper."""
     rate: Rate = None
     """Of the student's weights and biases, falling along half a cosine; null: the preset's, 1e-4 and 1e-5."""
     scale_rate: Annotated[float | None, Field(ge=0)] = None

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from ptq2themoon.vocabulary.errors import UserError, nearest
 from ptq2themoon.vocabulary.model_info import Above0, CropMode, ImageSize, Interpolation
+from ptq2themoon.vocabulary.onnx_data import data_files
 from ptq2themoon.vocabulary.validation import Strict
 
 INDEX = ".index.json"  # says in which file beside it each tensor lies
@@ -80,7 +81,13 @@ def source_problem(source: str) -> str | None:
         return next(filter(None, (name_problem(str(path)) for path in Source(source).files())), None)
     if source.startswith(ONNX):
         file = Path(source.removeprefix(ONNX))
-        return name_problem(str(file)) if file.is_file() else f"{source!r}: no file {file}"
+        if not file.is_file():
+            return f"{source!r}: no file {file}"
+        try:
+            files = Source(source).files()
+        except UserError as error:
+            return str(error)
+        return next(filter(None, (name_problem(str(path)) for path in files)), None)
     if ":" in source:
         prefix = source.partition(":")[0] + ":"
         return f"unknown prefix {prefix!r}; {nearest(prefix, [LOCAL, HUB, ONNX])}"
@@ -131,7 +138,7 @@ class Source:
     def files(self) -> list[Path]:
         """The local files that decide the model."""
         if self.onnx_file:
-            return [self.onnx_file]
+            return [self.onnx_file, *data_files(self.onnx_file)]
         files = [self.checkpoint] if self.checkpoint is not None else []
         if self.checkpoint is not None and self.checkpoint.name.endswith(INDEX):
             files += shards(self.checkpoint)

@@ -52,3 +52,17 @@ def test_products(equation: str, first: tuple, second: tuple, constant: bool) ->
     assert "Einsum" not in kinds
     images = np.random.default_rng(1).standard_normal((1, *first)).astype(np.float32)
     np.testing.assert_allclose(run_all(normalised, images)[0], run_all(made, images)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("equation", ["bhid,bhjd,bhjk->bhik", "bhjk,bhid,bhjd->bhik", "bhid,bhjd,bhjk->bihk"])
+def test_products_of_three(equation: str) -> None:
+    """Attention without its softmax, in one operator."""
+    made = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 13]> g (float[n, 2, 3, 3] x) => (float[n, a, b, c] y) '
+        f'{{ y = Einsum <equation = "{equation}"> (x, x, x) }}'
+    )
+    normalised = normalise(made)
+    assert sum(node.op_type == "MatMul" for node in normalised.graph.node) == 2
+    assert "Einsum" not in {node.op_type for node in normalised.graph.node}
+    images = np.random.default_rng(1).standard_normal((3, 2, 3, 3)).astype(np.float32)
+    np.testing.assert_allclose(run_all(normalised, images)[0], run_all(made, images)[0], atol=1e-4)

@@ -1,8 +1,8 @@
-"""Einsum of two operands as Transpose, MatMul, Transpose: attention and layers as others write them."""
+"""Einsum as Transpose, MatMul, Transpose: attention and layers as others write them."""
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, combinations
 from math import prod
 from string import ascii_uppercase
 
@@ -12,17 +12,57 @@ from onnx import NodeProto, helper
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute, tensor_shapes
 
+Operand = tuple[str, str]  # its letters, its tensor
+
 
 def rewrite_einsums(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model, of known shapes, with each Einsum that is a matrix product as MatMul; others stay."""
     if not any(node.op_type == "Einsum" for node in model.graph.node):
         return model
+    model = _in_pairs(model)
     graph, shapes = Graph(model), tensor_shapes(model)
     for node in [node for node in graph.nodes if node.op_type == "Einsum"]:
         letters = _letters(node, shapes)
         if letters is not None:
             _Product(graph, node, *letters).rewrite()
     return graph.finish()
+
+
+def _in_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with each Einsum of many operands as several of two."""
+    graph = Graph(model)
+    for node in [node for node in graph.nodes if node.op_type == "Einsum" and len(node.input) > 2]:
+        equation = attribute(node, "equation", b"").decode().replace(" ", "")
+        left, arrow, out = equation.partition("->")
+        operands = list(zip(left.split(","), node.input, strict=True))
+        if not arrow or "." in equation:
+            continue
+        new: list[NodeProto] = []
+        while len(operands) > 2:
+            (first, x), (second, y) = pair = _summed_pair(operands, out)
+            operands = [other for other in operands if other not in pair]
+            wanted = set("".join([out, *(letters for letters, _ in operands)]))
+            kept = "".join(dict.fromkeys(letter for letter in first + second if letter in wanted))
+            made = graph.free_tensor(f"{node.output[0]}/pair_{len(new)}")
+            new.append(helper.make_node("Einsum", [x, y], [made], made, equation=f"{first},{second}->{kept}"))
+            operands.insert(0, (kept, made))
+        letters = ",".join(letters for letters, _ in operands)
+        inputs = [tensor for _, tensor in operands]
+        new.append(
+            helper.make_node("Einsum", inputs, list(node.output), node.name, equation=f"{letters}->{out}")
+        )
+        graph.replace([node], new)
+    return graph.finish()
+
+
+def _summed_pair(operands: list[Operand], out: str) -> tuple[Operand, Operand]:
+    """The first two operands that share a letter which nothing else needs; else the first two."""
+    letters = [letters for letters, _ in operands]
+    for i, j in combinations(range(len(operands)), 2):
+        others = set("".join([out, *(x for k, x in enumerate(letters) if k not in (i, j))]))
+        if set(letters[i]) & set(letters[j]) - others:
+            return operands[i], operands[j]
+    return operands[0], operands[1]
 
 
 class _Product:

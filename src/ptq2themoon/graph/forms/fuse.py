@@ -1,4 +1,4 @@
-"""Fuse LayerNorm, GELU and MatMul+Add into single operators, whatever the operands' order.
+"""Fuse LayerNorm, RMSNorm, GELU and MatMul+Add into single operators, whatever the operands' order.
 
 LayerNormalization and Gelu are standard operators of opset 20. MatMul+Add becomes PPQ's
 `PPQBiasFusedMatMul`, written as a model-local function (MatMul, then Add) in a domain of our own, so
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, helper
 
-from ptq2themoon.graph.editing.onnx_graph import Graph, attribute, unique_name
-from ptq2themoon.graph.editing.operator_types import DOMAIN, FUSED_MATMUL
-from ptq2themoon.graph.forms.gelu import is_value, match_erf, match_tanh, scalar_operand
+from ptq2themoon.graph.editing.onnx_graph import Graph, unique_name
+from ptq2themoon.graph.editing.operator_types import DOMAIN, FUSED_MATMUL, RMS_NORM
+from ptq2themoon.graph.forms.gelu import match_erf, match_tanh
 from ptq2themoon.graph.forms.normalise import FUSED_OPSET
+from ptq2themoon.graph.forms.norms import match_layer_norm, match_rms_norm
+from ptq2themoon.graph.forms.rms_norm import with_function
 
-KINDS = {"LayerNormalization": "LayerNorm", FUSED_MATMUL: "MatMul+Add", "Gelu": "GELU"}
+KINDS = {"LayerNormalization": "LayerNorm", RMS_NORM: "RMSNorm", FUSED_MATMUL: "MatMul+Add", "Gelu": "GELU"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def fuse(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Fusion]]:
     name_operators(graph)
     fusions: list[Fusion] = []
     for node in list(graph.nodes):
-        for match in (_match_layer_norm, _match_gelu, _match_matmul_add):
+        for match in (_match_norm, _match_gelu, _match_matmul_add):
             found = match(graph, node)
             if found is not None and _is_closed(graph, *found[1:]):
                 kind, consumed, new = found
@@ -46,13 +48,16 @@ def fuse(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Fusion]]:
     fused = graph.finish()
     fused.functions.append(_matmul_add_function())
     fused.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    return fused, fusions
+    return with_function(fused), fusions
 
 
 def count_fused(fused: onnx.ModelProto) -> dict[str, int]:
-    """Number of fused operators of each kind, whether an exporter wrote them whole or a fusion made them."""
+    """Number of fused operators of each kind, whether an exporter wrote them whole or a fusion made them.
+
+    RMSNorm is named where there is one.
+    """
     found = Counter(KINDS[node.op_type] for node in fused.graph.node if node.op_type in KINDS)
-    return {kind: found[kind] for kind in KINDS.values()}
+    return {kind: found[kind] for kind in KINDS.values() if found[kind] or kind != "RMSNorm"}
 
 
 def _is_closed(graph: Graph, consumed: list[NodeProto], new: NodeProto) -> bool:
@@ -82,70 +87,12 @@ def _matmul_add_function() -> onnx.FunctionProto:
 Match = tuple[str, list[NodeProto], NodeProto]
 
 
-def _mean_over_channels(graph: Graph, tensor: str) -> NodeProto | None:
-    """The ReduceMean over the last axis that makes `tensor`."""
-    node = graph.producer(tensor)
-    if node is None or node.op_type != "ReduceMean":
-        return None
-    axes = attribute(node, "axes")
-    if axes is None and len(node.input) > 1 and node.input[1] in graph.constants:
-        axes = graph.constants[node.input[1]].tolist()
-    return node if list(axes or []) == [-1] and attribute(node, "keepdims", 1) == 1 else None
-
-
-def _square_of(graph: Graph, node: NodeProto | None) -> str | None:
-    """The tensor that `node` squares, as Pow(x, 2) or Mul(x, x)."""
-    if node is None:
-        return None
-    if node.op_type == "Pow" and is_value(scalar_operand(graph, node, "Pow"), 2.0):
-        return node.input[0]
-    if node.op_type == "Mul" and node.input[0] == node.input[1]:
-        return node.input[0]
-    return None
-
-
-def _match_layer_norm(graph: Graph, div: NodeProto) -> Match | None:
-    """ReduceMean, Sub, Pow, ReduceMean, Add, Sqrt, Div, Mul, Add; anchored at the Div."""
-    standardised = _match_standardisation(graph, div)
-    if standardised is None:
-        return None
-    x, epsilon, consumed = standardised
-    parameters, last = [], div
-    for op_type in ("Mul", "Add"):  # the affine part: gamma, then beta
-        following = graph.only_consumer(last, op_type)
-        operands = graph.split_operands(following) if following is not None else None
-        if following is None or operands is None:
-            return None
-        parameters.append(following.input[0] if following.input[0] in graph.constants else following.input[1])
-        consumed.append(following)
-        last = following
-    shapes = {graph.constants[name].shape for name in parameters}
-    if len(shapes) != 1 or len(shapes.pop()) != 1:
-        return None
-    new = helper.make_node(
-        "LayerNormalization", [x, *parameters], list(last.output), axis=-1, epsilon=epsilon
-    )
-    return "LayerNorm", consumed, _named(graph, new, div)
-
-
-def _match_standardisation(graph: Graph, div: NodeProto) -> tuple[str, float, list[NodeProto]] | None:
-    """(x, epsilon, operators) where `div` ends (x - mean) / sqrt(variance + epsilon)."""
-    if div.op_type != "Div":
-        return None
-    sub, sqrt = graph.producer(div.input[0]), graph.producer(div.input[1])
-    if sub is None or sub.op_type != "Sub" or sqrt is None:
-        return None
-    if sqrt.op_type != "Sqrt" and not is_value(scalar_operand(graph, sqrt, "Pow"), 0.5):
-        return None
-    mean, add_epsilon = _mean_over_channels(graph, sub.input[1]), graph.producer(sqrt.input[0])
-    epsilon = scalar_operand(graph, add_epsilon, "Add")
-    variance = _mean_over_channels(graph, epsilon[0]) if epsilon else None
-    if mean is None or add_epsilon is None or epsilon is None or variance is None:
-        return None
-    square = graph.producer(variance.input[0])
-    if square is None or mean.input[0] != sub.input[0] or _square_of(graph, square) != sub.output[0]:
-        return None
-    return sub.input[0], epsilon[1], [mean, sub, square, variance, add_epsilon, sqrt, div]
+def _match_norm(graph: Graph, node: NodeProto) -> Match | None:
+    """LayerNorm or RMSNorm; anchored at the operator that divides by the deviation."""
+    found = match_layer_norm(graph, node)
+    kind = "LayerNorm" if found else "RMSNorm"
+    found = found or match_rms_norm(graph, node)
+    return (kind, found[0], _named(graph, found[1], node)) if found else None
 
 
 def _match_gelu(graph: Graph, node: NodeProto) -> Match | None:

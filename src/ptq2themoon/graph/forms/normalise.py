@@ -25,6 +25,7 @@ from ptq2themoon.graph.editing.onnx_graph import (
     tensor_shapes,
 )
 from ptq2themoon.graph.forms.attention_scale import rewrite_scale
+from ptq2themoon.graph.forms.batch_norms import fold_batch_norms, normalised
 from ptq2themoon.graph.forms.einsum import rewrite_einsums
 from ptq2themoon.graph.forms.free_batch import free_batch, set_batch
 from ptq2themoon.graph.forms.images_axis import UntoldImages
@@ -32,13 +33,16 @@ from ptq2themoon.graph.forms.linear_form import rewrite_linear
 from ptq2themoon.graph.forms.masks import rewrite_masks
 from ptq2themoon.graph.forms.numbers import to_float32
 from ptq2themoon.graph.forms.old_opsets import restore_softmax
+from ptq2themoon.graph.forms.scatter import rewrite_scatters
 from ptq2themoon.graph.forms.stem import fold_image_steps
 from ptq2themoon.graph.forms.support import (
     branch_taken,
     check_domains,
     check_types,
+    opset_of,
     to_opset,
 )
+from ptq2themoon.graph.forms.written_out import write_out_newer, write_out_runtime
 from ptq2themoon.progress import warn
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -54,13 +58,13 @@ def normalise(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         UserError: a graph with several inputs, or a batch dimension that cannot be freed.
     """
-    model = inline_functions(model)
-    check_domains(model)
+    model = write_out_newer(_without_choices(inline_functions(model)), FUSED_OPSET)
     graph_inputs = Graph(model).inputs
     if len(graph_inputs) != 1:
         raise UserError(f"the model has {len(graph_inputs)} inputs {graph_inputs}; one image input is needed")
     batch, is_free = _batch_of(model, graph_inputs[0])
-    converted = to_opset(model, FUSED_OPSET)
+    converted = write_out_runtime(to_opset(model, FUSED_OPSET))
+    check_domains(converted)
     model = _at_batch(converted, batch)
     check_types(model)
 
@@ -74,6 +78,13 @@ def normalise(model: onnx.ModelProto) -> onnx.ModelProto:
             raise UserError(f"{error}; export the model with a batch of one, or with a free one") from None
         warn(f"{error}; the model runs one image at a time, which takes longer")
         return model
+
+
+def _without_choices(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without what the converter of opsets does not take: branches, and norms of constants."""
+    if not any(node.op_type in ("BatchNormalization", "If") for node in model.graph.node):
+        return model
+    return fold_constants(model, opset_of(model))
 
 
 def _at_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
@@ -98,6 +109,8 @@ def _rewrite(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
         _last_axis(graph, node, rank)
         _global_pool(graph, node, rank)
     rewrite_masks(graph, shapes)
+    rewrite_scatters(graph, shapes)
+    fold_batch_norms(graph, shapes)
     rewrite_linear(graph, shapes, batch)
     rewrite_scale(graph)
     return graph.finish()
@@ -143,9 +156,9 @@ def _fix_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     return fixed
 
 
-def _constant_value(graph: Graph, node: NodeProto, shapes: Shapes) -> np.ndarray | None:
+def _constant_value(graph: Graph, node: NodeProto, shapes: Shapes, opset: int) -> np.ndarray | None:
     """The value of a node whose inputs (or, for Shape, whose input's shape) are known; else None."""
-    if len(node.output) != 1 or node.domain or any(item.HasField("g") for item in node.attribute):
+    if not _gives_one(graph, node) or node.domain or any(item.HasField("g") for item in node.attribute):
         return None  # no single value, not standard, or a subgraph
     if node.op_type.startswith("Random"):
         return None
@@ -158,18 +171,28 @@ def _constant_value(graph: Graph, node: NodeProto, shapes: Shapes) -> np.ndarray
         feeds = {node.input[0]: np.broadcast_to(np.float32(0), known)}
     elif not all(name in feeds or name == "" for name in node.input):
         return None
-    (value,) = ReferenceEvaluator(node, opsets={"": FUSED_OPSET}).run(None, feeds)
+    if node.op_type == "BatchNormalization":
+        return normalised(node, [feeds[name] for name in node.input])
+    (value,) = ReferenceEvaluator(node, opsets={"": opset}).run(None, feeds)
     return np.asarray(value)
+
+
+def _gives_one(graph: Graph, node: NodeProto) -> bool:
+    """Whether only the first output is read; a norm of constants in training mode has others."""
+    return not any(name in graph.outputs or graph.consumers(name) for name in node.output[1:])
 
 
 def _passes(graph: Graph, node: NodeProto) -> bool:
     """Whether a node gives its first input unchanged: Identity, and Dropout out of training."""
-    mask = any(name in graph.outputs or graph.consumers(name) for name in node.output[1:])
-    return node.op_type == "Identity" or (node.op_type == "Dropout" and not mask)
+    return node.op_type == "Identity" or (node.op_type == "Dropout" and _gives_one(graph, node))
 
 
-def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Compute once what depends on no input; repeat while shape inference learns from it."""
+def fold_constants(model: onnx.ModelProto, opset: int = FUSED_OPSET) -> onnx.ModelProto:
+    """Compute once what depends on no input; repeat while shape inference learns from it.
+
+    Args:
+        opset: of the model.
+    """
     while True:
         graph, shapes, changed = Graph(model), tensor_shapes(model), False
         for node in list(graph.nodes):
@@ -180,7 +203,7 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
                 changed = True
                 continue
             else:
-                value = _constant_value(graph, node, shapes)
+                value = _constant_value(graph, node, shapes, opset)
                 if value is None:
                     continue
                 graph.constants[node.output[0]] = value

@@ -92,13 +92,18 @@ def place(graph: Graph, node: NodeProto) -> str:
     return text
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Of ONNX's own domain; 0 where the file does not say."""
+    return next((item.version for item in model.opset_import if item.domain in STANDARD_DOMAINS), 0)
+
+
 def to_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """The model at that opset of ONNX's own domain.
 
     Raises:
         UserError: an operator that has no equal there.
     """
-    found = next((item.version for item in model.opset_import if item.domain in STANDARD_DOMAINS), 0)
+    found = opset_of(model)
     if found == opset:
         return model
     try:
@@ -110,7 +115,9 @@ def to_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
             f"the model of opset {found} has no equal at opset {opset} ({reason}); "
             "export it at opset 17, or another from 13 to 20"
         ) from None
-    kept = [helper.make_opsetid("", opset)]
+    used = {node.domain for node in all_nodes(model.graph.node)} - {*STANDARD_DOMAINS}
+    others = [item for item in model.opset_import if item.domain in used]
+    kept = [helper.make_opsetid("", opset), *others]
     converted.ClearField("opset_import")
     converted.opset_import.extend(kept)
     return converted

@@ -1,4 +1,4 @@
-"""Reading ONNX files: whole, with their weights inside."""
+"""Reading ONNX files: whole, with their weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 
+from ptq2themoon.graph.sources.outside_data import take_inside
 from ptq2themoon.vocabulary.errors import UserError
 
 Check = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -21,10 +22,11 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def read_graph(path: Path, check: Check = checked) -> onnx.ModelProto:
-    """An ONNX model; no other file is read.
+def read_graph(path: Path, check: Check = checked, *, outside: bool = False) -> onnx.ModelProto:
+    """An ONNX model; no other file is read, unless `outside`.
 
     Args:
+        outside: read constants that lie in files of the model's own folder.
         check: what the model must pass, and what comes of it.
 
     Raises:
@@ -32,6 +34,8 @@ def read_graph(path: Path, check: Check = checked) -> onnx.ModelProto:
     """
     try:
         model = onnx.load(path, load_external_data=False)
+        if outside:
+            take_inside(model, path)
         for tensor in _tensors(model):
             if tensor.data_location == TensorProto.EXTERNAL:
                 raise UserError(

@@ -35,8 +35,11 @@ def refuse_training(model: onnx.ModelProto, path: Path) -> None:
         for item in node.attribute
         if node.op_type == "Constant" and item.name == "value"
     }
+    computed = {value.name for value in model.graph.input} - set(constants)
     for node in nodes:
-        why = _why(node, constants)
+        if any(not computed.isdisjoint(inner.input) for inner in all_nodes([node])):
+            computed.update(node.output)
+        why = _why(node, constants, computed)
         if why:
             name = node.name or node.output[0]
             raise UserError(
@@ -44,9 +47,10 @@ def refuse_training(model: onnx.ModelProto, path: Path) -> None:
             )
 
 
-def _why(node: NodeProto, constants: dict[str, TensorProto]) -> str | None:
+def _why(node: NodeProto, constants: dict[str, TensorProto], computed: set[str]) -> str | None:
     if node.op_type == "BatchNormalization":
         learns = attribute(node, "training_mode", 0) or any(node.output[1:])
+        learns = learns and node.input[0] in computed  # of weights it gives constants
         return "it normalises by the images of the batch" if learns else None
     if node.op_type == "Dropout" and len(node.input) > 2:
         mode, ratio = constants.get(node.input[2]), constants.get(node.input[1])

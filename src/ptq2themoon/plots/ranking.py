@@ -55,7 +55,22 @@ def ranking(table: pd.DataFrame, search: pd.DataFrame, model: str, bits: str, sh
 
 
 def _in_graph_order(table: pd.DataFrame) -> list[str]:
-    known = ["norm1", "qkv", "q", "k", "v", "proj", "residual1", "norm2", "fc1", "fc2", "residual2", "norm"]
+    known = [
+        "norm1",
+        "qkv",
+        "q",
+        "k",
+        "v",
+        "qk",
+        "kv",
+        "proj",
+        "residual1",
+        "norm2",
+        "fc1",
+        "fc2",
+        "residual2",
+        "norm",
+    ]
     found = list(dict.fromkeys(table["role"]))
     return sorted(found, key=lambda role: known.index(role) if role in known else len(known))
 

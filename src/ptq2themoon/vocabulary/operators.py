@@ -6,8 +6,9 @@ from typing import Literal, NamedTuple, get_args
 
 # fmt: off
 Role = Literal[
-    "patch_embed", "pos_add", "norm1", "qkv", "q", "k", "v", "attn_scores", "attn_scale", "softmax",
-    "attn_context", "proj", "residual1", "norm2", "fc1", "gelu", "fc2", "residual2", "norm", "head", "other",
+    "patch_embed", "pos_add", "norm1", "qkv", "q", "k", "v", "qk", "kv", "attn_scores", "attn_scale",
+    "softmax", "attn_context", "proj", "residual1", "norm2", "fc1", "gelu", "fc2", "residual2", "norm",
+    "head", "other",
 ]
 # fmt: on
 ROLES: tuple[Role, ...] = get_args(Role)

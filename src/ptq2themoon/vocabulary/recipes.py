@@ -39,7 +39,9 @@ __all__ = [
 ]  # fmt: skip
 
 # Roles of operators with a matrix; one without a role may have one too.
-LINEAR_ROLES: frozenset[Role] = frozenset({"patch_embed", "qkv", "q", "k", "v", "proj", "fc1", "fc2", "head"})
+LINEAR_ROLES: frozenset[Role] = frozenset(
+    {"patch_embed", "qkv", "q", "k", "v", "qk", "kv", "proj", "fc1", "fc2", "head"}
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ ACTIVATIONS_ONLY = "layernorm_all_activations"  # as CHANNELWISE, with per-tenso
 AUTO = "auto"  # what the study's method chooses for the model at hand
 
 # The layers whose inputs are looked at, each with the roles that it has by exporter or model.
-LAYERS = {"qkv": ("qkv", "q", "k", "v"), "proj": ("proj",), "fc1": ("fc1",), "fc2": ("fc2",)}
+LAYERS = {"qkv": ("qkv", "q", "k", "v", "qk", "kv"), "proj": ("proj",), "fc1": ("fc1",), "fc2": ("fc2",)}
 
 
 class Study(Strict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from tiny_models import random_images, written
@@ -58,3 +59,18 @@ def test_an_unknown_rank_is_refused(tmp_path: Path) -> None:
     onnx.save(model, path)
     with pytest.raises(UserError, match=r"\(Mystery\): the shape of tensor 'a' is not known"):
         read_nodes(onnx.load(path))
+
+
+def test_what_others_are_divided_by_has_no_scale() -> None:
+    """Back to the length; a constant divisor is one of the recipe's."""
+    body = "n = ReduceL2 <axes = [-1]> (x)\nc = Clip (n, low)\nd = Div (x, c)\ny = Div (d, two)"
+    model = written(body, {"low": np.float32(1e-6), "two": np.float32(2)})
+    for node in model.graph.node:
+        node.name = node.op_type if node.output[0] != "y" else "Halved"
+    nodes = read_nodes(model)
+    assert {name: (node.hidden_inputs, node.hidden_outputs) for name, node in nodes.items()} == {
+        "ReduceL2": (set(), {0}),
+        "Clip": ({0}, {0}),
+        "Div": ({1}, set()),
+        "Halved": (set(), set()),
+    }

@@ -160,13 +160,20 @@ def test_query_key_and_value_apart() -> None:
         torch.testing.assert_close(torch.from_numpy(arrays[weights[operator.name]].copy()), weight)
 
 
-@pytest.mark.parametrize("block", [SharedKeyValue, NoProjection, OnlyValue, GatedKeys])
+@pytest.mark.parametrize("block", [NoProjection, OnlyValue, GatedKeys])
 def test_projections_that_do_not_fit_are_listed_not_guessed(block: type[SeparateBlock]) -> None:
     operators = find_roles(fused(Separate(block)))
-    assert not {"qkv", "q", "k", "v"} & {operator.role for operator in operators}
+    assert not {"qkv", "q", "k", "v", "qk", "kv"} & {operator.role for operator in operators}
     assert "PPQBiasFusedMatMul" in unassigned(operators)
     counts = Counter(operator.role for operator in operators)
     assert [counts[role] for role in ("proj", "residual1", "fc1", "fc2", "residual2")] == [2] * 5
+
+
+def test_one_layer_for_keys_and_values() -> None:
+    operators = find_roles(fused(Separate(SharedKeyValue)))
+    assert not unassigned(operators)
+    expected = whole(2, ("q", "kv", *(role for role in IN_BLOCK if role != "qkv")))
+    assert Counter(placed(operators)) == Counter(expected)
 
 
 def test_a_bias_is_no_residual() -> None:

@@ -34,6 +34,7 @@ class _Facts:
         nodes = {node.name: node for node in self.graph.nodes}
         self.by_place = {(o.role, o.block): nodes[o.name] for o in operators if o.role != "other"}
         self.inside = {o.name for o in operators if o.block is not None}
+        self.heads = {o.name for o in operators if o.role == "head"}
         self.count = len([o for o in operators if o.role == "softmax"])
 
     def _shape(self, node: NodeProto | None) -> tuple[int | str, ...]:
@@ -44,7 +45,8 @@ class _Facts:
         for block in range(self.count):
             softmax = self.by_place["softmax", block]
             heads, groups = self._heads_and_groups(softmax, block)
-            tokens = self._shape(softmax)[-1] if self._shape(softmax) else None
+            known = self._shape(softmax) and self._is_of_tokens(block)
+            tokens = self._shape(softmax)[-1] if known else None
             entry = {"softmax": softmax.name, "heads": heads, "tokens": tokens, "groups": groups}
             prefix, grid = self._patches(block, entry, found[-1] if found else None)
             found.append({**entry, "prefix_tokens": prefix, "grid": grid})
@@ -71,8 +73,39 @@ class _Facts:
         each = self._shape(context)[-1:]
         if width and each and isinstance(width[0], int) and isinstance(each[0], int):
             heads = width[0] // each[0]
-            return heads, sizes[0] // heads
+            return (heads, sizes[0] // heads) if heads and sizes[0] % heads == 0 else (None, None)
         return None, None
+
+    def _is_of_tokens(self, block: int) -> bool:
+        """Whether tokens attend to each other; in some models channels do, or keys are weighed alone.
+
+        The layer after attention reads channels on the last axis, and so does it in the context.
+        """
+        scores, context, proj = (
+            self.by_place.get((role, block)) for role in ("attn_scores", "attn_context", "proj")
+        )
+        if scores is None or context is None:
+            return False
+        if proj is None or proj.op_type == "Conv":
+            return True
+        node, axes = self.graph.producer(proj.input[0]), {-1}
+        while node is not None and node is not context:
+            axes = self._before(node, axes)
+            node = self.graph.producer(self.walk.data(node))
+        return -1 in axes and -2 not in axes
+
+    def _before(self, node: NodeProto, axes: set[int]) -> set[int]:
+        """Which axes of what an operator reads become these of what it gives, all counted from the end."""
+        old, new = self.shapes.get(node.input[0], ()), self._shape(node)
+        if node.op_type == "Transpose":
+            perm = attribute(node, "perm", list(range(len(old)))[::-1])
+            return {perm[axis] - len(old) for axis in axes}
+        if node.op_type != "Reshape" or not old or not new or old[-1] == new[-1]:
+            return axes & {-1, -2} if node.op_type == "Reshape" else axes
+        for count in range(1, len(old) + 1):
+            if axes == {-1} and math.prod(old[-count:]) == new[-1]:
+                return set(range(-count, 0))
+        return axes
 
     def _patches(
         self, block: int, entry: dict[str, Any], before: dict[str, Any] | None
@@ -134,7 +167,7 @@ class _Facts:
         """Whether the output reads the first of the tokens before the patches, and a sentence on it."""
         last = blocks[-1] if blocks else {"tokens": None, "prefix_tokens": 0, "groups": None, "grid": None}
         picked, pooled = self._read_tokens(last["tokens"])
-        prefix = last["prefix_tokens"]
+        prefix = self._tokens_before_patches(blocks)
         if 0 in picked and prefix:
             return True, _class_token_note(prefix, picked)
         if pooled:
@@ -147,6 +180,17 @@ class _Facts:
             )
         return False, "no class token: the output singles out no token"
 
+    def _tokens_before_patches(self, blocks: list[dict[str, Any]]) -> int:
+        """Of the last block; where it does not tell, of another of as many tokens, or of the embedding."""
+        if not blocks:
+            return 0
+        tokens = blocks[-1]["tokens"]
+        known = [entry["prefix_tokens"] for entry in blocks if entry["tokens"] == tokens and entry["grid"]]
+        embedded = self._embedded_grid()
+        if not known and embedded is not None and isinstance(tokens, int) and blocks[-1]["groups"] == 1:
+            return max(tokens - math.prod(embedded), 0)
+        return known[-1] if known else 0
+
     def _read_tokens(self, tokens: int | None) -> tuple[set[int], bool]:
         """(tokens that are picked on the way from the last block to the output, whether there is a pool)."""
         after: list[NodeProto] = []
@@ -158,7 +202,14 @@ class _Facts:
         self.walk.sources(self.graph.outputs[0], through)
         after = [node for node in after if node.name not in self.inside]
         picked = {self._picked(node, axis) for node in after for axis in self._axes_of(node, tokens)}
-        return {i for i in picked if i is not None}, any(n.op_type in POOLING_TYPES for n in after)
+        return {i for i in picked if i is not None}, any(map(self._pools, after))
+
+    def _pools(self, node: NodeProto) -> bool:
+        """It takes a mean over tokens, not over classifiers."""
+        before = (
+            self.walk.back(node.input[0], self.walk.is_movement) if node.op_type in POOLING_TYPES else None
+        )
+        return node.op_type in POOLING_TYPES and (before is None or before.name not in self.heads)
 
     def _axes_of(self, node: NodeProto, tokens: int | None) -> list[int]:
         """The axis of the tokens in what it reads: [images, tokens, ...] or [tokens, images, ...]."""

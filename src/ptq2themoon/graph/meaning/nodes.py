@@ -12,6 +12,8 @@ from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT, data_inputs,
 from ptq2themoon.graph.forms.masks import hidden_tensors
 from ptq2themoon.vocabulary.errors import UserError
 
+BOUNDING_TYPES = frozenset({"Clip", "Max", "Sqrt"})  # keep a divisor from 0, or are its last step
+
 
 @dataclass(frozen=True)
 class Node:
@@ -22,7 +24,8 @@ class Node:
         input_ranks, output_ranks: dimensions of each tensor.
         transposed_weight: whether a Gemm holds its weight as [out, in].
         is_last: whether the output is the model's, as it is or moved.
-        hidden_inputs, hidden_outputs: which tensors hold scores that a mask hides.
+        hidden_inputs, hidden_outputs: which tensors no scale serves: scores that a mask hides, and what
+            others are divided by.
     """
 
     type: str
@@ -43,7 +46,8 @@ def read_nodes(model: onnx.ModelProto) -> dict[str, Node]:
     """
     shapes = tensor_shapes(model)
     constants = {tensor.name for tensor in model.graph.initializer}
-    last, hidden = _makers_of_outputs(model), hidden_tensors(Graph(model))
+    graph = Graph(model)
+    last, hidden = _makers_of_outputs(model), hidden_tensors(graph) | _divisors(graph)
     return {
         node.name: Node(
             type=node.op_type,
@@ -70,6 +74,24 @@ def _makers_of_outputs(model: onnx.ModelProto) -> set[str]:
         found.add(node.name)
         if node.op_type in DATA_MOVEMENT:
             waiting += data_inputs(node)
+    return found
+
+
+def _divisors(graph: Graph) -> set[str]:
+    """Activations that others are divided by, back to what sums them up.
+
+    The quotient is only as exact as its divisor: a short one among long ones would become 0 on their grid.
+    """
+    waiting = [node.input[1] for node in graph.nodes if node.op_type == "Div"]
+    found: set[str] = set()
+    while waiting:
+        tensor = waiting.pop()
+        node = graph.producer(tensor)
+        if tensor in graph.constants or tensor in found:
+            continue
+        found.add(tensor)
+        if node is not None and node.op_type in DATA_MOVEMENT | BOUNDING_TYPES:
+            waiting += [name for name in node.input[:1] if name]
     return found
 
 

@@ -61,6 +61,24 @@ class Products(Strict):
     """What each kind that no integer kernel takes costs."""
 
 
+class FloatingOperator(Strict):
+    """An operator with weights in floating point, and their share of the bytes of all constants."""
+
+    name: str
+    type: str
+    role: Role | None
+    block: int | None
+    bytes: Positive
+    share: Share
+
+
+class FloatingWeights(Strict):
+    """Float32 constants among the bytes of all; operators with a thousandth or more, largest first."""
+
+    share: Share
+    operators: list[FloatingOperator]
+
+
 class DeployReport(Record):
     """What was deployed, from what, and what runs in integers."""
 
@@ -76,6 +94,7 @@ class DeployReport(Record):
     qparams_sha256: Sha256
     int8_sha256: Sha256
     bytes: Sizes
+    floating: FloatingWeights
 
 
 class RuntimeMetrics(Strict):

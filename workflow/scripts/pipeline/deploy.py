@@ -6,6 +6,7 @@ import onnx
 from onnx import helper
 
 from ptq2themoon.deploy.deploy_records import DeployReport
+from ptq2themoon.deploy.floating_weights import floating_weights
 from ptq2themoon.deploy.int8_model import deploy, metadata
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.qparams import read_qparams
@@ -28,6 +29,7 @@ def main(job: Deploy) -> None:
             "graph_sha256": fused.sha256,
             "qparams_sha256": sha256(job.qparams[0]),
             "int8_sha256": sha256(stage.temporary(job.out)),
+            "floating": floating_weights(made.model, fused.operators),
             "bytes": {"fp32": fused.path.stat().st_size, "int8": stage.temporary(job.out).stat().st_size},
         }
         records.write(stage.temporary(job.out_report), validate(DeployReport, report, "deploy.json"))

@@ -394,6 +394,19 @@ def test_an_order_of_classes_that_is_to_be_said() -> None:
     params({**mapping, "datasets": {"demo": FLOWERS}}).check_files()
 
 
+def test_classes_by_the_innermost_folder() -> None:
+    """As timm's training labels; here the outermost folder is the class."""
+    found = in_folders(["ant", "bee"], ["ant", "bee"], FLOWERS)
+    (Path("val/ant/deep")).mkdir()
+    (Path("val/ant/deep/1.png")).write_bytes(b"")
+    line = "ant/deep/1.png is of class 'ant' here, as torchvision labels it, but of class 'deep' as timm does"
+    assert refusal(found.check_files).startswith(f"params.yaml: datasets.demo.class_order: missing; {line}")
+    natural = params(changed("datasets.demo", {**FLOWERS, "class_order": "natural"}))
+    assert refusal(natural.check_files).startswith(f"params.yaml: datasets.demo.class_order: natural; {line}")
+    string = params(changed("datasets.demo", {**FLOWERS, "class_order": "string"}))
+    assert "class_order" not in refusal(string.check_files)  # only that there are few images
+
+
 def test_more_images_than_there_are(tmp_path: Path) -> None:
     """Told before anything runs, of each kind of data set whose images can be counted at once."""
     save_file({"images": np.zeros((6, 1, 2, 2), np.uint8)}, "six.safetensors")

@@ -114,3 +114,22 @@ def order_problem(names: Sequence[str]) -> str | None:
         f"but {other} in that of numbers, without case, as timm does; say which the model was trained with: "
         "`class_order: string` or `class_order: natural`"
     )
+
+
+def nested_problem(path: Path, order: ClassOrder | None) -> str | None:
+    """What is to be decided where images lie deeper than in the folder of their class."""
+    if order == "string":
+        return None
+    keys = (entry.key for entry in entries(path) if not entry.passed_over)
+    first = next((key.split("/") for key in keys if key.count("/") > 1), None)
+    if first is None:
+        return None
+    differ = (
+        f"{'/'.join(first)} is of class {first[0]!r} here, as torchvision labels it, "
+        f"but of class {first[-2]!r} as timm does, by the innermost folder"
+    )
+    if order == "natural":
+        return f"{differ}; put the images right into the folder of their class"
+    return (
+        f"{differ}; say `class_order: string` if the model was trained with the first, else move the images"
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from ptq2themoon.vocabulary.image_folders import class_folders, counted, order_problem
+from ptq2themoon.vocabulary.image_folders import class_folders, counted, nested_problem, order_problem
 from ptq2themoon.vocabulary.validation import Key
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ def _other_order(name: str, data: Dataset) -> Iterator[tuple[Key, str]]:
     """Class folders whose labels depend on an order that is not said."""
     if data.class_order is None and (problem := order_problem(class_folders(Path(data.evaluation)))):
         yield ("datasets", name, "class_order"), f"missing; {problem}"
+    elif problem := nested_problem(Path(data.evaluation), data.class_order):
+        said = "missing" if data.class_order is None else data.class_order
+        yield ("datasets", name, "class_order"), f"{said}; {problem}"
 
 
 def _too_few_images(params: Params, name: str, data: Dataset) -> Iterator[tuple[Key, str]]:

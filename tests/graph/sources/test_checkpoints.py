@@ -159,6 +159,24 @@ def test_an_older_layout(tmp_path: Path, swin: State, prefix: str, more: State) 
     read(tmp_path / "w.pth", swin, name=SWIN, arguments=SWIN_TINY)
 
 
+REGISTERS: dict[str, Any] = {**TINY, "patch_size": 14, "img_size": 56}
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
+def test_original_dinov2(tmp_path: Path, name: str) -> None:
+    """With registers, timm's class token is the sum of the original's and of its row of positions."""
+    own = randomised(made(name, REGISTERS)).state_dict()
+    original = {**own, "mask_token": torch.zeros(1, own["cls_token"].shape[-1])}
+    if "reg_token" in own:
+        place = torch.randn(1, 1, own["cls_token"].shape[-1], generator=torch.Generator().manual_seed(0))
+        original["register_tokens"] = original.pop("reg_token")
+        original["pos_embed"] = torch.cat([place, own["pos_embed"]], dim=1)
+        original["cls_token"] = own["cls_token"] - place
+        own = {**own, "cls_token": original["cls_token"] + place}
+    torch.save(original, tmp_path / "w.pth")
+    read(tmp_path / "w.pth", own, name=name, arguments=REGISTERS)
+
+
 def test_no_weight_is_resized_in_silence(tmp_path: Path) -> None:
     other = old(randomised(made(SWIN, SWIN_TINY, window_size=8)).state_dict())
     torch.save(other, tmp_path / "w.pth")

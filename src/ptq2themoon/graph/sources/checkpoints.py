@@ -141,7 +141,7 @@ def _converted(model: nn.Module, state: State, path: Path) -> State | None:
         return None
     if any(_differences(model, found)):
         return None
-    if _size(found) != _size(state):
+    if _size(found) != _size(state) and not _joins_class_token(state, found):
         changed = [key for key in found if key in state and found[key].shape != state[key].shape]
         what = "their number"
         if changed:
@@ -152,6 +152,19 @@ def _converted(model: nn.Module, state: State, path: Path) -> State | None:
             "sizes of its training as `arguments`, or convert it with timm and save model.state_dict()"
         )
     return found
+
+
+def _joins_class_token(state: State, found: State) -> bool:
+    """Whether the class token alone took up its row of the position embedding, as DINOv2's with registers.
+
+    The sum of the two is all that the model reads.
+    """
+    position, token = state.get("pos_embed"), state.get("cls_token")
+    joined, rest = found.get("cls_token"), found.get("pos_embed")
+    if position is None or token is None or joined is None or rest is None or position.ndim != 3:
+        return False
+    same = torch.equal(rest, position[:, 1:]) and torch.equal(joined, token + position[:, :1])
+    return same and _size(found) == _size(state) - position.shape[-1]
 
 
 def _size(state: State) -> int:

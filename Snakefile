@@ -38,6 +38,7 @@ wildcard_constraints:
     part="|".join(study_layout.PARTS["narrow"]),
 
 
+include: "workflow/rules/safety.smk"
 include: "workflow/rules/origin.smk"
 include: "workflow/rules/fuse.smk"
 include: "workflow/rules/calibrate.smk"
@@ -65,6 +66,7 @@ rule all:
 # has ended: after a hundred jobs it does little else. Commands take seconds here, so nothing needs the limit.
 onstart:
     workflow.scheduler.job_rate_limiter = None
+    look_before_jobs(workflow.dag)
 
 
 onsuccess:

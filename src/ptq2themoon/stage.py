@@ -1,8 +1,8 @@
 """What every stage shares: atomic outputs, the sidecar beside them, errors as one line.
 
 A stage writes each output to a temporary name in the output's own folder; all are renamed when
-the stage ends well, the sidecar last. A stage that fails or is killed leaves nothing under the
-final names.
+the stage ends well and all are on the disk, the sidecar last. A stage that fails or is killed leaves
+nothing under the final names.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from typing import Any, TypeVar
 import tyro
 
 from ptq2themoon import __version__
+from ptq2themoon.safety.code_behind import code_sum
+from ptq2themoon.safety.durable import publish, settle, trouble
+from ptq2themoon.safety.one_run import is_abandoned
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.job import Job
 from ptq2themoon.vocabulary.records import write_json
@@ -66,6 +69,7 @@ class Stage:
         inputs: files read; a missing one is a `UserError`.
         outputs: files that the stage writes, the main one first: the sidecar lies beside it.
         parameters: all that determines the result besides the inputs (JSON types).
+        methods: that the stage is told to call, by their names: their code counts too.
         seed: the seed in force, if the stage draws anything.
         device: the device that computed, if one did.
     """
@@ -79,8 +83,10 @@ class Stage:
         parameters: Mapping[str, Any],
         seed: int | None = None,
         device: str | None = None,
+        methods: Sequence[str] = (),
     ) -> None:
         self.name, self.parameters, self.seed, self.device = name, dict(parameters), seed, device
+        self.code = code_sum(name, tuple(methods))
         self.inputs, self.outputs = list(inputs), list(outputs)
 
     @classmethod
@@ -98,6 +104,7 @@ class Stage:
             parameters=job.parameters() | dict(extra or {}),
             seed=job.drawn_with(),
             device=device or job.runs_on,
+            methods=job.methods_called(),
         )
 
     @property
@@ -117,8 +124,11 @@ class Stage:
         for path in self.inputs:
             if not path.is_file():
                 raise UserError(f"{path}: not found; stage {self.name} needs it")
-        for path in self.outputs:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in {path.parent for path in self.outputs}:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise self._unwritten(folder, error) from error
         self._start = time.monotonic()
         self._read = {path: (sha256(path), _identity(path)) for path in self.inputs}
         return self
@@ -126,41 +136,93 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
+        if error is not None:
+            where = self._being_written(error)
             self._discard()
+            if where and trouble(error):
+                raise self._unwritten(where, error) from error
             return
-        for path in self.inputs:
-            if _identity(path) != self._read[path][1]:
-                self._discard()
-                raise UserError(
-                    f"{path}: changed while stage {self.name} ran; nothing is written, run it again"
-                )
+        if flaw := self._flaw():
+            self._discard()
+            raise UserError(f"{flaw}; nothing is written, run it again")
+        try:
+            self._publish()
+        except OSError as failed:
+            where = self._being_written(failed) or self.outputs[0]
+            self._withdraw()
+            self._discard()
+            raise self._unwritten(where, failed) from failed
+
+    def _flaw(self) -> str:
+        """Why what was made must not count."""
+        if is_abandoned():
+            return f"stage {self.name}: the run that started it is gone"
+        for path, (digest, identity) in self._read.items():
+            now = _identity(path)
+            if now != identity and not (now and sha256(path) == digest):
+                return f"{path}: changed while stage {self.name} ran"
+        return ""
+
+    def _publish(self) -> None:
+        """Give all outputs their names, then the sidecar; what can fail for want of room comes before."""
+        sidecar = sidecar_path(self.outputs[0])
+        outputs = {self.temporary(path): path for path in self.outputs}
+        for temporary in outputs:
+            _as_others_are_made(temporary)
+        write_json(self._sidecar, self._record())
+        settle(self._sidecar)
         # An old sidecar must never stand beside a new output.
-        sidecar_path(self.outputs[0]).unlink(missing_ok=True)
-        for path in self.outputs:
-            _as_others_are_made(self.temporary(path))
-            os.replace(self.temporary(path), path)
-        self._write_sidecar()
+        sidecar.unlink(missing_ok=True)
+        publish(outputs)
+        publish({self._sidecar: sidecar})
 
-    def _discard(self) -> None:
-        for path in self.outputs:
-            self.temporary(path).unlink(missing_ok=True)
-
-    def _write_sidecar(self) -> None:
+    @property
+    def _sidecar(self) -> Path:
+        """The temporary one."""
         path = sidecar_path(self.outputs[0])
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        record = {
+        return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def _record(self) -> dict[str, Any]:
+        inputs = {path: digest for path, (digest, _) in self._read.items()}
+        sizes = {path: identity[1] for path, (_, identity) in self._read.items() if identity}
+        sizes |= {path: self.temporary(path).stat().st_size for path in self.outputs}
+        return {
             "stage": self.name,
             "parameters": self.parameters,
-            "inputs": {path.as_posix(): digest for path, (digest, _) in self._read.items()},
-            "outputs": {path.as_posix(): sha256(path) for path in self.outputs},
+            "inputs": {path.as_posix(): digest for path, digest in inputs.items()},
+            "outputs": {path.as_posix(): sha256(self.temporary(path)) for path in self.outputs},
+            "bytes": {path.as_posix(): size for path, size in sizes.items()},
             "seed": self.seed,
             "device": self.device,
+            "code": self.code,
             "versions": versions(),
             "wall_time_s": round(time.monotonic() - self._start, 3),
         }
-        write_json(temporary, record)
-        os.replace(temporary, path)
+
+    def _withdraw(self) -> None:
+        """Take outputs away that have their names already, where the others have not."""
+        if not sidecar_path(self.outputs[0]).is_file():
+            for path in self.outputs:
+                if not self.temporary(path).is_file():
+                    path.unlink(missing_ok=True)
+
+    def _discard(self) -> None:
+        for path in (*map(self.temporary, self.outputs), self._sidecar):
+            path.unlink(missing_ok=True)
+
+    def _being_written(self, error: BaseException) -> Path | None:
+        """The output that a failed write was to make: the one that it names, or the last that was begun."""
+        begun = [path for path in self.outputs if self.temporary(path).is_file()]
+        named = [
+            path for path in self.outputs if str(self.temporary(path)) == getattr(error, "filename", None)
+        ]
+        return max(named or begun, key=lambda path: _changed(self.temporary(path)), default=None)
+
+    def _unwritten(self, path: Path, error: BaseException) -> UserError:
+        what, remedy = trouble(error) or (str(error), "see that it can be written")
+        return UserError(
+            f"{path}: not written: {what}; stage {self.name} leaves nothing; {remedy}, then run it again"
+        )
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
@@ -170,6 +232,11 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _changed(path: Path) -> int:
+    """Time of the last write, in ns; 0 where there is no file."""
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def _as_others_are_made(path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("Snakefile", "workflow", "src", "recipes", "profiles", "environment.yml")
@@ -20,11 +21,21 @@ def clone(folder: Path) -> Path:
     return folder
 
 
-def run(folder: Path, *command: str, status: int = 0) -> str:
-    """What a command says, run in a clone; fails unless it exits with `status`."""
+def environment(folder: Path, **changes: str | None) -> dict[str, str]:
+    """What a command in a clone sees; None takes a variable away."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = {**os.environ, "PYTHONPATH": str(folder / "src"), "PATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    given = {**os.environ, "PYTHONPATH": str(folder / "src"), "PATH": path, "OMP_NUM_THREADS": "1", **changes}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def run(folder: Path, *command: str, status: int = 0, env: dict[str, str] | None = None, **more: Any) -> str:
+    """What a command says, run in a clone; fails unless it exits with `status`.
+
+    Args:
+        more: options of `subprocess.run`, such as the user.
+    """
+    env = env or environment(folder)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, **more)
     said = done.stdout + done.stderr
     assert done.returncode == status, said[-4000:]
     return said

@@ -3,7 +3,7 @@ from ptq2themoon.vocabulary.stages.calibrate import Calibrate
 
 rule calibrate:
     input:
-        **inputs(Calibrate, recipes=of_recipe),
+        **inputs(Calibrate),
     output:
         **outputs(Calibrate),
     log:

@@ -1,21 +1,19 @@
 # The checked parameters, and what a rule takes from the declaration of its stage.
-import ast
 import re
 from functools import cache, partial
 from pathlib import Path
 
+from ptq2themoon.safety.code_behind import modules_behind, script_of
 from ptq2themoon.vocabulary import layout, study_layout
 from ptq2themoon.vocabulary.job import Input, Job, Machine, Output, Setting, files_behind, words
 from ptq2themoon.vocabulary.modes import MODES
 from ptq2themoon.vocabulary.parameters import Params, Plots
-from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.study_parameters import AUTO, BASE, CHANNELWISE
 from ptq2themoon.vocabulary.times import times_of
 
 ROOT = Path(workflow.basedir)
 AWAY = Path.cwd() != ROOT  # with --directory
 ENVIRONMENT = "../../environment.yml"
-OBSERVERS = ROOT / "src/ptq2themoon/quantize/observers"
 
 
 # Read again: Snakemake's own reader takes the last of two equal keys.
@@ -48,22 +46,20 @@ RECIPES = list(
 )
 RUNS = layout.runs_of(PARAMS, "")
 
+METHODS = {}  # of a stage's recipes, as `methods_of` found them
+
 # Cores of a job that runs a model: those of this machine shared by the runs; on a cluster, a few.
 SHARE = max(1, workflow.cores // len(RUNS)) if workflow.cores else 4
 # Timed models are one after the other on a machine of their own: each job takes all cores.
 ALL_CORES = workflow.cores or PARAMS.benchmark.threads
 
 
-def inputs(stage, recipes=(), **more):
-    """The files that a stage reads, by option; its code is one of them.
-
-    Args:
-        recipes: a function of the wildcards, or names, of recipes whose methods the stage calls.
-    """
+def inputs(stage, **more):
+    """The files that a stage reads, by option; its code is one of them."""
     found = {name: files_of(stage, name) for name in stage.marked(Input)}
     if stage.unmarked_inputs is not Job.unmarked_inputs:
         found["others"] = partial(unmarked_files, stage)
-    return {**found, "code": partial(code, stage, recipes), **more}
+    return {**found, "code": partial(code, stage), **more}
 
 
 def files_of(stage, name):
@@ -156,8 +152,7 @@ def option(name, given):
 
 def script(stage):
     """The script of that name, in whichever theme's folder."""
-    (found,) = ROOT.glob(f"workflow/scripts/*/{stage.stage}.py")
-    return here(found)
+    return here(script_of(stage.stage, ROOT))
 
 
 def said(stage):
@@ -203,61 +198,19 @@ def on_board(caption, shows, category="Leaderboard: {model}"):
     return shown(f"leaderboard_{caption}", category, labels={"shows": shows})
 
 
-def code(stage, recipes=(), wildcards=None):
-    """A stage's script and the modules that it imports, directly or not: its inputs too.
-
-    So are the methods of recipes, which are imported by their names.
-    """
-    names = recipes(wildcards) if callable(recipes) else recipes
-    return modules_of(stage, methods_of(names))
+def code(stage, wildcards):
+    """A stage's script and the modules behind it: its inputs too."""
+    called = stage.methods_called is not Job.methods_called
+    methods = methods_of(stage, wildcards) if called else ()
+    return [here(path) for path in modules_behind(stage.stage, methods, ROOT)]
 
 
-@cache
-def modules_of(stage, methods):
-    found = [ROOT / script(stage), *(ROOT / f"src/ptq2themoon/methods/{name}.py" for name in methods)]
-    for path in found:
-        found += [module for module in imported(path) if module not in found]
-        if path == OBSERVERS / "__init__.py":  # which imports them by their names
-            found += [module for module in sorted(OBSERVERS.glob("*.py")) if module not in found]
-    return [here(path) for path in found]
-
-
-@cache
-def imported(path):
-    """The modules of the package that a file imports itself when it runs."""
-    found = {}
-    for node in executed(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ptq2themoon"):
-            place = ROOT.joinpath("src", *node.module.split("."))
-            names = [(place / alias.name).with_suffix(".py") for alias in node.names]
-            packages = [
-                folder / "__init__.py" for folder in (place, *place.parents) if ROOT / "src" in folder.parents
-            ]
-            for module in [place.with_suffix(".py"), *packages, *names]:
-                if module.is_file():
-                    found[module] = None
-    return list(found)
-
-
-def executed(tree):
-    """The nodes of a module, but for what only type checkers read."""
-    waiting = [tree]
-    for node in waiting:
-        yield node
-        for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        waiting += node.orelse if for_types else ast.iter_child_nodes(node)
-
-
-@cache
-def methods_of(recipes):
-    """Names of the methods that recipes call."""
-    loaded = [checked(lambda: load_recipe(Path(layout.recipe_file(name)))) for name in recipes]
-    return tuple(dict.fromkeys(call.name for recipe in loaded for call in recipe.methods))
-
-
-def of_recipe(wildcards):
-    """The recipe of a job."""
-    return (wildcards.recipe,)
+def methods_of(stage, wildcards):
+    """Names of the methods that a job's recipes call, which are imported by these names; each found once."""
+    key = (stage, wildcards.get("recipe"), wildcards.get("part"))
+    if key not in METHODS:
+        METHODS[key] = checked(lambda: stage.of(PARAMS, wildcards).methods_called())
+    return METHODS[key]
 
 
 def decoders(wildcards):

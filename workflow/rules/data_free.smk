@@ -4,7 +4,7 @@ from ptq2themoon.vocabulary.stages.data_free import DataFreeRun
 
 rule data_free_run:
     input:
-        **inputs(DataFreeRun, recipes=of_recipe),
+        **inputs(DataFreeRun),
     output:
         **outputs(DataFreeRun),
     log:

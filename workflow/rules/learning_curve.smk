@@ -4,7 +4,7 @@ from ptq2themoon.vocabulary.stages.learning_curve import LearningCurveRun
 
 rule learning_curve_run:
     input:
-        **inputs(LearningCurveRun, recipes=of_recipe),
+        **inputs(LearningCurveRun),
     output:
         **outputs(LearningCurveRun),
     log:

@@ -51,7 +51,7 @@ rule study_auto:
 
 rule study_ablation:
     input:
-        **inputs(StudyAblation, recipes=tuple(PARAMS.study.recipes)),
+        **inputs(StudyAblation),
     output:
         **outputs(StudyAblation),
     log:

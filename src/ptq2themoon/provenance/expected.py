@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ptq2themoon.data import open_source
+from ptq2themoon.safety.code_behind import code_sum
 from ptq2themoon.vocabulary.data_free_layout import data_free_runs
 from ptq2themoon.vocabulary.job import ANY, Job
 from ptq2themoon.vocabulary.layout import Run, calibration_draws, runs_of
@@ -68,6 +69,7 @@ class Result:
     Attributes:
         outputs: the main one, beside which the sidecar lies, first.
         device: where it computes; None when it computes on none, `ANY` when params.yaml leaves it open.
+        code: sum of the modules that make it.
     """
 
     stage: str
@@ -76,6 +78,7 @@ class Result:
     parameters: dict[str, Any]
     seed: int | None = None
     device: Any = None
+    code: Any = ANY
 
 
 def expected_results(params: Params) -> list[Result]:
@@ -114,6 +117,7 @@ def _result(params: Params, kind: type[Job], wildcards: Any) -> Result:
         parameters,
         job.drawn_with(),
         ANY if device == "auto" else device,
+        code_sum(job.stage, job.methods_called()),
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ class Verifier:
 
     def problems(self, results: Iterable[Result]) -> Iterator[str]:
         """One line per problem; `results` must come in the order in which they are made."""
+        results = list(results)
+        self._hash({path for result in results for path in (*result.inputs, *result.outputs)})
         for result in results:
             yield from self._absences(result)
             sidecar = sidecar_path(result.outputs[0])
@@ -60,7 +64,7 @@ class Verifier:
 
     def _absences(self, result: Result) -> Iterator[str]:
         for path in (*result.inputs, *result.outputs):
-            if path in self._absent or self._sha256(path):
+            if path in self._absent or self._hashes[path]:
                 continue
             self._absent.add(path)
             if path in result.inputs:
@@ -74,13 +78,13 @@ class Verifier:
         """Inputs of other content; what a stage made counts as that stage recorded it, once for all."""
         for path in result.inputs:
             recorded = record["inputs"].get(path.as_posix())
-            expected = self._made.get(path.as_posix()) or self._sha256(path)
+            expected = self._made.get(path.as_posix()) or self._hashes[path]
             if recorded and expected and recorded != expected:
                 yield f"input {path}: recorded sha256 {_short(recorded)}, expected {_short(expected)}"
 
     def _outputs(self, sidecar: Path, record: Record, result: Result) -> Iterator[str]:
         for path in result.outputs:
-            recorded, now = record["outputs"].get(path.as_posix()), self._sha256(path)
+            recorded, now = record["outputs"].get(path.as_posix()), self._hashes[path]
             if recorded:
                 self._made[path.as_posix()] = recorded
             if recorded and now and recorded != now:
@@ -89,19 +93,24 @@ class Verifier:
                     f"{sidecar.name} records {_short(recorded)}; {_again(result)}"
                 )
 
-    def _sha256(self, path: Path) -> str | None:
-        """None when there is no such file."""
-        if path not in self._hashes:
-            self._hashes[path] = sha256(path) if path.is_file() else None
-        return self._hashes[path]
+    def _hash(self, paths: Set[Path]) -> None:
+        """Read each file once, on all cores."""
+        new = sorted(path for path in paths if path not in self._hashes)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            self._hashes |= dict(zip(new, pool.map(_digest, new), strict=True))
+
+
+def _digest(path: Path) -> str | None:
+    """None when there is no such file."""
+    return sha256(path) if path.is_file() else None
 
 
 def _again(result: Result) -> str:
     return f"run `snakemake --forcerun {result.outputs[0]}`"
 
 
-def _short(digest: str) -> str:
-    return f"{digest[:12]}…"
+def _short(digest: str | None) -> str:
+    return f"{digest[:12]}…" if digest else "none"
 
 
 def _differences(record: Record, result: Result) -> Iterator[str]:
@@ -114,6 +123,9 @@ def _differences(record: Record, result: Result) -> Iterator[str]:
     }
     for key, recorded, value in differing({name: record[name] for name in expected}, expected):
         yield f"{dotted(key)}: recorded {_shown(recorded)}, expected {_shown(value)}"
+    if result.code not in (ANY, record["code"]):
+        sums = f"recorded {_short(record['code'])}, expected {_short(result.code)}"
+        yield f"code: made by other code than is here: {sums}"
     for kind, paths in (("inputs", result.inputs), ("outputs", result.outputs)):
         names = {path.as_posix() for path in paths}
         for name in sorted(names - set(record[kind])):

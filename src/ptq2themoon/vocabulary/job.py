@@ -151,6 +151,10 @@ class Job(BaseModel):
         """Names of parameters that only show while the stage runs; the stage adds them."""
         return ()
 
+    def methods_called(self) -> tuple[str, ...]:
+        """Names of the methods that the stage is told to call; they are imported by their names."""
+        return ()
+
     def drawn_with(self) -> int | None:
         """The seed in force."""
         return getattr(self, "seed", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ptq2themoon.progress import warn
+from ptq2themoon.safety.durable import publish
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,7 @@ class State:
             part,
             metadata={"key": self.key, "facts": json.dumps(facts)},
         )
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        publish({part: path})
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What was saved under this name; None where nothing was, or by another training."""

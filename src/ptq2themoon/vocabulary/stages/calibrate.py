@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.job import Input, Output, Setting
-from ptq2themoon.vocabulary.stages.common import OnDevice, OnModel, RecipeFile, recipe_parameters
+from ptq2themoon.vocabulary.stages.common import OnDevice, OnModel, RecipeFile, methods_of, recipe_parameters
 
 
 class Calibrate(OnModel, OnDevice):
@@ -33,3 +33,6 @@ class Calibrate(OnModel, OnDevice):
 
     def parameters(self) -> dict[str, Any]:
         return {**recipe_parameters(self.recipe), **super().parameters()}
+
+    def methods_called(self) -> tuple[str, ...]:
+        return methods_of([self.recipe])

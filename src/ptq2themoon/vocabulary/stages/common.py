@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,12 @@ def dataset(params: Any, wildcards: Any) -> Any:
 def recipe_files(path: Path) -> list[Path]:
     """A recipe and those that it extends."""
     return load_recipe(path).sources
+
+
+def methods_of(paths: Iterable[Path]) -> tuple[str, ...]:
+    """Names of the methods that recipes call; a recipe that is yet to be made calls none."""
+    calls = [call for path in paths if path.is_file() for call in load_recipe(path).methods]
+    return tuple(dict.fromkeys(call.name for call in calls))
 
 
 def recipe_parameters(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.data_free_layout import FIGURE, IMAGES, MEASURED, TABLE, data_free_runs
 from ptq2themoon.vocabulary.job import Input, Job, Output, Setting, named
-from ptq2themoon.vocabulary.stages.common import Figure, RecipeFile, recipe_parameters
+from ptq2themoon.vocabulary.stages.common import Figure, RecipeFile, methods_of, recipe_parameters
 from ptq2themoon.vocabulary.stages.study import OnStudyImages
 
 Sources = Annotated[
@@ -40,6 +40,9 @@ class DataFreeRun(OnStudyImages):
 
     def parameters(self) -> dict[str, Any]:
         return {**recipe_parameters(self.recipe), **super().parameters()}
+
+    def methods_called(self) -> tuple[str, ...]:
+        return methods_of([self.recipe])
 
 
 class DataFreeTable(Job):

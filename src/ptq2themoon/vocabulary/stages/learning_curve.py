@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.job import Input, Output, Setting
 from ptq2themoon.vocabulary.learning_curve_layout import CURVE, CURVE_FIGURE, curves_of
-from ptq2themoon.vocabulary.stages.common import Figure, RecipeFile, recipe_parameters
+from ptq2themoon.vocabulary.stages.common import Figure, RecipeFile, methods_of, recipe_parameters
 from ptq2themoon.vocabulary.stages.study import OnStudyImages
 
 
@@ -35,6 +35,9 @@ class LearningCurveRun(OnStudyImages):
 
     def parameters(self) -> dict[str, Any]:
         return {**recipe_parameters(self.recipe), **super().parameters()}
+
+    def methods_called(self) -> tuple[str, ...]:
+        return methods_of([self.recipe])
 
 
 class PlotAccuracyByIterations(Figure):

@@ -9,7 +9,7 @@ from ptq2themoon.vocabulary import layout, study_layout
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.job import Input, Job, Output, Setting
 from ptq2themoon.vocabulary.recipes import load_recipe
-from ptq2themoon.vocabulary.stages.common import OnDevice, OnImages, OnModel, recipe_files
+from ptq2themoon.vocabulary.stages.common import OnDevice, OnImages, OnModel, methods_of, recipe_files
 from ptq2themoon.vocabulary.stages.evaluate import BatchSize, Block, OfVariant, ReferenceFile
 from ptq2themoon.vocabulary.study_layout import Variant, first_run, studied
 from ptq2themoon.vocabulary.study_parameters import AUTO, BASE, CHANNELWISE
@@ -157,6 +157,9 @@ class StudyAblation(OnStudyImages):
 
     def parameters(self) -> dict[str, Any]:
         return super().parameters() | {"recipes": [path.stem for path in self.recipes]}
+
+    def methods_called(self) -> tuple[str, ...]:
+        return methods_of(self.recipes)
 
     def found_out(self) -> tuple[str, ...]:
         return () if self.bits else ("bits",)

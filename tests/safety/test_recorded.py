@@ -1,0 +1,106 @@
+"""Every file that is not as its sidecar says is named, with what must be made again; the others are not."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ptq2themoon.safety.recorded import SMALL, doubts
+from ptq2themoon.stage import Stage
+
+WEIGHTS, GRAPH, TABLE, NOTE = (
+    "weights.bin",
+    "results/m/graph.onnx",
+    "results/m/table.csv",
+    "results/m/note.md",
+)
+CONTENT = {WEIGHTS: b"w" * (SMALL + 2), GRAPH: b"g" * (SMALL + 4), TABLE: b"a,b\n", NOTE: b"ab"}
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A graph made from weights, two tables made from the graph; the graph and its weights are not small."""
+    monkeypatch.chdir(tmp_path)
+    Path(WEIGHTS).write_bytes(CONTENT[WEIGHTS])
+    for inputs, outputs in (([WEIGHTS], [GRAPH]), ([GRAPH], [TABLE, NOTE])):
+        paths = [Path(name) for name in outputs]
+        with Stage("make", inputs=[*map(Path, inputs)], outputs=paths, parameters={}) as stage:
+            for path in paths:
+                stage.temporary(path).write_bytes(CONTENT[path.as_posix()])
+    return tmp_path
+
+
+def found() -> dict[str, tuple[str, list[str]]]:
+    """What is wrong, and what is made again, by file."""
+    return {
+        one.file.as_posix(): (one.what, [path.as_posix() for path in one.again])
+        for one in doubts(Path("results"))
+    }
+
+
+def with_its_time(name: str, change: Callable[[Path], object]) -> None:
+    path = Path(name)
+    before = path.stat()
+    change(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_nothing_is_said_of_what_is_whole(tree: Path) -> None:
+    assert found() == {}
+
+
+@pytest.mark.parametrize("left", [0, 0.5])
+@pytest.mark.parametrize("name", CONTENT)
+def test_a_file_that_was_cut_is_named_though_its_time_is_kept(tree: Path, name: str, left: float) -> None:
+    size = int(len(CONTENT[name]) * left)
+    with_its_time(name, lambda path: os.truncate(path, size))
+    again = {WEIGHTS: [GRAPH], GRAPH: [GRAPH]}.get(name, [TABLE, NOTE])
+    assert found() == {name: (f"{size} bytes, {len(CONTENT[name])} when it was recorded", again)}
+
+
+@pytest.mark.parametrize("name", [TABLE, NOTE])
+def test_another_content_of_a_small_file_is_seen(tree: Path, name: str) -> None:
+    with_its_time(name, lambda path: path.write_bytes(b"x" * len(CONTENT[name])))
+    assert found() == {name: ("other content than was recorded", [TABLE, NOTE])}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"stage": "ma', b"[]", b'{"inputs": {}}', b"\xff"])
+def test_a_sidecar_that_is_not_whole_is_in_doubt_with_all_beside_it(tree: Path, content: bytes) -> None:
+    Path("results/m/table.sidecar.json").write_bytes(content)
+    Path("results/m/tables.csv").touch()  # another result's
+    assert found() == {"results/m/table.sidecar.json": ("not readable", [TABLE])}
+
+
+def test_a_newer_input_is_no_secret(tree: Path) -> None:
+    """Snakemake sees it by its time."""
+    Path(WEIGHTS).write_bytes(b"other")
+    os.utime(WEIGHTS, (2e9, 2e9))
+    assert found() == {}
+
+
+def test_what_is_missing_is_left_to_snakemake(tree: Path) -> None:
+    for name in (WEIGHTS, TABLE):
+        Path(name).unlink()
+    assert found() == {}
+
+
+def test_a_sidecar_without_sizes_still_tells_of_small_files(tree: Path) -> None:
+    path = Path("results/m/table.sidecar.json")
+    record = json.loads(path.read_text())
+    del record["bytes"]
+    path.write_text(json.dumps(record))
+    assert found() == {}
+    with_its_time(TABLE, lambda path: os.truncate(path, 1))
+    assert list(found()) == [TABLE]
+
+
+def test_folders_that_are_links_are_entered_once(tree: Path) -> None:
+    Path("results/m").rename("elsewhere")
+    Path("results/m").symlink_to(tree / "elsewhere")
+    (tree / "elsewhere/loop").symlink_to(tree / "elsewhere")
+    os.truncate(TABLE, 1)
+    assert list(found()) == [TABLE]

@@ -24,7 +24,7 @@ from ptq2themoon import __version__
 from ptq2themoon.safety.code_behind import code_sum
 from ptq2themoon.safety.durable import publish, settle, trouble
 from ptq2themoon.safety.one_run import is_abandoned
-from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.errors import UserError, lines_of
 from ptq2themoon.vocabulary.job import Job
 from ptq2themoon.vocabulary.records import write_json
 
@@ -272,5 +272,5 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except (UserError, OSError) as error:
-        print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
+        print(*lines_of(error), sep="\n", file=sys.stderr)
         raise SystemExit(2) from None

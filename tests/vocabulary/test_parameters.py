@@ -154,6 +154,24 @@ SLIPS: list[tuple[str, Any, str]] = [
     ("models.my vit", DEMO, "models.my vit: 'my vit' can't name a folder;"),
     ("models.my vit", DEMO, "try 'my_vit'"),
     ("models...", DEMO, "can't name a folder"),
+    (f"models.{'m' * 200}", DEMO, "'mmmmmmmmmmmmmmmmmmmm...' has 200 characters; at most 100"),
+    ("benchmark.architectures", ["hf-hub:$(touch ran)"], "[0]: 'hf-hub:$(touch ran)' can't name a folder;"),
+    ("study.recipes", ["../recipes/vanilla"], "study.recipes[0]: '../recipes/vanilla' can't name a folder;"),
+    ("leaderboard.recipes", ["$(touch ran)"], "leaderboard.recipes[0]: '$(touch ran)' can't name a folder;"),
+    ("leaderboard.bases", ["`id`"], "leaderboard.bases[0]: '`id`' can't name a folder;"),
+    ("learning_curve.recipes", ["a b"], "learning_curve.recipes[0]: 'a b' can't name a folder;"),
+    ("data_free.sources", {"=1+1": "papers"}, "data_free.sources.=1+1: '=1+1' can't be a label;"),
+    ("data_free.sources", {"$x_{$": "papers"}, "'$x_{$' can't be a label; letters, digits and _ . , ( ) -"),
+    ("data_free.sources", {"real": "../papers"}, "data_free.sources.real: '../papers' can't name a folder;"),
+    ("models.demo.source", "hf-hub:a b;c", "'hf-hub:a b;c': no name of the hub; write hf-hub:NAME@REVISION"),
+    ("models.demo.arguments", {"depth": 10**9}, "models.demo.arguments.depth: 1000000000 is too large; at"),
+    ("models.demo.arguments", {"x": {"img_size": [224, 10**9]}}, "arguments.x.img_size: 1000000000 is"),
+    ("models.demo.preprocessing", {"input_size": [3, 8, 10**6]}, "1000000 is too large; nearest valid: 8192"),
+    ("models.demo.preprocessing", {"crop_pct": 1e-9}, "crop_pct: 1e-09 is too small; nearest valid: 0.1"),
+    ("datasets.demo.calibration", "a\nb", "calibration: 'a\\nb': holds a character that no line can show"),
+    ("datasets.demo.evaluation", "\x1b]0;x", "'\\x1b]0;x': holds a character that no line can show; rename"),
+    ("plots.a\nb\x1b", 1, "plots.a\\nb\\x1b: unknown key; valid: dpi, colormap"),
+    ("calibration.seeds", list(range(9000)), "recipes: 27000 runs of all models, recipes, bits and"),
     ("models.figures", DEMO, "models.figures: 'figures' is taken by another result; choose another name"),
     ("bits", ["w9a8"], "bits[0]: bits 'w9a8': must lie in w2a2 to w8a8; nearest valid: 'w8a8'"),
     ("bits", ["w8a8", "4"], "bits[1]: bits '4': must lie in w2a2 to w8a8; nearest valid: 'w8a8'"),
@@ -233,9 +251,18 @@ def test_an_onnx_file_passes() -> None:
     assert (model.preprocessing.given(), model.classifier) == (NORMAL, False)
 
 
+def test_of_very_many_slips_the_first_are_told() -> None:
+    for key, values in (("bits", ["x"] * 9000), ("recipes", [f"r{i}" for i in range(9000)])):
+        lines = refusal(lambda key=key, values=values: params(changed(key, values))).split("\n")
+        assert len(lines) == 21
+        assert lines[-1] == "params.yaml: and 8980 more like these"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"output": "--device"}, "output: '--device': no name that a command takes; rename it in the file"),
+        ({"output": "a\nb"}, "output: 'a\\nb': no name that a command takes; rename it in the file"),
         ({"preprocessing": None}, "preprocessing: mean and std missing; an ONNX file does not tell them"),
         ({"preprocessing": {"mean": [0.5]}}, "preprocessing: std missing; an ONNX file does not tell them"),
         ({"checkpoint": "w.pth"}, "checkpoint: not for an ONNX file, which has its own; leave it out"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -370,3 +371,56 @@ def test_blocks_with_gaps_are_listed_and_the_closest_is_named(tmp_path: Path) ->
 def test_one_role_of_several_is_enough(tmp_path: Path) -> None:
     path = write(tmp_path, "mine", base({"select": {"role": ["qkv", "q", "k", "v"]}, "bits": 4}))
     load_recipe(path).check(DEIT)
+
+
+# Too much of it -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (
+            base(*[{"select": {"block": i}, "bits": 4} for i in range(600)]),
+            "rules: 600 entries; at most 500",
+        ),
+        (base(methods=[{"name": "adaround"}] * 60), "methods: 60 entries; at most 50"),
+        (
+            base({"select": {"block": list(range(900)), "position": list(range(90))}, "bits": 4}),
+            "rules: rules select more than 100000 tensors one by one; leave out keys that need not be",
+        ),
+        (
+            base({"select": {"block": 10**9}, "bits": 4}),
+            "block: 1000000000 is too large; nearest valid: 9",
+        ),
+        (
+            base(methods=[{"name": "adaround", "iterations": 10**17}]),
+            "methods[0].iterations: 100000000000000000 is too large; at most 1000000",
+        ),
+    ],
+)
+def test_what_would_take_minutes_is_refused(tmp_path: Path, recipe: dict[str, Any], said: str) -> None:
+    start = time.process_time()
+    assert said in refusal(write(tmp_path, "mine", recipe))
+    assert time.process_time() - start < 5
+
+
+def test_rules_of_a_chain_count_together(tmp_path: Path) -> None:
+    rules = [{"select": {"role": "fc2"}, "bits": 4}] * 300
+    write(tmp_path, "first", base(*rules))
+    line = refusal(write(tmp_path, "mine", {"extends": "first", "rules": rules}))
+    assert line == "first.yaml: rules: with all that it extends more than 500 rules"
+
+
+def test_a_chain_without_end(tmp_path: Path) -> None:
+    for i in range(30):
+        write(tmp_path, f"r{i}", {"extends": f"r{i + 1}"})
+    assert "extends: more than 20 recipes extend each other" in refusal(tmp_path / "r0.yaml")
+
+
+def test_as_many_rules_as_may_be_are_checked_in_short_time(tmp_path: Path) -> None:
+    """Some for all blocks and some for one: each of a block meets all the others."""
+    rules = [{"select": {"block": i} if i % 2 else {}, "bits": 4} for i in range(200)]
+    rules += [{"select": {"role": "fc2", "block": 7}, "granularity": "per-channel"}]
+    path, start = write(tmp_path, "mine", base(*rules)), time.process_time()
+    assert refusal(path).startswith("mine.yaml: rules[200].granularity: per-channel works only with observer")
+    assert time.process_time() - start < 5

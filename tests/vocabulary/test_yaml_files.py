@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import pytest
 
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.yaml_files import LONGEST, check_configfiles, configfiles, read_yaml
+from ptq2themoon.vocabulary.yaml_files import LARGEST, LONGEST, check_configfiles, configfiles, read_yaml
 
 ALIASES = "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
@@ -40,8 +41,8 @@ CHAIN = "".join(f"k{i}: &k{i} {'[' * 30}*k{i - 1}{']' * 30}\n" if i else "k0: &k
         ("".join(f"{' ' * i}a:\n" for i in range(300)), "line 60: lists and mappings lie more than 60 deep"),
         (f"a:\n{'- ' * 500}1\n", "line 2: lists and mappings lie more than 60 deep"),
         (CHAIN, "lists and mappings lie more than 60 deep"),
-        (f"a: &a [{', '.join('0' * 10)}]\n{ALIASES}", "more than 100000 entries, with aliases written out"),
-        (f"a: &a {{k: 1}}\n{MERGES}", "more than 100000 entries, with aliases written out"),
+        (f"a: &a [{', '.join('0' * 10)}]\n{ALIASES}", "more than 10000 entries, with aliases written out"),
+        (f"a: &a {{k: 1}}\n{MERGES}", "more than 10000 entries, with aliases written out"),
         ("a: &a [1, *a]\n", "line 1: *a stands within what it names"),
         ("a: &a\n  b: {c: *a}\n", "line 2: *a stands within what it names"),
         ("a: *b\n", "found undefined alias"),
@@ -60,6 +61,17 @@ CHAIN = "".join(f"k{i}: &k{i} {'[' * 30}*k{i - 1}{']' * 30}\n" if i else "k0: &k
         ("m:\n  d:\n    source:onnx:a.onnx\n    data: x\n", "line 3: no blank after the colon; write 'so"),
         ("a: 1\nhttps://example.org\nb: 1\n", "not readable as YAML: "),
         ("a: 1\n---\na: 2\n", "expected a single document"),
+        ("a: 0x_\n", "line 1: '0x_' is no int; put quotes around it"),
+        (f"a: {'1:' * 600}1.5\n", "line 1: '1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1...' is no float"),
+        ('a: "\\UFFFFFFFF"\n', "not readable as YAML: Python int too large"),
+        ('a: "\\U00110000"\n', "not readable as YAML: chr() arg not in range"),
+        (f"%YAML 1.{'1' * 5000}\n---\na: 1\n", "not readable as YAML: Exceeds the limit"),
+        ("a: !<%FF> 1\n", "not readable as YAML: while scanning a tag"),
+        (f"a: [{'1,' * 100_000}1]\n", "line 1: more than 10000 entries, with aliases written out"),
+        ("rules:\n" + "- {select: {}, bits: 4}\n" * 2000, "more than 10000 entries"),
+        ("---\n" * 20_000, "more than 10000 entries"),
+        (f"# {'x' * LARGEST}\na: 1\n", f"more than {LARGEST} bytes; parameters and recipes are small"),
+        ('"a\\n\\e[31m": 1\n"a\\n\\e[31m": 2\n', "key 'a\\n\\x1b[31m' is given twice, again in line 2"),
     ],
 )  # fmt: skip
 def test_what_is_refused_in_a_short_line(tmp_path: Path, text: str, said: str) -> None:
@@ -74,6 +86,29 @@ def test_what_is_refused_in_a_short_line(tmp_path: Path, text: str, said: str) -
     assert "\n" not in line
     assert len(line) < 500
     assert time.monotonic() - start < 5  # of which a machine at rest needs a tenth
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("pipe", "is no regular file"),
+        ("/dev/zero", "is no regular file"),
+        (".", "is a folder"),
+        ("no", "No such"),
+    ],
+)
+def test_no_file_that_has_an_end(tmp_path: Path, path: str, said: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=f": {said}"):
+        read_yaml(tmp_path / path)
+
+
+def test_as_many_entries_as_are_read_take_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(f"a: [{'1,' * 9000}1]\n")
+    start = time.process_time()
+    assert len(read_yaml(path)["a"]) == 9001
+    assert time.process_time() - start < 5
 
 
 def test_aliases_and_dates_in_moderation(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def outputs(stage, **wrapped):
 
 def run_by(python):
     """What a rule runs, with the `params` of `call`."""
-    return f"{python} {{params.script}} {{params.files:q}} {{params.settings:q}} > {{log}} 2>&1"
+    return f"{python} {{params.script:q}} {{params.files:q}} {{params.settings:q}} > {{log}} 2>&1"
 
 
 RUN = run_by("python")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.errors import UserError, lines_of
 from ptq2themoon.vocabulary.yaml_files import read_yaml
 
 
@@ -16,8 +16,7 @@ def known(make):
     try:
         return make()
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        print(*lines_of(error), sep="\n", file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from ptq2themoon.console.parameter_file import Wish, parameters, text
 from ptq2themoon.console.snakemake_run import ROOT, command, prepare, run, tool
 from ptq2themoon.vocabulary import layout
-from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.errors import UserError, lines_of, printable
 from ptq2themoon.vocabulary.layout import Run
 from ptq2themoon.vocabulary.parameters import load_params
 
@@ -30,7 +30,7 @@ class Commands(click.Group):
         try:
             return super().invoke(context)
         except (UserError, OSError) as error:
-            click.echo("\n".join(f"error: {line}" for line in str(error).splitlines()), err=True)
+            click.echo("\n".join(lines_of(error)), err=True)
             context.exit(2)
 
 
@@ -186,7 +186,7 @@ def compare(first: str, second: str, csv: Path | None) -> None:
     if found.beyond:
         Console().print(differing(found))
     for line in lines(found):
-        click.echo(line)
+        click.echo(printable(line))
     raise SystemExit(int(found.differs))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ptq2themoon.vocabulary.csv_lines import short_lines
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.image_folders import entries
 from ptq2themoon.vocabulary.model_source import LOCAL, ONNX
@@ -106,8 +107,11 @@ def model(wish: Wish) -> dict[str, Any]:
 def kind_of(images: Path) -> tuple[str, int]:
     """The kind of data set, and how many files it has at most."""
     if images.suffix == ".csv" and images.is_file():
-        with images.open(encoding="utf-8") as lines:
-            return "csv", sum(1 for line in lines if line.strip()) - 1
+        try:
+            with images.open(encoding="utf-8", errors="surrogateescape") as file:
+                return "csv", sum(1 for line in short_lines(file) if line.strip()) - 1
+        except ValueError as error:
+            raise UserError(f"{images}: can't be read as CSV: {error}") from None
     if not images.is_dir():
         raise UserError(f"{images}: no folder of images, and no CSV of paths and labels")
     count = sum(1 for entry in entries(images) if not entry.passed_over)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +56,8 @@ class AttentionMaps:
 def read_label_names(path: Path) -> list[str] | None:
     """Class names from a JSON list, or from `label_names` of a model.json (null: none)."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        data = records.parsed(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
     if isinstance(data, dict):
         return records.read(path, ModelInfo).label_names
@@ -161,7 +160,7 @@ def _labels(path: Path, metadata: Mapping[str, str], images: int) -> tuple[int, 
 
 def _names(path: Path, metadata: Mapping[str, str], images: int) -> tuple[str, ...]:
     try:
-        names = json.loads(metadata.get("names", "[]"))
+        names = records.parsed(metadata.get("names", "[]"))
     except ValueError:
         names = None
     if not isinstance(names, list) or len(names) not in (0, images):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.layout import FUSED, fused_files
 from ptq2themoon.vocabulary.model_info import ModelInfo
 from ptq2themoon.vocabulary.operators import Operator
-from ptq2themoon.vocabulary.records import read
+from ptq2themoon.vocabulary.records import parsed, read
 
 GRAPH, REPORT, INFO = FUSED
 
@@ -87,7 +86,7 @@ class FusedModel:
         """Refuse quantization parameters (qparams.json first) that were made for another graph."""
         path = qparams[0]
         try:
-            made_for = json.loads(path.read_text(encoding="utf-8"))["graph_sha256"]
+            made_for = parsed(path.read_text(encoding="utf-8"))["graph_sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise UserError(

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from ptq2themoon.provenance.expected import Result
 from ptq2themoon.stage import sha256, sidecar_path
 from ptq2themoon.vocabulary.job import ANY
+from ptq2themoon.vocabulary.records import parsed
 from ptq2themoon.vocabulary.validation import Key, dotted
 
 Record = Mapping[str, Any]
@@ -48,7 +49,7 @@ class Verifier:
 
     def _sidecar(self, sidecar: Path, result: Result) -> Iterator[str]:
         try:
-            record = json.loads(sidecar.read_text(encoding="utf-8"))
+            record = parsed(sidecar.read_text(encoding="utf-8"))
         except ValueError as error:
             yield f"{sidecar}: not readable as JSON ({error}); {_again(result)}"
             return

@@ -6,7 +6,6 @@ files is a pickle.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from ptq2themoon.quantize.tensors import QuantizedOperator, QuantizedTensor
 from ptq2themoon.vocabulary.errors import UserError, nearest
 from ptq2themoon.vocabulary.operators import Operator
 from ptq2themoon.vocabulary.recipe_language import Granularity, Observer, Operand, Protocol
-from ptq2themoon.vocabulary.records import write_json
+from ptq2themoon.vocabulary.records import parsed, write_json
 from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 from ptq2themoon.vocabulary.validation import Strict, validate
 
@@ -147,7 +146,7 @@ def read_qparams(path: Path, arrays_path: Path) -> QParams:
     except (OSError, SafetensorError) as error:
         raise _refused(path, f"{arrays_path}: {error}") from None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _refused(path, str(error)) from None
     if not isinstance(data, dict) or data.get("version") != VERSION:

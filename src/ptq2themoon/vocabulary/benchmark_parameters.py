@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from ptq2themoon.vocabulary.benchmark_layout import RANDOM, WEIGHTS
+from ptq2themoon.vocabulary.folder_names import Name
 from ptq2themoon.vocabulary.model_parameters import Model
 from ptq2themoon.vocabulary.validation import SOME, UNIQUE, Positive, Strict
 
@@ -12,13 +13,13 @@ from ptq2themoon.vocabulary.validation import SOME, UNIQUE, Positive, Strict
 class Benchmark(Strict):
     """`snakemake benchmark`: speed, size and accuracy beside those of other tools, on this machine."""
 
-    architectures: Annotated[list[str], *UNIQUE] = ["deit_tiny_patch16_224", "vit_small_patch16_224"]
+    architectures: Annotated[list[Name], *UNIQUE] = ["deit_tiny_patch16_224", "vit_small_patch16_224"]
     """timm models with random weights, to be timed besides `models`."""
     stretched: bool = False
     """Each timm model of `models` is timed and evaluated with outlier channels besides: the same function."""
-    recipes: Annotated[list[str], *UNIQUE] = ["ship"]
+    recipes: Annotated[list[Name], *UNIQUE] = ["ship"]
     """Files of recipes/, without `.yaml`, to be timed besides those of `recipes`."""
-    learned: Annotated[list[str], *UNIQUE] = []
+    learned: Annotated[list[Name], *UNIQUE] = []
     """The same, but not for the architectures: what trains says nothing of random weights."""
     images: Positive = 32
     """Calibration images of the architectures."""

@@ -7,13 +7,16 @@ from typing import Annotated
 from pydantic import Field
 
 from ptq2themoon.vocabulary.bits import Bits
+from ptq2themoon.vocabulary.folder_names import Label, Name
 from ptq2themoon.vocabulary.validation import SOME, Positive, Strict
 
 
 class DataFree(Strict):
     """`snakemake data_free`: calibration on real images, on images made from the model, and on noise."""
 
-    sources: Annotated[dict[str, str], Field(min_length=1)] = {
+    sources: Annotated[
+        dict[Label, Name], Field(min_length=1, json_schema_extra={"additionalProperties": False})
+    ] = {
         "real": "papers",
         "generated": "psaq_vit",
         "noise": "psaq_vit_noise",

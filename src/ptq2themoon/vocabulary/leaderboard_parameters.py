@@ -7,15 +7,16 @@ from typing import Annotated
 from pydantic import Field
 
 from ptq2themoon.vocabulary.bits import Bits
+from ptq2themoon.vocabulary.folder_names import Name
 from ptq2themoon.vocabulary.validation import SOME, UNIQUE, Positive, Strict
 
 
 class Leaderboard(Strict):
     """`snakemake leaderboard`: every method on the same images, seeds and bits, differences judged."""
 
-    recipes: Annotated[list[str], *SOME] = ["papers", "repq_vit", "ship", "vanilla"]
+    recipes: Annotated[list[Name], *SOME] = ["papers", "repq_vit", "ship", "vanilla"]
     """Files of recipes/, without `.yaml`: one row for each and each of `bits`."""
-    bases: Annotated[list[str], *UNIQUE] = ["papers", "vanilla"]
+    bases: Annotated[list[Name], *UNIQUE] = ["papers", "vanilla"]
     """Those of `recipes` that others are judged against: a row by the first of its protocol."""
     bits: Annotated[list[Bits], *SOME] = ["w8a8", "w6a6", "w4a4", "w3a3", "w4a8"]
     """Bits of weights and activations."""

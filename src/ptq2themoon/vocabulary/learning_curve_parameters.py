@@ -7,13 +7,14 @@ from typing import Annotated
 from pydantic import Field
 
 from ptq2themoon.vocabulary.bits import Bits
+from ptq2themoon.vocabulary.folder_names import Name
 from ptq2themoon.vocabulary.validation import SOME, Positive, Strict
 
 
 class LearningCurve(Strict):
     """`snakemake learning_curve`: what more iterations bring to recipes with methods that learn."""
 
-    recipes: Annotated[list[str], *SOME] = ["adaround", "qdrop"]
+    recipes: Annotated[list[Name], *SOME] = ["adaround", "qdrop"]
     """Files of recipes/, without `.yaml`."""
     bits: Bits = "w3a3"
     """Bits of weights and activations."""

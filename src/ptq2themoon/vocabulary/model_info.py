@@ -11,8 +11,11 @@ from ptq2themoon.vocabulary.validation import Positive, Strict
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
-ImageSize = Annotated[list[Positive], Field(min_length=3, max_length=3)]  # [channels, height, width]
+LONGEST_SIDE = 8192  # pixels
+Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
+ImageSize = Annotated[list[Side], Field(min_length=3, max_length=3)]  # [channels, height, width]
 Above0 = Annotated[float, Field(gt=0)]
+CropShare = Annotated[float, Field(ge=0.1, le=1)]  # images are resized to the crop's side over this
 READABLE_CHANNELS = (1, 3)  # grey, RGB
 
 
@@ -26,7 +29,7 @@ class PreprocessingInfo(Strict):
     """Of each channel, for pixels in 0..1."""
     std: list[Above0]
     """Of each channel, for pixels in 0..1."""
-    crop_pct: Above0
+    crop_pct: CropShare
     crop_mode: CropMode
 
     @field_validator("input_size")

@@ -14,6 +14,7 @@ from ptq2themoon.vocabulary.model_source import (
     ONNX,
     Exporter,
     PreprocessingChanges,
+    arguments_problem,
     name_problem,
     opset_problem,
     option_problem,
@@ -58,7 +59,11 @@ class Model(Strict):
         return values
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """(key, what is wrong there) of values that do not go with each other."""
+        """(key, what is wrong there) of values that no stage can take, or not together."""
+        if self.output is not None and option_problem(self.output):
+            yield "output", f"{shown(self.output)}: no name that a command takes; rename it in the file"
+        if found := arguments_problem(self.arguments):
+            yield f"arguments.{found[0]}", found[1]
         if self.source.startswith(ONNX):
             for key in ("checkpoint", "arguments", "exporter", "opset"):
                 if getattr(self, key) != Model.model_fields[key].default:

@@ -13,16 +13,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ptq2themoon.vocabulary.errors import UserError, nearest
-from ptq2themoon.vocabulary.model_info import Above0, CropMode, ImageSize, Interpolation
+from ptq2themoon.vocabulary.model_info import Above0, CropMode, CropShare, ImageSize, Interpolation
 from ptq2themoon.vocabulary.onnx_data import data_files
-from ptq2themoon.vocabulary.validation import Strict
+from ptq2themoon.vocabulary.validation import Strict, shown
 
 INDEX = ".index.json"  # says in which file beside it each tensor lies
 LOCAL, HUB, ONNX = "local-dir:", "hf-hub:", "onnx:"
+# Of the numbers in `arguments`, which decide how much memory a model takes.
+LARGEST, MOST_OF = 16_384, {"num_classes": 1_000_000, "depth": 200, "depths": 200}
 Exporter = Literal["torchscript", "dynamo"]
 FILE_KINDS = ("arrays", "csv")  # data sets that are one file; of others the listing counts
 # What Snakemake replaces in the name of a file that a job reads.
 WILDCARD = re.compile(r"\{\s*[.\w]+\s*(,.*?)?\}")
+ON_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", re.ASCII)
 OPSETS: Mapping[str, tuple[int, int]] = {"torchscript": (11, 17), "dynamo": (18, 20)}
 
 
@@ -35,7 +38,7 @@ class PreprocessingChanges(Strict):
     """Of each channel, for pixels in 0..1."""
     interpolation: Interpolation | None = None
     """How images are resized."""
-    crop_pct: Above0 | None = None
+    crop_pct: CropShare | None = None
     """Side of the crop over the side of the resized image."""
     crop_mode: CropMode | None = None
     """What becomes of images that are not square."""
@@ -59,6 +62,8 @@ def option_problem(path: str) -> str | None:
     """What keeps a path from being a value on a command line."""
     if not path:
         return "is empty; give a file or folder"
+    if not path.isprintable():
+        return f"{path!r}: holds a character that no line can show; rename the file or folder"
     return f"{path!r} would be taken for an option; write {'./' + path!r}" if path.startswith("-") else None
 
 
@@ -73,7 +78,8 @@ def name_problem(path: str) -> str | None:
 def source_problem(source: str) -> str | None:
     """What is wrong with a source, as far as names and local files tell."""
     if source.startswith(HUB):
-        return None
+        name = source.removeprefix(HUB)
+        return None if ON_HUB.fullmatch(name) else f"{source!r}: no name of the hub; write {HUB}NAME@REVISION"
     if source.startswith(LOCAL):
         config = Path(source.removeprefix(LOCAL)) / "config.json"
         if not config.is_file():
@@ -104,10 +110,10 @@ def _timm_problem(name: str) -> str | None:
     architecture, _, tag = name.partition(".")
     architectures = timm.list_models()
     if architecture not in architectures:
-        return f"unknown timm model {architecture!r}; {nearest(architecture, architectures)}"
+        return f"unknown timm model {shown(architecture)}; {nearest(architecture, architectures)}"
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
-        return f"unknown tag in {name!r}; {nearest(name, tagged or [architecture])}"
+        return f"unknown tag in {shown(name)}; {nearest(name, tagged or [architecture])}"
     return None
 
 
@@ -165,6 +171,19 @@ def shards(index: Path) -> list[Path]:
         if not (index.parent / name).is_file():
             raise UserError(f"{index}: names {name}, which is not beside it; put all files of weights there")
     return [index.parent / name for name in names]
+
+
+def arguments_problem(arguments: Any, key: str = "") -> tuple[str, str] | None:
+    """(key, what is wrong there) of sizes that no model has: a model of them would fill the memory."""
+    if isinstance(arguments, Mapping):
+        parts = [(f"{key}.{name}" if key else name, value) for name, value in arguments.items()]
+        return next(filter(None, (arguments_problem(value, name) for name, value in parts)), None)
+    if isinstance(arguments, list):
+        return next(filter(None, (arguments_problem(value, key) for value in arguments)), None)
+    most = MOST_OF.get(key.rpartition(".")[2], LARGEST)
+    if isinstance(arguments, int | float) and abs(arguments) > most:
+        return key, f"{arguments} is too large; at most {most}"
+    return None
 
 
 def check_channels(changes: Mapping[str, Any], channels: int, where: str) -> None:

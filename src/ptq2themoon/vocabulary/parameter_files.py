@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from ptq2themoon.vocabulary.csv_lines import short_lines
 from ptq2themoon.vocabulary.image_folders import class_folders, counted, nested_problem, order_problem
 from ptq2themoon.vocabulary.validation import Key
 
@@ -118,7 +119,9 @@ def images_in(kind: str, path: Path, most: int) -> int | None:
     if kind == "csv" and path.is_file():
         try:
             with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                return max(0, sum(1 for _ in islice(filter(None, csv.reader(file)), most + 1)) - 1)
-        except csv.Error:
+                return max(
+                    0, sum(1 for _ in islice(filter(None, csv.reader(short_lines(file))), most + 1)) - 1
+                )
+        except (ValueError, csv.Error):
             return None
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from ptq2themoon.vocabulary.benchmark_parameters import Benchmark
 from ptq2themoon.vocabulary.bits import Bits, parse_bits
 from ptq2themoon.vocabulary.data_free_parameters import DataFree
 from ptq2themoon.vocabulary.errors import nearest
+from ptq2themoon.vocabulary.folder_names import Name
 from ptq2themoon.vocabulary.leaderboard_parameters import Leaderboard
 from ptq2themoon.vocabulary.learning_curve_parameters import LearningCurve
 from ptq2themoon.vocabulary.model_parameters import Dataset, Model
@@ -34,23 +36,6 @@ from ptq2themoon.vocabulary.validation import (
 )
 from ptq2themoon.vocabulary.yaml_files import read_yaml
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-# Folders of results/ that are neither a model nor a recipe, and the suffixes of the files beside those.
-RESERVED = ("data_free", "figures", "fp32", "leaderboard", "learning_curve", "models", "study")
-SUFFIXES = (".csv", ".json", ".md", ".onnx", ".safetensors")
-
-
-def _name(name: str) -> str:
-    """Refuse what can't be a folder of results/."""
-    if not NAME.fullmatch(name):
-        valid = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".-") or "a name"
-        raise ValueError(f"{name!r} can't name a folder; letters, digits, _ . - are allowed; try {valid!r}")
-    if name in RESERVED or name.endswith(SUFFIXES):
-        raise ValueError(f"{name!r} is taken by another result; choose another name")
-    return name
-
-
-Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
 # A pattern for the keys alone would let others through.
 _named = Field(json_schema_extra={"additionalProperties": False})
 
@@ -97,6 +82,7 @@ class Deployment(Strict):
     """`faithful`: all that the recipe quantizes; `fast`: only what integer kernels make faster; []: none."""
 
 
+MOST_RUNS = 20_000
 COLORMAP = re.compile(r"[A-Za-z0-9_]+")
 
 
@@ -210,6 +196,7 @@ class Params(Strict):
                 yield from ((("models", name, key), what) for key, what in model.problems())
         yield from self._benchmark_problems()
         yield from self._too_many_images()
+        yield from self._too_many_runs()
         yield from _unknown_recipes(("recipes",), self.recipes, recipes_dir)
         lists = {
             "benchmark": ("recipes", "learned"), "study": ("recipes",), "leaderboard": ("recipes",),
@@ -233,11 +220,9 @@ class Params(Strict):
                 yield ("leaderboard", *key), f"{name!r} is no row of the leaderboard; {hint}"
 
     def _data_free_problems(self, recipes_dir: Path) -> Iterator[tuple[Key, str]]:
-        """Sources without a name, or whose recipe is not there."""
+        """Sources whose recipe is not there."""
         for name, recipe in self.data_free.sources.items():
             key = ("data_free", "sources", name)
-            if "=" in name or not name:
-                yield key, "must be a name without ="
             yield from ((key, what) for _, what in _unknown_recipes(key, [recipe], recipes_dir))
 
     def _benchmark_problems(self) -> Iterator[tuple[Key, str]]:
@@ -253,6 +238,20 @@ class Params(Strict):
         """`UserError` naming each checkpoint and data set of a model that is not there or does not do."""
         if problems := list(file_problems(self)):
             raise failure(source, problems)
+
+    def _too_many_runs(self) -> Iterator[tuple[Key, str]]:
+        """More runs than can be planned: Snakemake looks at each of their jobs."""
+        more = {
+            "recipes": (self.recipes, self.bits, self.calibration.seeds),
+            "study": (self.study.recipes, self.study.bits, self.study.seeds),
+            "leaderboard": (self.leaderboard.recipes, self.leaderboard.bits, self.leaderboard.seeds),
+            "data_free": (self.data_free.sources, self.data_free.bits, self.data_free.seeds),
+            "learning_curve": (self.learning_curve.recipes, self.learning_curve.iterations),
+        }
+        for section, parts in more.items():
+            runs = len(self.models) * prod(map(len, parts))
+            if runs > MOST_RUNS:
+                yield (section,), f"{runs} runs of all models, recipes, bits and seeds; at most {MOST_RUNS}"
 
     def _too_many_images(self) -> Iterator[tuple[Key, str]]:
         """What is asked of more images than are evaluated."""

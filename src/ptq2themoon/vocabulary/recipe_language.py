@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -53,13 +54,14 @@ def _percent(value: Any) -> Any:
 
 
 _some = Field(min_length=1)
-Block = Annotated[int, Field(ge=0)]
+MOST_RULES = 500  # of a recipe with all that it extends
+Block = Annotated[int, Field(ge=0, le=9999)]
 SomeRoles = Annotated[list[Role], _some]
 SomeBlocks = Annotated[list[Block], _some]
 SomeOperands = Annotated[list[Operand], _some]
 Roles = Annotated[SomeRoles, BeforeValidator(one_or_many, json_schema_input_type=Role | SomeRoles)]
 Blocks = Annotated[SomeBlocks, BeforeValidator(one_or_many, json_schema_input_type=Block | SomeBlocks)]
-Position = Annotated[int, Field(ge=0)]
+Position = Annotated[int, Field(ge=0, le=99)]
 SomePositions = Annotated[list[Position], _some]
 Positions = Annotated[
     SomePositions, BeforeValidator(one_or_many, json_schema_input_type=Position | SomePositions)
@@ -199,9 +201,9 @@ class Rule(Sparse):
         """What the file says of it."""
         return self.model_dump(exclude_none=True, exclude_defaults=True)
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings of the tensors that it selects."""
+        """The settings of the tensors that it selects; nobody may change them."""
         return self.model_dump(exclude={"select", "optional"}, exclude_none=True)
 
     @model_validator(mode="after")
@@ -235,9 +237,9 @@ class RecipeFile(Sparse):
     activations: Activations | None = None
     """`twice`: quantized by the operator that makes it and by those that read it; `once`: by these alone."""
     defaults: Defaults | None = None
-    rules: list[Rule] = Field(default=[])
+    rules: list[Rule] = Field(default=[], max_length=MOST_RULES)
     """In order; for each setting the last rule that selects a tensor decides."""
-    methods: list[MethodCall] = Field(default=[])
+    methods: list[MethodCall] = Field(default=[], max_length=50)
     """Published methods, run as passes in this order, those of the extended recipe first."""
 
     model_config = ConfigDict(

@@ -7,9 +7,10 @@ decides. Fixed for all: round half to even.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ptq2themoon.methods import all_made, method_class, method_names
 from ptq2themoon.vocabulary.errors import UserError, nearest
 from ptq2themoon.vocabulary.operators import ROLES, Operator, Role
 from ptq2themoon.vocabulary.recipe_language import (
+    MOST_RULES,
     OPERANDS,
     Activations,
     Axis,
@@ -42,6 +44,10 @@ __all__ = [
 LINEAR_ROLES: frozenset[Role] = frozenset(
     {"patch_embed", "qkv", "q", "k", "v", "qk", "kv", "proj", "fc1", "fc2", "head"}
 )
+
+MOST_SELECTED = 100_000  # tensors that rules tell apart: each is tried when a recipe is read
+MOST_REPEATS = 1_000_000  # of whatever a method does; no paper asks for a tenth of it
+LONGEST_CHAIN = 20  # of recipes that extend each other
 
 
 @dataclass(frozen=True)
@@ -166,15 +172,24 @@ class Recipe:
             UserError: the settings that meet here contradict each other.
         """
         bits = activation_bits if operand in ("input", "output") else weight_bits
+        matching = [one for one in self.rules if one.rule.select.matches(operator, operand, position)]
+        return self.settled(matching, operator, operand, bits)
+
+    def settled(
+        self, rules: Sequence[LocatedRule], operator: Operator, operand: Operand, bits: int
+    ) -> TensorSpec:
+        """What the defaults and the rules that match a tensor make of it; raises as `spec` does."""
         values = {"bits": bits, **self.defaults.model_dump()}
-        origins = {name: place(self.sources[0], ("defaults", name)) for name in values}
-        for located in self.rules:
-            if located.rule.select.matches(operator, operand, position):
-                values |= located.rule.settings
-                origins |= {name: located.at(name) for name in located.rule.settings}
+        for located in rules:
+            values |= located.rule.settings
+
+        def origin(name: str) -> str:
+            last = next((one for one in reversed(rules) if name in one.rule.settings), None)
+            return last.at(name) if last else place(self.sources[0], ("defaults", name))
+
         spec = TensorSpec(**values)
         if spec.quantize:
-            refuse_contradiction(spec, origins, operator, operand)
+            refuse_contradiction(spec, origin, operator, operand)
         return spec
 
 
@@ -201,8 +216,7 @@ def load_recipe(path: Path, bits: Iterable[tuple[int, int]] = ((8, 8),)) -> Reci
         all_made(recipe.methods)
     except UserError as error:
         raise failure(path, [(("methods",), str(error))]) from None
-    for weight_bits, activation_bits in bits:
-        _refuse_contradictions(recipe, weight_bits, activation_bits)
+    _refuse_contradictions(recipe, list(bits))
     return recipe
 
 
@@ -213,6 +227,10 @@ def _chain(path: Path) -> tuple[Defaults, dict[Path, RecipeFile]]:
     while True:
         file = _read(path)
         chain = {path: file, **chain}
+        if sum(len(one.rules) for one in chain.values()) > MOST_RULES:
+            raise failure(path, [(("rules",), f"with all that it extends more than {MOST_RULES} rules")])
+        if len(chain) > LONGEST_CHAIN:
+            raise failure(path, [(("extends",), f"more than {LONGEST_CHAIN} recipes extend each other")])
         if file.defaults is not None:
             return file.defaults, chain
         name = file.extends or ""
@@ -243,15 +261,45 @@ def _check_method(path: Path, index: int, method: MethodCall) -> None:
     if method.name not in method_names():
         hint = nearest(method.name, method_names())
         raise failure(path, [(("methods", index, "name"), f"unknown method {method.name!r}; {hint}")])
+    for key, value in method.settings.items():
+        if isinstance(value, int) and value > MOST_REPEATS:
+            what = f"{value} is too large; at most {MOST_REPEATS}"
+            raise failure(path, [(("methods", index, key), what)])
     settings = method_class(method.name).Settings
     validate(settings, method.settings, place(path, ("methods", index)))
 
 
-def _refuse_contradictions(recipe: Recipe, weight_bits: int, activation_bits: int) -> None:
+def _refuse_contradictions(recipe: Recipe, bits: Iterable[tuple[int, int]]) -> None:
     """Try what each rule selects; without a block it stands for those that no rule names."""
-    for select in (Select(), *(located.rule.select for located in recipe.rules)):
-        for role in select.role or ROLES:
-            for block in select.block or (None,):
-                for operand, position in product(select.operand or OPERANDS, select.position or (0,)):
-                    operator = Operator("", "", role, block)
-                    recipe.spec(operator, operand, weight_bits, activation_bits, position)
+    weights, activations = ({pair[i] for pair in bits} for i in (0, 1))
+    for (role, block), tensors in _selected(recipe).items():
+        operator = Operator("", "", role, block)
+        rules = [one for one in recipe.rules if one.rule.select.finds(operator)]
+        for operand, position in tensors:
+            matching = [one for one in rules if one.rule.select.matches(operator, operand, position)]
+            for each in activations if operand in ("input", "output") else weights:
+                recipe.settled(matching, operator, operand, each)
+
+
+def _selected(recipe: Recipe) -> dict[tuple[Role, int | None], dict[tuple[Operand, int], None]]:
+    """The operands and positions that any rule selects, by role and block.
+
+    Raises:
+        UserError: more of them than can be tried in a short time.
+    """
+    selects = [Select(), *(located.rule.select for located in recipe.rules)]
+    parts = [
+        tuple(
+            tuple(dict.fromkeys(part))
+            for part in (s.role or ROLES, s.block or (None,), s.operand or OPERANDS, s.position or (0,))
+        )
+        for s in selects
+    ]
+    if sum(prod(map(len, part)) for part in set(parts)) > MOST_SELECTED:
+        what = f"rules select more than {MOST_SELECTED} tensors one by one; leave out keys that need not be"
+        raise failure(recipe.sources[-1], [(("rules",), what)])
+    found: dict[tuple[Role, int | None], dict[tuple[Operand, int], None]] = {}
+    for roles, blocks, operands, positions in dict.fromkeys(parts):
+        for role, block in product(roles, blocks):
+            found.setdefault((role, block), {}).update(dict.fromkeys(product(operands, positions)))
+    return found

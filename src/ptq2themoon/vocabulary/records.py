@@ -23,6 +23,18 @@ class Record(Strict):
     version: Literal[1] = 1
 
 
+def parsed(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: no JSON, or lists and objects so deep that no reader ends with them.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("lists and objects lie too deep") from None
+
+
 def read(path: Path, model: type[R]) -> R:
     """The record in a file.
 
@@ -32,7 +44,7 @@ def read(path: Path, model: type[R]) -> R:
     again = f"run the {model.stage} stage again"
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text)
+        data = parsed(text)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run the {model.stage} stage") from None
     except (OSError, ValueError) as error:

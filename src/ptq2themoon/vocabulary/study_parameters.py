@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from ptq2themoon.vocabulary.bits import Bits, parse_bits
+from ptq2themoon.vocabulary.folder_names import Name
 from ptq2themoon.vocabulary.validation import SOME, Positive, Strict
 
 BASE = "vanilla"  # all per tensor: what the others are measured against
@@ -24,7 +25,7 @@ LAYERS = {"qkv": ("qkv", "q", "k", "v", "qk", "kv"), "proj": ("proj",), "fc1": (
 class Study(Strict):
     """`snakemake study`: which operators need channel-wise quantization, and what it costs."""
 
-    recipes: Annotated[list[str], *SOME] = [
+    recipes: Annotated[list[Name], *SOME] = [
         BASE,
         NORMS,
         "layernorm_fc1",

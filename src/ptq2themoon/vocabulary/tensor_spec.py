@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ptq2themoon.vocabulary.errors import UserError
@@ -61,41 +61,45 @@ class TensorSpec:
 
 
 def refuse_contradiction(
-    spec: TensorSpec, origins: Mapping[str, str], operator: Operator, operand: Operand
+    spec: TensorSpec, origin: Callable[[str], str], operator: Operator, operand: Operand
 ) -> None:
-    """`UserError` where settings that meet at one tensor contradict each other."""
+    """`UserError` where settings that meet at one tensor contradict each other.
+
+    Args:
+        origin: where a setting was given, by its name.
+    """
     where = operator.role or operator.name
     where += f"{'' if operator.block is None else f' in block {operator.block}'} ({operand})"
     if spec.granularity != "per-tensor" and spec.observer not in PER_CHANNEL_OBSERVERS:
         raise UserError(
-            f"{origins['granularity']}: {spec.granularity} works only with observer "
+            f"{origin('granularity')}: {spec.granularity} works only with observer "
             f"{' or '.join(PER_CHANNEL_OBSERVERS)}, but "
-            f"{where} has {spec.observer!r} from {origins['observer']}"
+            f"{where} has {spec.observer!r} from {origin('observer')}"
         )
     if spec.granularity == "per-head" and (
         operand not in ("input", "output") or (operator.role is not None and operator.role not in HEAD_ROLES)
     ):
         raise UserError(
-            f"{origins['granularity']}: {where} has no heads; per-head works for inputs and outputs of "
+            f"{origin('granularity')}: {where} has no heads; per-head works for inputs and outputs of "
             f"{', '.join(sorted(HEAD_ROLES))}"
         )
     if spec.observer == "kl" and spec.bits < KL_BITS:
         raise UserError(
-            f"{origins['observer']}: observer kl works from {KL_BITS} bits on, "
+            f"{origin('observer')}: observer kl works from {KL_BITS} bits on, "
             f"but {where} has {spec.bits}; minmax, percentile and mse have no such limit"
         )
     if spec.observer == "kl" and (spec.kind, spec.symmetry, spec.codes) != ("uniform", "symmetric", "signed"):
         raise UserError(
-            f"{origins['observer']}: observer kl works only for kind uniform, symmetric, with signed codes, "
+            f"{origin('observer')}: observer kl works only for kind uniform, symmetric, with signed codes, "
             f"but {where} has {spec.kind}, {spec.symmetry}, {spec.codes}"
         )
     if spec.kind in WEIGHT_KINDS:
         if operand != "weight":
-            raise UserError(f"{origins['kind']}: kind {spec.kind} is for weights, but selects {where}")
+            raise UserError(f"{origin('kind')}: kind {spec.kind} is for weights, but selects {where}")
         return
     if spec.kind != "uniform" and spec.granularity != "per-tensor":
         raise UserError(
-            f"{origins['kind']}: kind {spec.kind} is per-tensor, but {where} is {spec.granularity}"
+            f"{origin('kind')}: kind {spec.kind} is per-tensor, but {where} is {spec.granularity}"
         )
     if spec.kind != "uniform" and operand in ("weight", "bias"):
-        raise UserError(f"{origins['kind']}: kind {spec.kind} is for activations, but selects {where}")
+        raise UserError(f"{origin('kind')}: kind {spec.kind} is for activations, but selects {where}")

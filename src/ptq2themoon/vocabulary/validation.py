@@ -11,10 +11,13 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from ptq2themoon.vocabulary.errors import UserError, nearest
+from ptq2themoon.vocabulary.errors import UserError, nearest, printable
 
 Key = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
+
+MOST_SHOWN = 20  # things wrong in one file that a message lists
+LONGEST_KEY = 100  # characters of a key, as a message shows it
 
 EXPECTED = {
     "bool_type": "true or false",
@@ -42,9 +45,11 @@ def one_or_many(value: Any) -> Any:
 
 def no_repeats(values: list[Any]) -> list[Any]:
     """The list as it is; raises `ValueError` where a value is listed twice."""
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise ValueError(f"{value!r} is listed twice")
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{shown(value)} is listed twice")
+        seen.add(value)
     return values
 
 
@@ -59,12 +64,20 @@ def validate(model: type[M], data: Mapping[str, Any], source: str) -> M:
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        raise failure(source, problems(error.errors(), data, model.model_json_schema())) from None
+        errors = error.errors()
+        first = problems(errors[:MOST_SHOWN], data, model.model_json_schema())
+        raise failure(source, first, max(0, len(errors) - MOST_SHOWN)) from None
 
 
-def failure(source: str | Path, problems: Iterable[tuple[Key, str]]) -> UserError:
-    """The error that lists `problems`, one per line: `params.yaml: models.demo.opset: …`."""
-    return UserError("\n".join(f"{place(source, key)}: {what}" for key, what in problems))
+def failure(source: str | Path, problems: Iterable[tuple[Key, str]], more: int = 0) -> UserError:
+    """The error that lists `problems`, one per line: `params.yaml: models.demo.opset: …`.
+
+    Args:
+        more: how many others there are that are not listed.
+    """
+    lines = [f"{place(source, key)}: {printable(what)}" for key, what in problems]
+    more, lines = more + max(0, len(lines) - MOST_SHOWN), lines[:MOST_SHOWN]
+    return UserError("\n".join([*lines, *([f"{source}: and {more} more like these"] if more else [])]))
 
 
 def place(source: str | Path, key: Key) -> str:
@@ -74,7 +87,12 @@ def place(source: str | Path, key: Key) -> str:
 
 def dotted(key: Key) -> str:
     """`("rules", 1, "select")` -> `rules[1].select`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).lstrip(".")
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in key).lstrip(".")
+
+
+def _key(part: str) -> str:
+    text = printable(part)
+    return text if len(text) <= LONGEST_KEY else f"{text[: LONGEST_KEY - 3]}..."
 
 
 def shown(value: Any) -> str:
@@ -125,6 +143,8 @@ def _complaint(error: ErrorDetails, value: Any, nodes: list[dict[str, Any]]) -> 
     if kind == "too_short":
         least = context.get("min_length", 1)
         return "is empty; give at least one" if least == 1 else f"too few; give at least {least}"
+    if kind == "too_long":
+        return f"{context['actual_length']} entries; at most {context['max_length']}"
     if kind == "value_error":
         return str(context["error"])
     return f"{shown(value)}: {error['msg']}"

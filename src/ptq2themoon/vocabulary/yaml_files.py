@@ -11,11 +11,12 @@ from typing import Any
 
 import yaml
 
-from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.errors import UserError, lines_of
 from ptq2themoon.vocabulary.validation import shown
 
 DEEPEST = 60  # lists and mappings within each other; readers call themselves for each
-MOST = 100_000  # entries, with all that aliases stand for written out
+MOST = 10_000  # entries, with all that aliases stand for written out
+LARGEST = 250_000  # bytes
 LONGEST = 4096  # characters of one value: no path is longer
 TEMPLATE = "__use_yte__"  # Snakemake's reader runs the code of a file that holds this key
 # What constructors raise on a value that looks like their type: a date in month 99, `!!int x`.
@@ -25,7 +26,7 @@ NOT_OF_TYPE = (ValueError, OverflowError, KeyError, AttributeError, TypeError, I
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; only plain data, no key twice, nothing that a reader would not end with."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _text(path)
         _refuse_endless(text)
         loader = PlainSafeLoader(text)
         root = loader.get_single_node()
@@ -39,13 +40,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if hint := _slip_of_the_pen(text, error):
             raise UserError(f"{path}: {hint}") from None
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: of PyYAML's scanner
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: must hold a mapping (key: value), not {shown(data)}")
     if TEMPLATE in data:
         raise UserError(f"{path}: {TEMPLATE}: templates run code, so none is read; write plain values")
     return data
+
+
+def _text(path: Path) -> str:
+    """What is in a file that is one, and small enough to be written by people; no pipe is waited for."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}; give a YAML file")
+    with open(path, "rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise UserError(f"{path}: more than {LARGEST} bytes; parameters and recipes are small")
+    return content.decode("utf-8")
 
 
 # A key, a colon and a value with nothing between them; `//` and what follows is an address.
@@ -192,5 +204,5 @@ def check_configfiles(arguments: Sequence[str] | None = None) -> None:
         for path in configfiles(sys.argv[1:] if arguments is None else arguments):
             read_yaml(path)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(*lines_of(error), sep="\n", file=sys.stderr)
         raise SystemExit(1) from None

@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 
 from ptq2themoon.data import Preprocessing, calibration_batches
-from ptq2themoon.graph.editing.onnx_run import run_onnx, tolerated
+from ptq2themoon.graph.editing.onnx_run import run_onnx, tolerated, where_not_finite
 from ptq2themoon.graph.forms.fuse import fuse
 from ptq2themoon.graph.forms.normalise import normalise
 from ptq2themoon.graph.meaning.fusion_record import fusion_report
 from ptq2themoon.graph.meaning.roles import find_roles, rename_operators
-from ptq2themoon.graph.sources.onnx_files import read_graph
+from ptq2themoon.graph.sources.onnx_files import one_line, read_graph
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.vocabulary import records
 from ptq2themoon.vocabulary.errors import UserError, at_least
@@ -22,7 +22,8 @@ def check_logits(original: onnx.ModelProto, fused: onnx.ModelProto, images: np.n
     """Largest difference of a logit between the two graphs in ONNX Runtime."""
     expected = run_onnx(original, images, at_once=1)  # no image may change another's logits
     if not np.isfinite(expected).all():
-        raise UserError("the model gives logits that are not finite on the calibration images")
+        where = where_not_finite(original, images)
+        raise UserError(f"the model gives logits that are not finite on the calibration images{where}")
     difference = float(np.abs(run_onnx(fused, images) - expected).max())
     most = tolerated(expected)
     if not difference <= most:
@@ -38,11 +39,12 @@ def main(job: Fuse) -> None:
         preprocessing = Preprocessing.read(job.info)
         images = next(iter(calibration_batches(job.images, preprocessing, job.check_images))).numpy()
         original = read_graph(job.model)
-        try:
-            fused, fusions = fuse(normalise(original))
-        except UserError as error:
-            raise UserError(f"{job.model}: {error}") from None
-        operators, renamed = rename_operators(fused, find_roles(fused))
+        with one_line(job.model):
+            try:
+                fused, fusions = fuse(normalise(original))
+            except UserError as error:
+                raise UserError(f"{job.model}: {error}") from None
+            operators, renamed = rename_operators(fused, find_roles(fused))
         if not any(operator.role == "softmax" for operator in operators):
             raise UserError(
                 f"{job.model}: no transformer: no Softmax between two products of activations was found; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ptq2themoon.data import (
+    Preprocessing,
     list_evaluation,
     open_source,
     write_manifest,
@@ -14,10 +15,12 @@ from ptq2themoon.vocabulary.stages.origin import ListEvaluation
 
 
 def main(job: ListEvaluation) -> None:
-    num_classes = read(job.info, ModelInfo).num_classes
+    info = read(job.info, ModelInfo)
     source = open_source(job.kind, job.source, job.classes, job.class_order)
     with Stage.of(job, extra=source.identity()) as stage:
-        rows, report = list_evaluation(source, num_classes, job.most, job.threads)
+        rows, report = list_evaluation(
+            source, info.num_classes, job.most, job.threads, Preprocessing.of(info)
+        )
         write_manifest(stage.temporary(job.out), rows)
     print(f"{job.out}: {report}")
 

@@ -20,6 +20,7 @@ from ptq2themoon.provenance.expected import (
 )
 from ptq2themoon.provenance.verification import Verifier
 from ptq2themoon.stage import run
+from ptq2themoon.vocabulary.errors import printable
 from ptq2themoon.vocabulary.layout import RESULTS
 from ptq2themoon.vocabulary.parameters import load_params
 
@@ -52,7 +53,7 @@ def verify(
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     problems = list(Verifier(schema, Path(RESULTS, "models")).problems(once))
     if problems:
-        print(*problems, sep="\n", file=sys.stderr)
+        print(*map(printable, problems), sep="\n", file=sys.stderr)
         raise SystemExit(2)
     print(f"{len(once)} results verified")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich.markup import escape
 from rich.table import Table
 
 from ptq2themoon.console.comparison.findings import Comparison, Figure
 from ptq2themoon.tables.markdown import signed
+from ptq2themoon.vocabulary.errors import printable
 
 DIGITS = {"top1": 2, "top5": 2, "agreement": 2}
 
@@ -29,7 +31,8 @@ def _cells(figure: Figure) -> list[str]:
     digits = DIGITS.get(figure.name, 4)
     values = [f"{value:.{digits}f}" for value in (figure.first, figure.second)]
     change = signed(figure.second - figure.first, digits)
-    return [figure.where, figure.name, *values, change, figure.judgement.how]
+    names = (escape(printable(name)) for name in (figure.where, figure.name))  # of others' folders
+    return [*names, *values, change, figure.judgement.how]
 
 
 def lines(found: Comparison) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.layout import FP32, RESULTS
 from ptq2themoon.vocabulary.recipes import load_recipe
+from ptq2themoon.vocabulary.records import parsed
 
 MODELS = f"{RESULTS}/models/"
 SHOWN = 20  # files that only one side has, at most, of each
@@ -95,7 +95,7 @@ def _sidecars(first: Tree, second: Tree) -> Iterator[tuple[str, dict[str, Any], 
     for name in first.found(f"{RESULTS}/**/w*a*-n*/*.sidecar.json"):
         if (second.root / name).is_file():
             try:
-                sides = [json.loads((t.root / name).read_text(encoding="utf-8")) for t in (first, second)]
+                sides = [parsed((t.root / name).read_text(encoding="utf-8")) for t in (first, second)]
             except ValueError as error:
                 raise UserError(f"{name}: not readable as JSON ({error})") from None
             yield f"{where(name)}, {sides[0].get('stage')}", *sides

@@ -11,11 +11,13 @@ from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.image_folders import ClassOrder, class_folders, ordered
 from ptq2themoon.vocabulary.job import Input, Job, Machine, Output, Setting
 from ptq2themoon.vocabulary.model_source import ONNX, Exporter, PreprocessingChanges, Source
+from ptq2themoon.vocabulary.records import parsed
 from ptq2themoon.vocabulary.stages.common import EvaluationSource, OnDataset, dataset
 from ptq2themoon.vocabulary.validation import validate
 
 # Arguments that would bring in weights that no sidecar names.
 OTHER_WEIGHTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
+LONGEST_WORD = 100_000  # bytes of a word of a command; Linux takes 131,072
 
 
 def _model(key: str) -> Setting:
@@ -28,11 +30,12 @@ def _changes(params: Any, wildcards: Any) -> str:
 
 
 def _label_names(params: Any, wildcards: Any) -> str:
-    """What class folders are called, in the order of their labels; none where they do not tell them."""
+    """What class folders are called, in the order of their labels; none where not said, or too long."""
     data = params.every_dataset[params.every_model[wildcards.model].dataset]
     if data.kind != "folder" or data.classes:
         return "[]"
-    return json.dumps(ordered(class_folders(Path(data.evaluation)), data.class_order))
+    names = json.dumps(ordered(class_folders(Path(data.evaluation)), data.class_order))
+    return names if len(names) <= LONGEST_WORD else "[]"
 
 
 class Export(Job):
@@ -165,7 +168,7 @@ class ListEvaluation(_Listing):
 
 def _json_object(text: str, option: str, example: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = parsed(text)
     except ValueError as error:
         raise UserError(f"{option} {text}: not JSON ({error})") from None
     if not isinstance(value, dict):

@@ -364,3 +364,24 @@ def test_fused_file_is_whole(tiny_file: tuple[Path, list[Operator]]) -> None:
     domains = {node.op_type: node.domain for node in model.graph.node}
     assert domains.pop(FUSED_MATMUL) == DOMAIN
     assert set(domains.values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("/blocks.0/attn/MatMul_1", "/blocks.0/attn/MatMul_1"),
+        ("=HYPERLINK(x)", "_HYPERLINK_x_"),
+        ("-cmd|' /C calc'!A0", "cmd___/C_calc__A0"),
+        ("<script>alert(1)</script>", "_script_alert_1__/script_"),
+        ("$x_{$", "_x___"),
+        ("a\nb|c", "a_b_c"),
+        ("---", "Relu"),
+    ],
+)
+def test_names_of_operators_mean_nothing_to_tables_and_pages(name: str, plain: str) -> None:
+    node = onnx.helper.make_node("Relu", ["x"], ["y"], name)
+    value = onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node, node], "g", [value], []))
+    graph = Graph(model)
+    name_operators(graph)
+    assert [node.name for node in graph.nodes] == [plain, f"{plain}_2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import random_images, run_all, tiny_module, to_onnx, written
 
+from ptq2themoon.graph.editing.onnx_graph import Graph
 from ptq2themoon.graph.forms.normalise import fold_constants, normalise
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -250,3 +252,19 @@ def test_the_mean_over_an_image_has_one_form(axes: list[int], keepdims: int, fou
     normalised = normalise(model)
     assert types(normalised) == {found: 1}
     assert_alike(model, normalised, 4, 6, 8)
+
+
+def test_folding_takes_time_by_the_number_of_operators() -> None:
+    """Thousands of copies and of operators on constants, each of which once cost a walk along all."""
+    copies = [helper.make_node("Identity", [f"i{k}" if k else "x"], [f"i{k + 1}"]) for k in range(4000)]
+    sums = [helper.make_node("Add", [f"s{k}" if k else "one", "one"], [f"s{k + 1}"]) for k in range(2000)]
+    end = helper.make_node("Add", ["i4000", "s2000"], ["y"])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in ("x", "y")]
+    one = numpy_helper.from_array(np.float32(1), "one")
+    graph = helper.make_graph([*copies, *sums, end], "g", values[:1], values[1:], [one])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    start = time.process_time()
+    folded = fold_constants(model)
+    assert time.process_time() - start < 5
+    assert [(node.op_type, list(node.input)) for node in folded.graph.node] == [("Add", ["x", "s2000"])]
+    assert float(Graph(folded).constants["s2000"]) == 2001

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from tiny_models import randomised
 from torch import nn
 
-from ptq2themoon.graph.sources.checkpoint_files import plain_text
+from ptq2themoon.graph.sources.checkpoint_files import plain_text, states_in
 from ptq2themoon.graph.sources.checkpoints import load_weights
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.model_source import Source
@@ -328,3 +329,14 @@ def test_weights_that_a_partition_left_empty(tmp_path: Path, state: State) -> No
 def test_no_message_advises_to_load_unsafely() -> None:
     text = "Weights only load failed. Re-run with \x1b[1mweights_only=False\x1b[0m if you trust it"
     assert plain_text(RuntimeError(text)).startswith("it is no plain file of weights, or not whole; save")
+
+
+def test_dictionaries_that_hold_each_other_many_times(tmp_path: Path) -> None:
+    """Small on disk, and more ways through them than could ever be walked."""
+    inner: dict[str, Any] = {"weight": torch.zeros(2)}
+    for _ in range(5):
+        inner = {f"k{i}": inner for i in range(200)}
+    torch.save(inner, tmp_path / "w.pth")
+    start = time.process_time()
+    assert list(states_in(tmp_path / "w.pth")) == ["k0.k0.k0.k0.k0."]
+    assert time.process_time() - start < 5

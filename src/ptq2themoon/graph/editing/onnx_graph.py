@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections import ChainMap, defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,8 @@ from ptq2themoon.vocabulary.errors import UserError
 Proto = TypeVar("Proto", onnx.ModelProto, onnx.GraphProto, onnx.NodeProto)
 Shapes = dict[str, tuple[int | str, ...]]  # a dimension is a number, or a name
 STANDARD_DOMAINS = ("", "ai.onnx")
+MOST_ELEMENTS = 2**28  # of a tensor of one image: 1 GiB in float32
+WITH_BODIES = ("If", "Loop", "Scan", "SequenceMap")
 LIGHT = 1024  # elements; no constant that decides a shape has more
 
 
@@ -45,11 +47,27 @@ class Graph:
 
     def reindex(self) -> None:
         """Look again who makes and who reads each tensor, after nodes were changed."""
-        self._producer = {name: node for node in self.nodes for name in node.output}
+        self._producer: dict[str, NodeProto] = {}
         self._consumers: dict[str, list[NodeProto]] = defaultdict(list)
-        for node in self.nodes:
-            for name in node.input:
+        self._known: dict[int, tuple[list[str], list[str]]] = {}  # what each node reads and makes, by its id
+        self.register(self.nodes)
+
+    def register(self, nodes: Iterable[NodeProto]) -> None:
+        """Note what new nodes read and make, among `nodes` or about to be."""
+        for node in nodes:
+            reads, makes = self._known[id(node)] = list(node.input), list(node.output)
+            for name in reads:
                 self._consumers[name].append(node)
+            self._producer |= dict.fromkeys(makes, node)
+
+    def _forget(self, nodes: Iterable[NodeProto]) -> None:
+        for node in nodes:
+            reads, makes = self._known.pop(id(node), ([], []))
+            for name in set(reads):
+                self._consumers[name] = [other for other in self._consumers[name] if other is not node]
+            for name in makes:
+                if self._producer.get(name) is node:
+                    del self._producer[name]
 
     def producer(self, tensor: str) -> NodeProto | None:
         """The node that computes `tensor`; None for inputs and constants."""
@@ -83,28 +101,30 @@ class Graph:
         self.constants[unique] = value
         return unique
 
-    def free_tensor(self, name: str) -> str:
-        """A tensor name like `name` that is not in use."""
-        return unique_name(name, {*self.constants, *self._producer, *self.inputs})
+    def free_tensor(self, name: str, besides: Iterable[str] = ()) -> str:
+        """A tensor name like `name` that is not in use, nor among `besides`."""
+        others = dict.fromkeys([*self.inputs, *besides])
+        used: ChainMap[str, Any] = ChainMap(others, self.constants, self._producer)  # type: ignore[arg-type]
+        return unique_name(name, used)
 
     def replace(self, old: Iterable[NodeProto], new: Iterable[NodeProto]) -> None:
-        """Put the nodes `new` where the last of `old` stood."""
+        """Put the nodes `new` where the last of `old` stood; nodes that were changed must be among them."""
+        old, new = list(old), list(new)
         gone = {id(node) for node in old}
         position = max(i for i, node in enumerate(self.nodes) if id(node) in gone)
         before = [node for node in self.nodes[: position + 1] if id(node) not in gone]
         self.nodes = [*before, *new, *self.nodes[position + 1 :]]
-        self.reindex()
+        self._forget(old)
+        self.register(new)
 
     def rename_uses(self, old: str, new: str) -> None:
         """Let every reader of `old` read `new`."""
-        for node in all_nodes(self.nodes):
-            for i, name in enumerate(node.input):
-                if name == old:
-                    node.input[i] = new
-        for graph in [graph for node in self.nodes for graph in subgraphs(node)]:
-            for output in graph.output:
-                output.name = new if output.name == old else output.name
-        self.reindex()
+        changed = {id(node): node for node in self.consumers(old)}
+        changed |= {id(node): node for node in self.nodes if node.op_type in WITH_BODIES}
+        for node in changed.values():
+            self._forget([node])
+            read_instead(node, {old: new})
+            self.register([node])
 
     def drop_dead(self) -> None:
         """Remove nodes and constants that no output needs."""
@@ -125,6 +145,22 @@ class Graph:
         graph.ClearField("input")
         graph.input.extend(inputs)
         return model
+
+
+def most_constants(held: Iterable[int]) -> int:
+    """How many numbers may be computed from constants of so many: each several times, and tables besides."""
+    return MOST_ELEMENTS + 4 * sum(held)
+
+
+def read_instead(node: NodeProto, new: Mapping[str, str]) -> None:
+    """Let a node, and its branches and bodies, read other tensors, by the names of those that it reads."""
+    for inner in all_nodes([node]):
+        for i, name in enumerate(inner.input):
+            if name in new:
+                inner.input[i] = new[name]
+    for graph in subgraphs(node):
+        for output in graph.output:
+            output.name = new.get(output.name, output.name)
 
 
 def maker(producer: Callable[[str], NodeProto | None], tensor: str, past: Container[str]) -> NodeProto | None:

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import numpy_helper
 
+from ptq2themoon.graph.editing.onnx_graph import copied
 from ptq2themoon.vocabulary.errors import UserError
 
 TOLERANCE = 1e-4  # largest difference of an output of scale 1 between two forms of one model
@@ -104,6 +106,35 @@ def run_onnx(model: Path | onnx.ModelProto, images: np.ndarray, at_once: int | N
         ) from error
 
 
+def where_not_finite(model: onnx.ModelProto, images: np.ndarray) -> str:
+    """` at operator 'x' (Type)`: the first that makes NaN of none, else infinity, else has such a constant.
+
+    Args:
+        images: [B, C, H, W], float32; they run one at a time where the graph may.
+    """
+    every = copied(model)
+    known = {value.name for value in every.graph.output}
+    made = [name for node in every.graph.node for name in node.output if name and name not in known]
+    every.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    running = session(every, quantized=False, optimise=False)
+    (image,) = running.get_inputs()
+    size = image.shape[0] if isinstance(image.shape[0], int) else 1
+    names = [output.name for output in running.get_outputs()]
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in every.graph.initializer}
+    runs = []
+    for start in range(0, len(images), size):
+        part = _filled(images[start : start + size], size)
+        runs.append(dict(zip(names, running.run(None, {image.name: part}), strict=True)))
+    for test, constants in ((np.isnan, held), (np.isinf, held), (np.isinf, {})):
+        for values in runs:
+            numbers = {**values, **constants}.items()
+            odd = {name for name, value in numbers if value.dtype.kind == "f" and test(value).any()}
+            for node in every.graph.node:
+                if odd.intersection(node.output) and not odd.intersection(node.input):
+                    return f" at operator {node.name or node.output[0]!r} ({node.op_type})"
+    return ""
+
+
 def tolerated(outputs: np.ndarray) -> float:
     """How far another form of the model may be from these outputs: by more, the larger they are.
 
@@ -118,8 +149,9 @@ def _filled(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
-    """The message in one line."""
-    return " ".join(str(error).split())
+    """The message in one line, of which the beginning tells."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 400 else f"{text[:399]}…"
 
 
 def kernel_counts(optimised: Path) -> Counter[str]:

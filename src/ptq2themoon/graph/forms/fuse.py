@@ -7,6 +7,7 @@ that ONNX Runtime runs the file as it is and PPQ loads it.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from ptq2themoon.graph.forms.normalise import FUSED_OPSET
 from ptq2themoon.graph.forms.norms import match_layer_norm, match_rms_norm
 from ptq2themoon.graph.forms.rms_norm import with_function
 
+NOT_PLAIN = re.compile(r"[^\w./:;-]", re.ASCII)  # what could mean something to a table, a page or a figure
 KINDS = {"LayerNormalization": "LayerNorm", RMS_NORM: "RMSNorm", FUSED_MATMUL: "MatMul+Add", "Gelu": "GELU"}
 
 
@@ -68,11 +70,17 @@ def _is_closed(graph: Graph, consumed: list[NodeProto], new: NodeProto) -> bool:
 
 
 def name_operators(graph: Graph) -> None:
-    """Give every operator a unique name: recipes, tables and quantization parameters refer to it."""
+    """Give every operator a unique, plain name: recipes, tables, figures and parameters refer to it."""
     taken: set[str] = set()
+    used: Counter[str] = Counter()  # else many of one name would be counted through for each
     for node in graph.nodes:
-        node.name = unique_name(node.name or node.op_type, taken)
-        taken.add(node.name)
+        stem = NOT_PLAIN.sub("_", node.name).lstrip("-") or node.op_type
+        name = stem
+        while name in taken:
+            used[stem] += 1
+            name = f"{stem}_{used[stem] + 1}"
+        node.name = name
+        taken.add(name)
 
 
 def _matmul_add_function() -> onnx.FunctionProto:

@@ -9,6 +9,7 @@ of a LayerNorm.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from ptq2themoon.graph.editing.onnx_graph import (
     attribute,
     copied,
     inline_functions,
+    most_constants,
+    read_instead,
     tensor_shapes,
 )
 from ptq2themoon.graph.forms.attention_scale import rewrite_scale
@@ -156,8 +159,14 @@ def _fix_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     return fixed
 
 
-def _constant_value(graph: Graph, node: NodeProto, shapes: Shapes, opset: int) -> np.ndarray | None:
-    """The value of a node whose inputs (or, for Shape, whose input's shape) are known; else None."""
+def _constant_value(
+    graph: Graph, node: NodeProto, shapes: Shapes, opset: int, room: int
+) -> np.ndarray | None:
+    """The value of a node whose inputs (or, for Shape, whose input's shape) are known; else None.
+
+    Args:
+        room: how many elements it may have.
+    """
     if not _gives_one(graph, node) or node.domain or any(item.HasField("g") for item in node.attribute):
         return None  # no single value, not standard, or a subgraph
     if node.op_type.startswith("Random"):
@@ -171,6 +180,12 @@ def _constant_value(graph: Graph, node: NodeProto, shapes: Shapes, opset: int) -
         feeds = {node.input[0]: np.broadcast_to(np.float32(0), known)}
     elif not all(name in feeds or name == "" for name in node.input):
         return None
+    size = prod(d for d in shapes.get(node.output[0], ()) if isinstance(d, int))
+    if size > room:
+        raise UserError(
+            f"operator {node.name or node.output[0]!r} ({node.op_type}): makes a constant of {size} numbers, "
+            f"where {room} are left for all constants; export the model for one image"
+        )
     if node.op_type == "BatchNormalization":
         return normalised(node, [feeds[name] for name in node.input])
     (value,) = ReferenceEvaluator(node, opsets={"": opset}).run(None, feeds)
@@ -192,23 +207,37 @@ def fold_constants(model: onnx.ModelProto, opset: int = FUSED_OPSET) -> onnx.Mod
 
     Args:
         opset: of the model.
+
+    Raises:
+        UserError: constants that would fill the memory.
     """
     while True:
-        graph, shapes, changed = Graph(model), tensor_shapes(model), False
-        for node in list(graph.nodes):
-            if _passes(graph, node) and node.output[0] not in graph.outputs:
-                graph.rename_uses(node.output[0], node.input[0])
-            elif node.op_type == "If" and node.input[0] in graph.constants:
-                graph.replace([node], branch_taken(graph, node))
-                changed = True
-                continue
-            else:
-                value = _constant_value(graph, node, shapes, opset)
-                if value is None:
-                    continue
-                graph.constants[node.output[0]] = value
-            graph.nodes = [n for n in graph.nodes if n is not node]
-            changed = True
+        graph = Graph(model)
+        changed = _fold_once(graph, tensor_shapes(model), opset)
         model = graph.finish()
         if not changed:
             return model
+
+
+def _fold_once(graph: Graph, shapes: Shapes, opset: int) -> bool:
+    """One walk along the operators, in place; whether anything changed. Its time grows with their number."""
+    kept: list[NodeProto] = []
+    same: dict[str, str] = {}  # tensors that are but another one's copy
+    room = most_constants(value.size for value in graph.constants.values())
+    for node in graph.nodes:
+        read_instead(node, same)
+        if _passes(graph, node) and node.output[0] not in graph.outputs:
+            same[node.output[0]] = node.input[0]
+        elif node.op_type == "If" and node.input[0] in graph.constants:
+            branch = branch_taken(graph, node)
+            graph.register(branch)
+            kept += branch
+        elif (value := _constant_value(graph, node, shapes, opset, room)) is not None:
+            graph.constants[node.output[0]] = value
+            room -= value.size
+        else:
+            kept.append(node)
+    changed = [id(node) for node in kept] != [id(node) for node in graph.nodes]
+    graph.nodes = kept
+    graph.reindex()
+    return changed

@@ -28,5 +28,6 @@ def restore_softmax(graph: Graph, shapes: Shapes) -> None:
             if item.name == "axis":
                 item.i = -1
         graph.replace([after], [])
+        graph.reindex()
         shapes[softmax.output[0]] = whole
     graph.drop_dead()

@@ -58,7 +58,9 @@ def branch_taken(graph: Graph, node: NodeProto) -> list[NodeProto]:
     stem = node.name or node.op_type
     own = [tensor.name for tensor in branch.initializer]
     own += [name for inner in branch.node for name in inner.output if name]
-    new = {name: graph.free_tensor(name) for name in own}
+    new: dict[str, str] = {}
+    for name in own:
+        new[name] = graph.free_tensor(name, new.values())
     for inner in all_nodes(branch.node):
         inner.input[:] = [new.get(name, name) for name in inner.input]
         inner.output[:] = [new.get(name, name) for name in inner.output]

@@ -54,19 +54,23 @@ def states_in(path: Path) -> dict[str, State]:
         raise UserError(f"{path}: not found; `checkpoint` names a .safetensors or .pth file")
     if path.name.endswith(INDEX):
         return {"": {key: value for shard in shards(path) for key, value in _content(shard).items()}}
-    return dict(_states(_content(path), ""))
+    return dict(_states(_content(path), "", set()))
 
 
-def _states(content: Any, where: str) -> Iterator[tuple[str, State]]:
-    """Mappings of names to tensors, the outermost first; what else lies beside tensors is no weight."""
-    if not isinstance(content, Mapping) or where.count(".") > DEEPEST:
+def _states(content: Any, where: str, seen: set[int]) -> Iterator[tuple[str, State]]:
+    """Mappings of names to tensors, the outermost first; what else lies beside tensors is no weight.
+
+    A dictionary that stands in several places is looked at once.
+    """
+    if not isinstance(content, Mapping) or where.count(".") > DEEPEST or id(content) in seen:
         return
+    seen.add(id(content))
     named = {key: value for key, value in content.items() if isinstance(key, str)}
     tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
     if tensors:
         yield where, tensors
     for key, value in named.items():
-        yield from _states(value, f"{where}{key}.")
+        yield from _states(value, f"{where}{key}.", seen)
 
 
 def _content(path: Path) -> Any:

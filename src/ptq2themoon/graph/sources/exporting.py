@@ -10,10 +10,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ptq2themoon.graph.editing.onnx_run import run_onnx, tolerated
+from ptq2themoon.graph.editing.onnx_run import run_onnx, tolerated, where_not_finite
 from ptq2themoon.graph.sources.checkpoints import first_line
 from ptq2themoon.graph.sources.endings import refuse_other_numbers
 from ptq2themoon.graph.sources.hub import fetched_weights
+from ptq2themoon.graph.sources.onnx_files import one_line
 from ptq2themoon.graph.sources.onnx_model import onnx_facts, read_foreign
 from ptq2themoon.graph.sources.repairs import state_output
 from ptq2themoon.graph.sources.timm_model import load_model, preprocessing_of
@@ -39,7 +40,8 @@ def export(spec: Source, exporter: Exporter, opset: int, path: Path) -> ModelInf
         UserError: a source that cannot be used, or an exported graph that differs from it by more than 1e-4.
     """
     if spec.onnx_file:
-        return _export_file(spec, spec.onnx_file, path)
+        with one_line(spec.onnx_file):
+            return _export_file(spec, spec.onnx_file, path)
     problem = opset_problem(exporter, opset)
     if problem:
         raise UserError(f"opset {opset}: {problem}")
@@ -114,14 +116,12 @@ def _export_file(spec: Source, source: Path, path: Path) -> ModelInfo:
     images = rng.standard_normal((CHECK_IMAGES, *foreign.input_size)).astype(np.float32)
     expected = run_onnx(foreign.original, images, at_once=1)  # no image may change another's output
     if not np.isfinite(expected).all():
-        raise UserError(f"{source}: gives values that are not finite on random images")
+        where = where_not_finite(foreign.original, images)
+        raise UserError(f"{source}: gives values that are not finite on random images{where}")
     refuse_other_numbers(expected, spec.classifier, foreign.output, source)
     state_output(foreign.model, foreign.output, expected.shape)
     onnx.save(foreign.model, path)
-    try:
-        onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise UserError(f"{source}: not a valid ONNX model ({first_line(error)})") from None
+    onnx.checker.check_model(path, full_check=True)
     facts = onnx_facts(foreign, source, spec)
     return _described(spec, output_kind(expected, spec.classifier), facts, expected, run_onnx(path, images))
 

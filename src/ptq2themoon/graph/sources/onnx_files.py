@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 
+from ptq2themoon.graph.editing.onnx_graph import all_nodes
+from ptq2themoon.graph.sources.bounds import refuse_unbounded, tensors
 from ptq2themoon.graph.sources.outside_data import take_inside
 from ptq2themoon.vocabulary.errors import UserError
 
+FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 Check = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
@@ -32,42 +36,58 @@ def read_graph(path: Path, check: Check = checked, *, outside: bool = False) -> 
     Raises:
         UserError: no valid ONNX file, one with weights in other files, or with weights that are no numbers.
     """
-    try:
-        model = onnx.load(path, load_external_data=False)
-        if outside:
-            take_inside(model, path)
-        for tensor in _tensors(model):
-            if tensor.data_location == TensorProto.EXTERNAL:
-                raise UserError(
-                    f"{path}: constant {tensor.name!r} lies outside the ONNX file; "
-                    "save it with its weights inside"
-                )
-        model = check(model)
-    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-        raise UserError(f"{path}: not a valid ONNX model ({' '.join(str(error).split())})") from None
-    if not model.graph.node:
-        raise UserError(f"{path}: not a valid ONNX model (it has no operators)")
-    for tensor in _tensors(model):
-        if tensor.data_type == TensorProto.FLOAT and np.isnan(numpy_helper.to_array(tensor)).any():
-            raise UserError(f"{path}: constant {tensor.name!r} holds values that are not finite")
+    with one_line(path):
+        return _read(path, check, outside)
+
+
+def _read(path: Path, check: Check, outside: bool) -> onnx.ModelProto:
+    model = onnx.load(path, load_external_data=False)
+    if outside:
+        take_inside(model, path)
+    for tensor in tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise UserError(
+                f"{path}: constant {tensor.name!r} lies outside the ONNX file; "
+                "save it with its weights inside"
+            )
+    refuse_unbounded(model, path)
+    model = check(model)
+    for part, there in (("operators", model.graph.node), ("outputs", model.graph.output)):
+        if not there:
+            raise UserError(f"{path}: not a valid ONNX model (it has no {part})")
+    for tensor in tensors(model):
+        if tensor.data_type in FLOATS and np.isnan(numpy_helper.to_array(tensor)).any():
+            reader = _read_by(model, tensor.name)
+            raise UserError(f"{path}: constant {tensor.name!r}{reader} holds values that are not finite")
     return model
 
 
-def _tensors(model: onnx.ModelProto) -> list[TensorProto]:
-    """All constants: of the graph, of attributes, of subgraphs and functions."""
-    found: list[TensorProto] = []
-    graphs = [model.graph]
-    nodes = [node for function in model.functions for node in function.node]
-    while graphs or nodes:
-        if graphs:
-            graph = graphs.pop()
-            nodes += graph.node
-            found += graph.initializer
-            sparse = list(graph.sparse_initializer)
-        else:
-            attributes = nodes.pop().attribute
-            found += [tensor for item in attributes for tensor in (item.t, *item.tensors)]
-            sparse = [tensor for item in attributes for tensor in (item.sparse_tensor, *item.sparse_tensors)]
-            graphs += [graph for item in attributes for graph in (item.g, *item.graphs)]
-        found += [part for tensor in sparse for part in (tensor.values, tensor.indices)]
-    return found
+def _read_by(model: onnx.ModelProto, constant: str) -> str:
+    reader = next((node for node in all_nodes(model.graph.node) if constant in node.input), None)
+    return f" of operator {reader.name or reader.output[0]!r} ({reader.op_type})" if reader else ""
+
+
+@contextmanager
+def one_line(path: Path) -> Iterator[None]:
+    """What a broken file makes of the code that reads it, as a refusal of the file in one line.
+
+    ONNX, its checker, shape inference and protobuf have many kinds of error, without a common ancestor.
+    """
+    try:
+        yield
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a valid ONNX model (names that are no UTF-8 text)") from None
+    except (OSError, DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UserError(f"{path}: not a valid ONNX model ({_short(error)})") from None
+    except Exception as error:
+        kind = type(error).__name__
+        raise UserError(f"{path}: not a usable ONNX model ({kind}: {_short(error)})") from error
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:299]}…"

@@ -20,6 +20,7 @@ from ptq2themoon.graph.editing.onnx_graph import (
     live_nodes,
 )
 from ptq2themoon.graph.forms.written_out import can_write_out
+from ptq2themoon.graph.sources.bounds import refuse_growing, refuse_large
 from ptq2themoon.graph.sources.channels_last import take_channels_first
 from ptq2themoon.graph.sources.endings import refuse_choices, say_outputs, to_logits
 from ptq2themoon.graph.sources.onnx_files import read_graph
@@ -27,7 +28,7 @@ from ptq2themoon.graph.sources.repairs import repaired
 from ptq2themoon.graph.sources.training import refuse_training
 from ptq2themoon.progress import warn
 from ptq2themoon.vocabulary.errors import UserError, nearest
-from ptq2themoon.vocabulary.model_info import READABLE_CHANNELS
+from ptq2themoon.vocabulary.model_info import LONGEST_SIDE, READABLE_CHANNELS
 from ptq2themoon.vocabulary.model_source import Source, check_channels, of_each_channel
 
 INTEGER = ("ConvInteger", "MatMulInteger", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
@@ -62,6 +63,7 @@ def read_foreign(path: Path, spec: Source) -> Foreign:
     original = read_graph(path, lambda found: repaired(found, path), outside=True)
     take_channels_first(original)
     model = inline_functions(original)
+    refuse_growing(model, path)
     _check_numbers(model, path)
     _check_operators(model, path)
     refuse_training(model, path)
@@ -79,6 +81,7 @@ def read_foreign(path: Path, spec: Source) -> Foreign:
     say_outputs(output, left_out, path)
     original.graph.output[0].type.tensor_type.ClearField("shape")  # ONNX Runtime computes it
     _state_input(model, image.name, input_size)
+    refuse_large(model, path)
     return Foreign(original, model, input_size, output, left_out)
 
 
@@ -185,6 +188,11 @@ def _image_size(image: ValueInfoProto, path: Path, spec: Source) -> tuple[int, i
         hint = "export the model with channels before height and width" if last else "1 or 3 can be read"
         raise UserError(
             f"{path}: input {image.name!r} has shape {_shown(image)}: images of {channels} channels; {hint}"
+        )
+    if not 1 <= min(height, width) <= max(height, width) <= LONGEST_SIDE:
+        raise UserError(
+            f"{path}: input {image.name!r} has shape {_shown(image)}: images of {height}x{width} pixels; "
+            f"1 to {LONGEST_SIDE} on a side can be read"
         )
     return channels, height, width
 

@@ -153,6 +153,22 @@ def test_an_image_of_too_many_pixels_is_named_and_not_decoded(tmp_path: Path, si
             read(tmp_path / "bomb.png")
 
 
+@pytest.mark.parametrize("size", [(1, 900), (900, 1), (3, 2000)])
+def test_an_image_that_resizing_would_blow_up_is_left_out(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Its shorter side would get the model's size, and the longer one grow as much."""
+    for number in range(120):
+        picture(number, 8, 8).save(tmp_path / f"{number}.png")
+    Image.new("RGB", size).save(tmp_path / "thin.png")
+    large = preprocessing(size=384)
+    rows, report = list_evaluation(FolderSource(tmp_path), None, None, preprocessing=large)
+    assert len(rows) == 120
+    (line,) = report.unreadable
+    assert line.startswith(f"thin.png: {size[0]}x{size[1]} pixels become 1")
+    with pytest.raises(UnreadableImage, match=r"thin\.png: .* pixels become "):
+        FolderSource(tmp_path).pixels("thin.png", large)
+    assert FolderSource(tmp_path).pixels("thin.png", preprocessing(size=16)).shape == (3, 16, 16)
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_one_huge_image_of_many_is_left_out(tmp_path: Path) -> None:
     for number in range(120):

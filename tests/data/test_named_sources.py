@@ -8,20 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from tiny_images import arguments, picture, preprocessing, run_script, write_info
 from tiny_info import model_info
 
 from ptq2themoon.data import (
     CsvSource,
     FolderSource,
+    Row,
     batches,
     check_classes,
     draw_calibration,
     list_evaluation,
     open_source,
     read_manifest,
+    write_manifest,
 )
+from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.image_folders import ordered
 from ptq2themoon.vocabulary.model_info import ModelInfo
@@ -117,6 +121,15 @@ def test_a_csv_needs_no_labels(flat: Path, tmp_path: Path) -> None:
         ("path,label", [f"0.png,{'9' * 5000}"], f":2: label {'9' * 40} is larger than any number"),
         ("path,label", [f"{'x' * 5000}.png,1"], f":2: '{'x' * 40}'...: File name too long"),
         ("path,label", ["sub\\0.png,1"], ":2: 'sub\\\\0.png': no such file in "),
+        ("path,label", ["0.png,\u0665"], ":2: label '\u0665' is no whole number from 0 on"),
+        ("path,label", ["a\0b.png,1"], ":2: 'a\\x00b.png': no such file in "),
+        (
+            "path,label",
+            [f"{'x' * 70_000}.png,1"],
+            ": can't be read as CSV: line 2 has more than 65536",
+        ),
+        ("path,label", [","], ":2: no path"),
+        ("path,label", ['"0.png,1'], ": can't be read as CSV: unexpected end of data"),
         ("path,label", [], ": lists no images; give a line of path,label for each"),
     ],
 )
@@ -158,6 +171,42 @@ def test_a_label_of_a_csv_beyond_the_head(flat: Path) -> None:
 def test_two_classes_of_a_model_of_one_logit(flat: Path) -> None:
     message = refusal("csv", write_list(flat, ["0.png,1"]), head=1)
     assert "2 classes, but the model gives one logit, as for yes or no; say `classifier: false`" in message
+
+
+def test_a_csv_that_is_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list.csv")
+    assert refusal("csv", tmp_path / "list.csv").endswith("can't be read as CSV: it is no regular file")
+
+
+def test_names_that_a_spreadsheet_would_compute(tmp_path: Path) -> None:
+    """They are written so that it does not, and read as they are."""
+    names = ["+1.png", "-1.png", "./=1.png", "=1+1.png", "@SUM(A1).png", "plain.png"]
+    rows = [Row(name, 0) for name in names]
+    write_manifest(tmp_path / "m.csv", rows)
+    cells = [line.split(",")[0] for line in (tmp_path / "m.csv").read_text().splitlines()]
+    assert not [cell for cell in cells if cell[0] in "=+-@"]
+    assert read_manifest(tmp_path / "m.csv") == rows
+
+
+@pytest.mark.parametrize("label", ["9" * 5000, "9" * 31, "\u0665", "1.5", "-2", ""])
+def test_labels_of_a_manifest_that_are_none(tmp_path: Path, label: str) -> None:
+    (tmp_path / "m.csv").write_text(f"source,label\n0.png,{label}\n")
+    with pytest.raises(UserError, match=r"m\.csv:2: '0\.png,.*' is no source and label") as error:
+        read_manifest(tmp_path / "m.csv")
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("key", ["9" * 5000, "5", "-1", "\u0661", "../x"])
+def test_keys_of_arrays_that_are_none(tmp_path: Path, key: str) -> None:
+    save_file({"images": torch.zeros(5, 1, 8, 8, dtype=torch.uint8)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"a\.safetensors: no image .*; it holds 5"):
+        open_source("arrays", tmp_path / "a.safetensors").pixels(key, preprocessing())
+
+
+def test_a_table_of_numbers_beyond_64_bits(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"name,images\na,{10**30}\nb,3\n")
+    with pytest.raises(UserError, match="column 'images' holds a number larger than 64 bits hold"):
+        read_table(tmp_path / "t.csv", ["name"])
 
 
 # --- ImageNet

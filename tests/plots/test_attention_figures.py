@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from safetensors.numpy import save_file
 from tiny_info import model_info
 
 from ptq2themoon.evaluate.attention import fidelity
 from ptq2themoon.evaluate.attention_maps import AttentionMaps, map_similarity, read_label_names, read_maps
 from ptq2themoon.plots.attention_figures import HEADS_A_ROW, attention_heads, attention_overview
+from ptq2themoon.plots.attention_text import short
 from ptq2themoon.plots.heatmap import check_colormap, common_scale
 from ptq2themoon.plots.style import save
 from ptq2themoon.stage import Stage
@@ -197,6 +199,15 @@ def test_map_similarity() -> None:
     assert map_similarity(np.array([1, 0]), np.array([0, 1])) == 0
     assert map_similarity(np.array([1, 2]), np.array([2, 4])) == pytest.approx(1)
     assert map_similarity(np.zeros(2), np.ones(2)) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["$x_{$", "$\\frac$", "a $", "\\$x_$", "$$", "a\x00\n\x1b[31m", "=1+1", "<b>&"]
+)
+def test_names_of_classes_are_no_formulas(name: str) -> None:
+    figure = attention_overview({"fp32": maps()}, label_names=[name] * 10)
+    figure.canvas.draw()
+    assert short(name, 18) in [text.get_text() for text in figure.findobj(Text)]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ptq2themoon.data.sources import ImageFiles
+from ptq2themoon.vocabulary.csv_lines import short_lines
 from ptq2themoon.vocabulary.errors import UserError, nearest
 
 COLUMNS = ("path", "label")
@@ -47,13 +48,15 @@ class CsvSource(ImageFiles):
 
     def _read(self) -> tuple[list[str], list[tuple[int, list[str]]]]:
         """The header, and each row that is not empty with the number of its line."""
+        if self.path.exists() and not self.path.is_file():
+            raise UserError(f"{self.path}: can't be read as CSV: it is no regular file")
         try:
             with open(self.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                reader = csv.reader(file, strict=True, skipinitialspace=True)
+                reader = csv.reader(short_lines(file), strict=True, skipinitialspace=True)
                 rows = [(reader.line_num, row) for row in reader if row]
         except FileNotFoundError:
             raise UserError(f"{self.path}: not found; give a CSV file of path,label") from None
-        except (OSError, csv.Error) as error:
+        except (OSError, ValueError, csv.Error) as error:
             raise UserError(f"{self.path}: can't be read as CSV: {error}") from error
         if not rows:
             raise UserError(f"{self.path}: is empty; a first line path,label expected")

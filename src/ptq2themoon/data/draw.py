@@ -142,18 +142,27 @@ def draw_calibration(
 
 
 def list_evaluation(
-    source: Source, num_classes: int | None, images: int | None, threads: int | None = None
+    source: Source,
+    num_classes: int | None,
+    images: int | None,
+    threads: int | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> tuple[list[Row], Report]:
     """The images to evaluate on (None: all), each decoded once, in the order of the source.
 
-    A model without classes (`num_classes` None) needs no labels: where unknown they are -1.
+    With `preprocessing`, those that it could not bring to the model's size are left out too. A model without
+    classes (`num_classes` None) needs no labels: where unknown they are -1.
     """
     wanted = len(source.keys) if images is None else images
     _check_number(source, wanted)
     check_classes(source, num_classes)
     threads, report = thread_count(threads), Report.of(source)
     order = draw_order(source.labels, EVALUATION_SEED) if images is not None else np.arange(wanted)
-    found = _readable(source, order, wanted, source.check, threads, report)
+
+    def read(key: str) -> None:
+        source.check(key, preprocessing)
+
+    found = _readable(source, order, wanted, read, threads, report)
     if images is not None:
         found = _all_of(found, source, wanted, report)
     chosen = sorted(index for index, _ in progress(found, wanted, "checking evaluation images"))

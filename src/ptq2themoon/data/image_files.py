@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -11,9 +12,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from torch import Tensor
 
+from ptq2themoon.vocabulary.csv_lines import short_lines
 from ptq2themoon.vocabulary.errors import UserError, at_least
+from ptq2themoon.vocabulary.validation import shown
 
 COLUMNS = ["source", "label"]
+LABEL = re.compile(r"-1|[0-9]{1,9}")
+PLAIN = "./"  # before a name that could be taken for something else
 A = TypeVar("A")
 
 
@@ -77,7 +82,11 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> None:
     with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(rows)
+        # A spreadsheet would take a name such as `=1+1.png` for a formula.
+        writer.writerows(
+            (f"{PLAIN}{source}" if source.startswith(("=", "+", "-", "@", PLAIN)) else source, label)
+            for source, label in rows
+        )
 
 
 def read_manifest(path: Path, num_classes: int | None = None) -> list[Row]:
@@ -87,7 +96,7 @@ def read_manifest(path: Path, num_classes: int | None = None) -> list[Row]:
     """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            header, *lines = csv.reader(file)
+            header, *lines = csv.reader(short_lines(file))
     except FileNotFoundError:
         raise UserError(f"{path}: not found") from None
     except (OSError, ValueError, csv.Error) as error:
@@ -96,9 +105,9 @@ def read_manifest(path: Path, num_classes: int | None = None) -> list[Row]:
         raise UserError(f"{path}: columns {','.join(header)}; {','.join(COLUMNS)} expected")
     rows = []
     for number, line in enumerate(lines, start=2):
-        if len(line) != 2 or not (line[1].isdecimal() or line[1] == "-1"):
-            raise UserError(f"{path}:{number}: {','.join(line)!r} is no source and label")
-        row = Row(line[0], int(line[1]))
+        if len(line) != 2 or not LABEL.fullmatch(line[1]):
+            raise UserError(f"{path}:{number}: {shown(','.join(line))} is no source and label")
+        row = Row(line[0].removeprefix(PLAIN), int(line[1]))
         if num_classes is not None and row.label < 0:
             raise UserError(
                 f"{path}:{number}: no label, but the model tells {num_classes} classes apart; list again"

@@ -109,10 +109,16 @@ def read_image(path: Path, name: str, channels: int) -> Image.Image:
         return found if turn is None else found.transpose(turn)
 
 
-def check_image(path: Path, name: str) -> None:
-    """Decode a file only to see whether `read_image` could: a JPEG at an eighth of its size."""
+def check_image(path: Path, name: str) -> tuple[int, int]:
+    """Decode a file only to see whether `read_image` could: a JPEG at an eighth of its size.
+
+    Returns:
+        Its width and height.
+    """
     with _opened(path, name) as image:
+        size: tuple[int, int] = image.size
         image.draft("L", (1, 1))
         image.load()
         for channels in MODES:
             _converted(image, channels)
+        return size

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ptq2themoon.data.images import MAX_PIXELS, UnreadableImage
 from ptq2themoon.vocabulary.model_info import ModelInfo, PreprocessingInfo
 from ptq2themoon.vocabulary.records import read
 
@@ -43,9 +44,24 @@ class Preprocessing(PreprocessingInfo):
         )
         return transform
 
-    def crop(self, image: Image.Image) -> Tensor:
+    def crop(self, image: Image.Image, name: str = "image") -> Tensor:
         """Resize and crop to uint8 [C, H, W]; the image's mode already matches the channels."""
+        self.check_size(image.size, name)
         return self._resize_and_crop(image)
+
+    def check_size(self, size: tuple[int, int], name: str) -> None:
+        """Raise `UnreadableImage` where resizing would blow up an image, as it does a thin one.
+
+        Args:
+            size: its width and height.
+        """
+        side = max(self.input_size[1:]) / self.crop_pct
+        resized = round(side * side * max(size) / min(size))
+        if self.crop_mode == "center" and resized > MAX_PIXELS:
+            raise UnreadableImage(
+                f"{name}: {size[0]}x{size[1]} pixels become {resized} when the shorter side has the model's "
+                f"{round(side)}; more than {MAX_PIXELS}"
+            )
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] to float32 of mean 0 and deviation 1 over the training data."""

@@ -30,6 +30,7 @@ from ptq2themoon.vocabulary.image_folders import (
 )
 
 IMAGENET = "imagenet"
+MOST_IMAGES = 20_000_000  # ImageNet-21k has 14 million
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -59,8 +60,8 @@ class Source(Protocol):
         """uint8 [C, H, W] at the model's size; raises `UnreadableImage`."""
         ...
 
-    def check(self, key: str) -> None:
-        """Raise `UnreadableImage` when the image can't be decoded."""
+    def check(self, key: str, preprocessing: Preprocessing | None = None) -> None:
+        """Raise `UnreadableImage` when the image can't be decoded, or not be brought to the model's size."""
         ...
 
 
@@ -75,6 +76,11 @@ def fit_array(array: Tensor, preprocessing: Preprocessing) -> Tensor:
     if not fits:
         return preprocessing.crop(image)
     return torch.from_numpy(np.array(image)).view(*size, channels).permute(2, 0, 1)
+
+
+def is_index(key: str, images: int) -> bool:
+    """Whether a key is the index of one of so many images."""
+    return key.isascii() and key.isdecimal() and len(key) <= 9 and int(key) < images
 
 
 class ArraySource:
@@ -98,8 +104,9 @@ class ArraySource:
         kind = self._images.get_dtype()
         if kind != "U8" or len(self.shape) != 4 or self.shape[1] not in MODES:
             raise UserError(f"{path}: images: {kind} {self.shape}; U8 [N, 1 or 3, height, width] expected")
-        if not self.shape[0]:
-            raise UserError(f"{path}: holds no images")
+        if not 0 < self.shape[0] <= MOST_IMAGES:
+            what = f"more than {MOST_IMAGES} images" if self.shape[0] else "no images"
+            raise UserError(f"{path}: holds {what}")
         height, width = self.shape[2:]
         if not min(height, width) or max(height, width) > MAX_RATIO * min(height, width):
             raise UserError(f"{path}: images: {self.shape}; heights and widths as of pictures expected")
@@ -137,12 +144,14 @@ class ArraySource:
 
     def pixels(self, key: str, preprocessing: Preprocessing) -> Tensor:
         """uint8 [C, H, W] of image `key`, fitted to the model's size."""
-        if not key.isdecimal() or int(key) >= self.shape[0]:
-            raise UserError(f"{self.path}: no image {key!r}; it holds {self.shape[0]}")
+        if not is_index(key, self.shape[0]):
+            raise UserError(f"{self.path}: no image {key[:40]!r}; it holds {self.shape[0]}")
         return fit_array(self.rows(int(key), int(key) + 1)[0], preprocessing)
 
-    def check(self, key: str) -> None:
+    def check(self, key: str, preprocessing: Preprocessing | None = None) -> None:
         """Arrays are whole or the file would not have opened."""
+        if preprocessing is not None:
+            preprocessing.check_size((self.shape[3], self.shape[2]), key)
 
 
 class ImageFiles:
@@ -163,11 +172,13 @@ class ImageFiles:
 
     def pixels(self, key: str, preprocessing: Preprocessing) -> Tensor:
         """uint8 [C, H, W] of file `key`, resized and cropped; raises `UnreadableImage`."""
-        return preprocessing.crop(read_image(self._file(key), key, preprocessing.input_size[0]))
+        return preprocessing.crop(read_image(self._file(key), key, preprocessing.input_size[0]), key)
 
-    def check(self, key: str) -> None:
-        """Raise `UnreadableImage` where file `key` is no whole image."""
-        check_image(self._file(key), key)
+    def check(self, key: str, preprocessing: Preprocessing | None = None) -> None:
+        """Raise `UnreadableImage` where file `key` is no whole image, or too thin for the model."""
+        size = check_image(self._file(key), key)
+        if preprocessing is not None:
+            preprocessing.check_size(size, key)
 
 
 class FolderSource(ImageFiles):

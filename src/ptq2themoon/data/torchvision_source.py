@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ptq2themoon.data.images import check_image, read_image
 from ptq2themoon.data.preprocessing import Preprocessing
-from ptq2themoon.data.sources import fit_array
+from ptq2themoon.data.sources import fit_array, is_index
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.torchvision_names import TRAIN_FLAG, parse_torchvision
 
@@ -83,8 +83,8 @@ class TorchvisionSource:
         return {"content_sha256": digest.hexdigest()}
 
     def _index(self, key: str) -> int:
-        if not key.isdecimal() or int(key) >= len(self.keys):
-            raise UserError(f"{self.path}: no image {key!r}; it holds {len(self.keys)}")
+        if not is_index(key, len(self.keys)):
+            raise UserError(f"{self.path}: no image {key[:40]!r}; it holds {len(self.keys)}")
         return int(key)
 
     def _file(self, index: int) -> tuple[Path, str]:
@@ -97,12 +97,16 @@ class TorchvisionSource:
         index = self._index(key)
         if self._arrays is not None:
             return fit_array(torch.from_numpy(self._arrays[index].copy()), preprocessing)
-        return preprocessing.crop(read_image(*self._file(index), preprocessing.input_size[0]))
+        path, name = self._file(index)
+        return preprocessing.crop(read_image(path, name, preprocessing.input_size[0]), name)
 
-    def check(self, key: str) -> None:
+    def check(self, key: str, preprocessing: Preprocessing | None = None) -> None:
         """Raise `UnreadableImage` where the file of image `key` is no whole image."""
         if self._arrays is None:
-            check_image(*self._file(self._index(key)))
+            path, name = self._file(self._index(key))
+            size = check_image(path, name)
+            if preprocessing is not None:
+                preprocessing.check_size(size, name)
 
 
 def _channels_first(arrays: np.ndarray) -> np.ndarray:

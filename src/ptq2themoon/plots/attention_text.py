@@ -10,6 +10,7 @@ from ptq2themoon.evaluate.attention_query import CLASS_TOKEN, ROLLOUT
 from ptq2themoon.plots.canvas import Canvas
 from ptq2themoon.plots.heatmap import show_image
 from ptq2themoon.plots.style import GREY, display_name
+from ptq2themoon.vocabulary.errors import printable
 
 # Inches.
 LINE = 0.135
@@ -94,7 +95,11 @@ def class_name(maps: AttentionMaps, index: int, names: Sequence[str] | None) -> 
 
 
 def short(name: str, width: int) -> str:
-    """The first of a class's synonyms, on at most two lines of about `width` characters."""
+    """The first of a class's synonyms, on at most two lines of about `width` characters, as plain text.
+
+    A dollar sign would begin a formula, which matplotlib may not understand.
+    """
+    name = printable(name).replace("$", r"\$")
     first, *rest = textwrap.wrap(name.split(",")[0], width) or [""]
     return "\n".join([first, textwrap.shorten(" ".join(rest), width, placeholder=" …")] if rest else [first])
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from ptq2themoon.methods import all_made, method_class, method_names
+from ptq2themoon.vocabulary.contradictions import refuse_contradictions
 from ptq2themoon.vocabulary.errors import UserError, nearest
 from ptq2themoon.vocabulary.operators import ROLES, Operator, Role
 from ptq2themoon.vocabulary.recipe_language import (
@@ -29,7 +28,6 @@ from ptq2themoon.vocabulary.recipe_language import (
     Operand,
     RecipeFile,
     Rule,
-    Select,
 )
 from ptq2themoon.vocabulary.tensor_spec import TensorSpec, refuse_contradiction
 from ptq2themoon.vocabulary.validation import failure, place, validate
@@ -45,7 +43,6 @@ LINEAR_ROLES: frozenset[Role] = frozenset(
     {"patch_embed", "qkv", "q", "k", "v", "qk", "kv", "proj", "fc1", "fc2", "head"}
 )
 
-MOST_SELECTED = 100_000  # tensors that rules tell apart: each is tried when a recipe is read
 MOST_REPEATS = 1_000_000  # of whatever a method does; no paper asks for a tenth of it
 LONGEST_CHAIN = 20  # of recipes that extend each other
 
@@ -216,7 +213,7 @@ def load_recipe(path: Path, bits: Iterable[tuple[int, int]] = ((8, 8),)) -> Reci
         all_made(recipe.methods)
     except UserError as error:
         raise failure(path, [(("methods",), str(error))]) from None
-    _refuse_contradictions(recipe, list(bits))
+    refuse_contradictions(recipe, list(bits))
     return recipe
 
 
@@ -267,39 +264,3 @@ def _check_method(path: Path, index: int, method: MethodCall) -> None:
             raise failure(path, [(("methods", index, key), what)])
     settings = method_class(method.name).Settings
     validate(settings, method.settings, place(path, ("methods", index)))
-
-
-def _refuse_contradictions(recipe: Recipe, bits: Iterable[tuple[int, int]]) -> None:
-    """Try what each rule selects; without a block it stands for those that no rule names."""
-    weights, activations = ({pair[i] for pair in bits} for i in (0, 1))
-    for (role, block), tensors in _selected(recipe).items():
-        operator = Operator("", "", role, block)
-        rules = [one for one in recipe.rules if one.rule.select.finds(operator)]
-        for operand, position in tensors:
-            matching = [one for one in rules if one.rule.select.matches(operator, operand, position)]
-            for each in activations if operand in ("input", "output") else weights:
-                recipe.settled(matching, operator, operand, each)
-
-
-def _selected(recipe: Recipe) -> dict[tuple[Role, int | None], dict[tuple[Operand, int], None]]:
-    """The operands and positions that any rule selects, by role and block.
-
-    Raises:
-        UserError: more of them than can be tried in a short time.
-    """
-    selects = [Select(), *(located.rule.select for located in recipe.rules)]
-    parts = [
-        tuple(
-            tuple(dict.fromkeys(part))
-            for part in (s.role or ROLES, s.block or (None,), s.operand or OPERANDS, s.position or (0,))
-        )
-        for s in selects
-    ]
-    if sum(prod(map(len, part)) for part in set(parts)) > MOST_SELECTED:
-        what = f"rules select more than {MOST_SELECTED} tensors one by one; leave out keys that need not be"
-        raise failure(recipe.sources[-1], [(("rules",), what)])
-    found: dict[tuple[Role, int | None], dict[tuple[Operand, int], None]] = {}
-    for roles, blocks, operands, positions in dict.fromkeys(parts):
-        for role, block in product(roles, blocks):
-            found.setdefault((role, block), {}).update(dict.fromkeys(product(operands, positions)))
-    return found

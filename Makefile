@@ -6,7 +6,7 @@ ARGS ?=
 # Recipes, and the jobs that they start, see the environment as if it were activated.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help run test slow env peers site lint format lock matrix architecture coverage clean
+.PHONY: help run test slow env peers site lint format lock matrix fuzz architecture coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' Makefile
@@ -56,6 +56,9 @@ lock:  ## resolve pyproject.toml into requirements.lock; needs uv; keeps pins th
 
 matrix: env  ## compute the tables of docs/models.md: every family of models by every exporter
 	PYTHONPATH=tests/support python tools/matrix.py
+
+fuzz: env  ## read 100,000 inputs broken by chance, some 10 minutes of a core; ARGS="--inputs 1000" fewer
+	PYTHONPATH=tests/support OMP_NUM_THREADS=1 python tools/fuzz.py $(ARGS)
 
 architecture: env  ## draw the packages into docs/architecture.md, from the code
 	python tools/architecture.py

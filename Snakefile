@@ -24,6 +24,10 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 
 
+scattergather:
+    shards=PARAMS.evaluation.shards,
+
+
 wildcard_constraints:
     model="|".join(map(re.escape, PARAMS.every_model)),
     recipe="|".join(map(re.escape, RECIPES)),

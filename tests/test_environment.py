@@ -80,6 +80,13 @@ def test_lock_has_the_versions_of_pyproject() -> None:
     assert asked_for == set(DIRECT), "run `make lock`"
 
 
+def test_the_extra_for_slurm_is_exact_and_the_same_for_conda() -> None:
+    asked_for = pins(PYPROJECT["project"]["optional-dependencies"]["slurm"])
+    comments = re.findall(r"^  # - (.*)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
+    assert pins(comments) == asked_for
+    assert not set(asked_for) & set(ENTRIES)
+
+
 def test_lock_of_the_other_tools_is_whole_and_has_the_versions_of_pyproject() -> None:
     asked_for = pins(PYPROJECT["dependency-groups"]["peers"])
     assert {name: PEERS[name].version for name in asked_for} == asked_for

@@ -3,6 +3,7 @@
 # Usage: tools/environment.sh PYTHON [TORCH_INDEX]   (called by make)
 #        tools/environment.sh --peers PYTHON         .venv-peers from requirements-peers.lock
 #        tools/environment.sh --site PYTHON          .venv-site from the extra `docs` of pyproject.toml
+#        tools/environment.sh --slurm                the extra `slurm` of pyproject.toml, into .venv
 set -euo pipefail
 
 CUDA='triton|nvidia-.*|cuda-.*'
@@ -80,13 +81,25 @@ install() {
     printf 'The environment is ready (%d s).\n' $((SECONDS - start))
 }
 
+# What an extra of pyproject.toml asks for, one exact version a line.
+extra() {
+    "$1" -c 'import sys, tomllib
+with open("pyproject.toml", "rb") as file:
+    print("\n".join(tomllib.load(file)["project"]["optional-dependencies"][sys.argv[1]]))' "$2"
+}
+
+# What gives jobs to Slurm; all that it needs besides is in .venv already, which `pip check` confirms.
+slurm() {
+    [[ -x .venv/bin/python ]] || fail "no environment here yet; run: make env"
+    pip install --no-deps -r <(extra .venv/bin/python slurm)
+    pip check
+}
+
 # What builds the documentation site: exact versions of what is asked for, nothing of ours, which is read from src.
 site() {
     local stamp=.venv-site/installed-from base pins
     base=$(base_python "$1")
-    pins=$("$base" -c 'import tomllib
-with open("pyproject.toml", "rb") as file:
-    print("\n".join(tomllib.load(file)["project"]["optional-dependencies"]["docs"]))')
+    pins=$(extra "$base" docs)
     if [[ -f $stamp && $(<"$stamp") == "$pins" ]] && .venv-site/bin/python -c ''; then
         printf 'The environment of the site is up to date.\n'
         return
@@ -123,6 +136,10 @@ main() {
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
     if [[ ${1:-} == --peers ]]; then
         peers "${2:-python3.11}"
+        return
+    fi
+    if [[ ${1:-} == --slurm ]]; then
+        slurm
         return
     fi
     if [[ ${1:-} == --site ]]; then

@@ -23,7 +23,7 @@ from tiny_stages import STAGES, run_stage
 from ptq2themoon.benchmark.runtimes import OpenVino, openvino_runner
 from ptq2themoon.deploy.compare import Difference, compare
 from ptq2themoon.deploy.deploy_records import RuntimeMetrics
-from ptq2themoon.deploy.runtime_check import Comparison, compare_runs, departure, least_agreement
+from ptq2themoon.deploy.runtime_check import Comparison, compare_runs, departure, least_agreement, run_in_turn
 from ptq2themoon.graph.editing.onnx_run import runner, session
 from ptq2themoon.stage import sha256
 from ptq2themoon.vocabulary.errors import UserError
@@ -111,11 +111,11 @@ def test_outputs_that_are_not_finite_are_refused(tiny: Tiny) -> None:
     batch = [(made.images, torch.zeros(3, dtype=torch.int64))]
     run = runner(session(made.deployed("fast").model, quantized=True))
     outputs = made.simulated(made.images), torch.from_numpy(made.floating())
-    found = compare_runs({"fast": run, "faithful": run}, batch, *outputs)
+    found = compare_runs(run_in_turn({"fast": run, "faithful": run}, batch), *outputs)
     assert found["fast"] == found["faithful"]
     assert found["fast"]["logits_sqnr_db_simulation"] > 20
     with pytest.raises(UserError, match="INT8 model gives outputs that are not finite"):
-        compare_runs({"fast": lambda x: run(x) * np.nan}, batch, *outputs)
+        compare_runs(run_in_turn({"fast": lambda x: run(x) * np.nan}, batch), *outputs)
 
 
 def test_a_graph_that_the_runtime_refuses(tmp_path: Path) -> None:

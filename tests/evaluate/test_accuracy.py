@@ -76,7 +76,7 @@ def evaluated(
 
 
 def test_floating_point_is_onnx_runtime_recounted(tiny: Tiny, labels: Tensor) -> None:
-    found = floating_metrics(SimulatedModel(tiny.graph, "cpu")(PIXELS), labels)
+    found = floating_metrics([(SimulatedModel(tiny.graph, "cpu")(PIXELS), labels)])
     logits = run_onnx(tiny.path, PIXELS.numpy())
     assert measured(found, absent=5) == pytest.approx(recount(logits, logits, labels.numpy()), rel=1e-5)
     assert found.agreement == 100
@@ -182,7 +182,7 @@ def test_without_labels_there_is_agreement_but_no_accuracy(
     found = evaluated(tiny, coarse, batches(unknown), spec(tiny), labelled=False)
     assert found.metrics == known.metrics.model_copy(update=dict.fromkeys(("top1", "top5", "loss")))
     assert set(found.attention["label"]) == {-1}
-    plain = floating_metrics(SimulatedModel(tiny.graph, "cpu")(PIXELS), unknown, labelled=False)
+    plain = floating_metrics([(SimulatedModel(tiny.graph, "cpu")(PIXELS), unknown)], labelled=False)
     assert measured(plain, absent=8) == {"images": COUNT, "agreement": 100}
 
 
@@ -211,7 +211,7 @@ def test_features_are_measured_by_the_error_of_the_output(
 def test_features_given_as_logits_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     dense = Tiny.make(tmp_path_factory.mktemp("dense"), num_classes=0, global_pool="")
     with pytest.raises(UserError, match=r"gives \[17, 32\] per image, .*classifier: false"):
-        floating_metrics(SimulatedModel(dense.graph, "cpu")(images(2)), torch.tensor([0, 1]))
+        floating_metrics([(SimulatedModel(dense.graph, "cpu")(images(2)), torch.tensor([0, 1]))])
 
 
 def test_labels_are_there_or_not() -> None:
@@ -226,6 +226,6 @@ def test_labels_are_there_or_not() -> None:
 
 def test_fewer_than_five_classes(tmp_path_factory: pytest.TempPathFactory) -> None:
     few = Tiny.make(tmp_path_factory.mktemp("few"), num_classes=3)
-    metrics = floating_metrics(SimulatedModel(few.graph, "cpu")(images(4)), torch.tensor([0, 1, 2, 0]))
+    metrics = floating_metrics([(SimulatedModel(few.graph, "cpu")(images(4)), torch.tensor([0, 1, 2, 0]))])
     assert metrics.top5 == 100
     assert metrics.top1 in (0, 25, 50, 75, 100)

@@ -65,6 +65,13 @@ STAGES: dict[str, Options] = {
         "out": "out/q/metrics.json", "out-attention": "out/q/attention.csv",
         "out-simulated": "out/q/simulated.safetensors",
     },
+    "reference_part": {
+        **GRAPH, **DATA, "batch-size": 8, "shard": "1-of-2", "out": "out/fp32/reference-1-of-2.safetensors",
+    },
+    "evaluate_part": {
+        **GRAPH, **DATA, **QPARAMS, **REFERENCE, "batch-size": 8, "shard": "2-of-2",
+        "out": "out/q/simulated-2-of-2.safetensors",
+    },
     "operator_errors": {
         **GRAPH, **DATA, **QPARAMS, **REFERENCE, "images": 12, "logits-images": 6, "batch-size": 5,
         "out": "out/q/operators.csv", "out-ranking": "out/q/ranking.json",
@@ -79,6 +86,10 @@ STAGES: dict[str, Options] = {
     "deploy": {
         **{k: v for k, v in GRAPH.items() if k != "device"}, **QPARAMS, "mode": "faithful",
         "out": "out/q/faithful/int8.onnx", "out-report": "out/q/faithful/deploy.json",
+    },
+    "runtime_part": {
+        "model": "out", **DATA, "int8": "out/q/faithful/int8.onnx", "modes": "faithful", "batch-size": 8,
+        "shard": "1-of-2", "out": "out/q/runtime-1-of-2.safetensors",
     },
     "verify_runtime": {
         **GRAPH, **DATA, **QPARAMS, **REFERENCE, "simulated": "out/q/simulated.safetensors",

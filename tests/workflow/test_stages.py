@@ -379,3 +379,59 @@ def test_figures_are_whole_pictures(chain: Path) -> None:
             assert content.rstrip().endswith(b"IEND\xaeB`\x82")
         else:
             assert content.rstrip().endswith(b"</svg>")
+
+
+# Shards ----------------------------------------------------------------------------------------------
+
+GATHERED = {"reference": "reference_part", "evaluate": "evaluate_part", "verify_runtime": "runtime_part"}
+
+
+def in_shards(folder: Path, stage: str, shards: int) -> list[str]:
+    """Run the part of every shard; their files."""
+    names = [f"out/parts/{stage}-{number}-of-{shards}.safetensors" for number in range(1, shards + 1)]
+    for number, name in enumerate(names, start=1):
+        ended = run_stage(folder, GATHERED[stage], shard=f"{number}-of-{shards}", out=name)
+        assert ended.status == 0, ended.err
+    return names
+
+
+@pytest.mark.parametrize(
+    ("stage", "shards"),
+    [("evaluate", 1), ("evaluate", 3), ("evaluate", 8), ("reference", 3), ("verify_runtime", 3)],
+)
+def test_shards_gathered_are_one_pass_to_the_byte(chain: Path, copy: Path, stage: str, shards: int) -> None:
+    """31 images in batches of 8 are four: of eight shards half are empty."""
+    for path in outputs(stage):
+        (copy / path).unlink()
+    ended = run_stage(copy, stage, parts=in_shards(copy, stage, shards))
+    assert ended.status == 0, ended.err
+    for path in outputs(stage):
+        assert (copy / path).read_bytes() == (chain / path).read_bytes(), path
+    sidecar = sidecar_path(Path(outputs(stage)[0]))
+    assert {**read(copy / sidecar), "wall_time_s": 0} == {**read(chain / sidecar), "wall_time_s": 0}
+
+
+def test_parts_of_other_shards_images_or_models_are_refused(copy: Path) -> None:
+    names = in_shards(copy, "evaluate", 2)
+    before = {path: (copy / path).read_bytes() for path in outputs("evaluate")}
+    cut = copy / "out/parts/cut.safetensors"
+    cut.write_bytes((copy / names[0]).read_bytes()[:-9])
+    for changes, said in (
+        ({"parts": names[::-1]}, "2-of-2.safetensors: was made for another shard than is given; run the"),
+        ({"parts": names[:1]}, "1-of-2.safetensors: was made for another shard"),
+        ({"parts": names, "batch_size": 4}, "was made for another batch_size"),
+        ({"parts": names, "qparams": STAGES["calibrate per channel"]["out"]}, "qparams"),
+        ({"parts": [cut.relative_to(copy).as_posix(), names[1]]}, "holds no shard"),
+        ({"parts": ["out/parts/none.safetensors"]}, "out/parts/none.safetensors: holds no shard"),
+    ):
+        ended = run_stage(copy, "evaluate", **changes)
+        assert (ended.status, "Traceback" in ended.err) == (2, False)
+        assert said in ended.err
+    assert {path: (copy / path).read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("shard", ["0-of-2", "3-of-2", "2", "of", "1-of-x"])
+def test_a_shard_that_is_none_is_refused(copy: Path, shard: str) -> None:
+    ended = run_stage(copy, "reference_part", shard=shard, out="out/none.safetensors")
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert f"--shard {shard}: must read as 2-of-3 does" in ended.err

@@ -82,7 +82,7 @@ rule benchmark_ppq:
         times_of(BenchmarkPpq)
     conda:
         ENVIRONMENT
-    threads: ALL_CORES
+    threads: all_cores
     resources:
         mem_mb=8000,
         runtime=60,
@@ -105,7 +105,7 @@ rule benchmark_runtimes:
         times_of(BenchmarkRuntimes)
     conda:
         ENVIRONMENT
-    threads: ALL_CORES
+    threads: all_cores
     resources:
         mem_mb=12000,
         runtime=120,
@@ -128,7 +128,7 @@ rule benchmark_simulation:
         times_of(BenchmarkSimulation)
     conda:
         ENVIRONMENT
-    threads: ALL_CORES
+    threads: all_cores
     resources:
         mem_mb=8000,
         runtime=120,

@@ -13,9 +13,9 @@ rule calibrate:
     priority: 40  # all else waits for it
     conda:
         ENVIRONMENT
-    threads: SHARE
+    threads: share
     resources:
-        runtime=60,
+        **asks(Calibrate),
     params:
         **call(Calibrate),
     message:

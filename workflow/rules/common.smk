@@ -1,11 +1,13 @@
 # The checked parameters, and what a rule takes from the declaration of its stage.
+import math
 import re
 from functools import cache, partial
 from pathlib import Path
 
 from ptq2themoon.safety.code_behind import modules_behind, script_of
 from ptq2themoon.vocabulary import layout, study_layout
-from ptq2themoon.vocabulary.job import Input, Job, Machine, Output, Setting, files_behind, words
+from ptq2themoon.vocabulary.cost_model import cost_of
+from ptq2themoon.vocabulary.job import Input, Job, Machine, Output, Parts, Setting, files_behind, words
 from ptq2themoon.vocabulary.modes import MODES
 from ptq2themoon.vocabulary.parameters import Params, Plots
 from ptq2themoon.vocabulary.study_parameters import AUTO, BASE, CHANNELWISE
@@ -45,13 +47,51 @@ RECIPES = list(
     )
 )
 RUNS = layout.runs_of(PARAMS, "")
+SCATTERED = PARAMS.evaluation.shards > 1
 
 METHODS = {}  # of a stage's recipes, as `methods_of` found them
 
-# Cores of a job that runs a model: those of this machine shared by the runs; on a cluster, a few.
-SHARE = max(1, workflow.cores // len(RUNS)) if workflow.cores else 4
-# Timed models are one after the other on a machine of their own: each job takes all cores.
-ALL_CORES = workflow.cores or PARAMS.benchmark.threads
+ON_CLUSTER = 4  # cores of a job that runs a model; `--set-threads` says otherwise
+SPARE = 1.3  # memory asked for over that expected
+SLOWER = 3  # time asked for over that expected: no machine is the one that was measured
+
+
+def on_cluster():
+    """Whether jobs are a cluster's, or this is one of them: the cores of this machine say nothing then."""
+    return workflow.remote_exec or workflow.non_local_exec
+
+
+def shared(jobs):
+    """Cores of each of so many jobs that may run side by side."""
+    return ON_CLUSTER if on_cluster() else max(1, workflow.cores // jobs)
+
+
+def share(wildcards):
+    """Cores of a job that runs a model: those of this machine shared by the runs."""
+    return shared(len(RUNS))
+
+
+def gatherer(wildcards):
+    """The same for a stage that only gathers what shards found, where there are any."""
+    return 1 if SCATTERED else share(wildcards)
+
+
+def all_cores(wildcards):
+    """Of what is timed: one after the other on a machine of their own, each job takes all cores."""
+    return PARAMS.benchmark.threads if on_cluster() else workflow.cores
+
+
+def asks(stage):
+    """Memory, time and GPUs that a job asks a cluster for: what such jobs took, and more after each failure."""
+    gpus = 1 if PARAMS.device == "cuda" and "device" in stage.model_fields else 0
+
+    def megabytes(wildcards, attempt):
+        return math.ceil(cost_of(stage, PARAMS, wildcards).mb * SPARE / 100) * 100 * attempt
+
+    def minutes(wildcards, attempt):
+        return math.ceil(5 + cost_of(stage, PARAMS, wildcards).seconds / 60 * SLOWER) * attempt
+
+    return {"mem_mb": megabytes, "runtime": minutes, **({"gpu": gpus} if gpus else {})}
 
 
 def inputs(stage, **more):
@@ -59,6 +99,10 @@ def inputs(stage, **more):
     found = {name: files_of(stage, name) for name in stage.marked(Input)}
     if stage.unmarked_inputs is not Job.unmarked_inputs:
         found["others"] = partial(unmarked_files, stage)
+    if SCATTERED:
+        found |= {
+            name: gather.shards(mark.path, allow_missing=True) for name, mark in stage.marked(Parts).items()
+        }
     return {**found, "code": partial(code, stage), **more}
 
 
@@ -89,6 +133,12 @@ def outputs(stage, **wrapped):
     found = {name: mark.path for name, mark in stage.marked(Output).items() if not callable(mark.path)}
     found = {name: list(path) if isinstance(path, tuple) else path for name, path in found.items()}
     return found | {name: wrap(found[name]) for name, wrap in wrapped.items()}
+
+
+def part(stage):
+    """The output of a shard, and its sidecar: both go when they are gathered."""
+    (mark,) = stage.marked(Output).values()
+    return {**outputs(stage, out=temp), "sidecar": temp(str(Path(mark.path).with_suffix(".sidecar.json")))}
 
 
 def run_by(python):
@@ -130,6 +180,8 @@ def files(stage):
     marks = stage.marks()
     given = [name for name in stage.marked(Input) if is_plain(stage, name)]
     made = [name for name, mark in stage.marked(Output).items() if not callable(mark.path)]
+    if SCATTERED:
+        given += stage.marked(Parts)
 
     def words_of(wildcards, input, output, threads):
         named = {

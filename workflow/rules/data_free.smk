@@ -13,9 +13,9 @@ rule data_free_run:
         times_of(DataFreeRun)
     conda:
         ENVIRONMENT
-    threads: SHARE
+    threads: share
     resources:
-        runtime=120,
+        **asks(DataFreeRun),
     params:
         **call(DataFreeRun),
     message:

@@ -1,4 +1,4 @@
-from ptq2themoon.vocabulary.stages.deploy import Deploy, VerifyRuntime
+from ptq2themoon.vocabulary.stages.deploy import Deploy, RuntimePart, VerifyRuntime
 
 
 rule deploy:
@@ -13,10 +13,35 @@ rule deploy:
     priority: 30  # the check in the runtime waits for it
     conda:
         ENVIRONMENT
+    resources:
+        **asks(Deploy),
     params:
         **call(Deploy),
     message:
         "{wildcards.model}, {wildcards.recipe}: INT8 model, {wildcards.mode}"
+    shell:
+        RUN
+
+
+rule runtime_part:
+    input:
+        **inputs(RuntimePart),
+    output:
+        **part(RuntimePart),
+    log:
+        log_of(RuntimePart),
+    benchmark:
+        times_of(RuntimePart)
+    priority: 10
+    conda:
+        ENVIRONMENT
+    threads: share
+    resources:
+        **asks(RuntimePart),
+    params:
+        **call(RuntimePart),
+    message:
+        "{wildcards.model}, {wildcards.recipe}: INT8 models on shard {wildcards.scatteritem}"
     shell:
         RUN
 
@@ -33,9 +58,9 @@ rule verify_runtime:
     priority: 10
     conda:
         ENVIRONMENT
-    threads: SHARE
+    threads: share
     resources:
-        runtime=60,
+        **asks(VerifyRuntime),
     params:
         **call(VerifyRuntime),
     message:

@@ -1,4 +1,11 @@
-from ptq2themoon.vocabulary.stages.evaluate import AttentionMaps, Evaluate, OperatorErrors, Reference
+from ptq2themoon.vocabulary.stages.evaluate import (
+    AttentionMaps,
+    Evaluate,
+    EvaluatePart,
+    OperatorErrors,
+    Reference,
+    ReferencePart,
+)
 
 
 rule reference:
@@ -13,9 +20,9 @@ rule reference:
     priority: 50  # much waits for it
     conda:
         ENVIRONMENT
-    threads: SHARE
+    threads: gatherer
     resources:
-        runtime=60,
+        **asks(Reference),
     params:
         **call(Reference),
     message:
@@ -36,13 +43,59 @@ rule evaluate_quantized:
     priority: 20  # the check in the runtime waits for it
     conda:
         ENVIRONMENT
-    threads: SHARE
+    threads: gatherer
     resources:
-        runtime=120,
+        **asks(Evaluate),
     params:
         **call(Evaluate),
     message:
         "{wildcards.model}, {wildcards.recipe}: evaluate {wildcards.key}"
+    shell:
+        RUN
+
+
+rule reference_part:
+    input:
+        **inputs(ReferencePart),
+    output:
+        **part(ReferencePart),
+    log:
+        log_of(ReferencePart),
+    benchmark:
+        times_of(ReferencePart)
+    priority: 50
+    conda:
+        ENVIRONMENT
+    threads: share
+    resources:
+        **asks(ReferencePart),
+    params:
+        **call(ReferencePart),
+    message:
+        "{wildcards.model}: floating point on shard {wildcards.scatteritem}"
+    shell:
+        RUN
+
+
+rule evaluate_part:
+    input:
+        **inputs(EvaluatePart),
+    output:
+        **part(EvaluatePart),
+    log:
+        log_of(EvaluatePart),
+    benchmark:
+        times_of(EvaluatePart)
+    priority: 20
+    conda:
+        ENVIRONMENT
+    threads: share
+    resources:
+        **asks(EvaluatePart),
+    params:
+        **call(EvaluatePart),
+    message:
+        "{wildcards.model}, {wildcards.recipe}: run {wildcards.key} on shard {wildcards.scatteritem}"
     shell:
         RUN
 
@@ -58,9 +111,9 @@ rule operator_errors:
         times_of(OperatorErrors)
     conda:
         ENVIRONMENT
-    threads: SHARE
+    threads: share
     resources:
-        runtime=120,
+        **asks(OperatorErrors),
     params:
         **call(OperatorErrors),
     message:
@@ -80,6 +133,8 @@ rule attention_maps:
         times_of(AttentionMaps)
     conda:
         ENVIRONMENT
+    resources:
+        **asks(AttentionMaps),
     params:
         **call(AttentionMaps),
     message:

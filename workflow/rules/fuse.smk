@@ -12,6 +12,8 @@ rule fuse:
         times_of(Fuse)
     conda:
         ENVIRONMENT
+    resources:
+        **asks(Fuse),
     params:
         **call(Fuse),
     message:

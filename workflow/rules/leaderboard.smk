@@ -13,9 +13,9 @@ rule leaderboard_row:
         times_of(LeaderboardRow)
     conda:
         ENVIRONMENT
-    threads: SHARE
+    threads: share
     resources:
-        runtime=240,
+        **asks(LeaderboardRow),
     params:
         **call(LeaderboardRow),
     message:
@@ -35,6 +35,8 @@ rule leaderboard_kernels:
         times_of(LeaderboardKernels)
     conda:
         ENVIRONMENT
+    resources:
+        **asks(LeaderboardKernels),
     params:
         **call(LeaderboardKernels),
     message:

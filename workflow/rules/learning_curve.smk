@@ -13,9 +13,9 @@ rule learning_curve_run:
         times_of(LearningCurveRun)
     conda:
         ENVIRONMENT
-    threads: SHARE
+    threads: share
     resources:
-        runtime=120,
+        **asks(LearningCurveRun),
     params:
         **call(LearningCurveRun),
     message:

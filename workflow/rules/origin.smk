@@ -12,6 +12,8 @@ rule export:
         times_of(Export)
     conda:
         ENVIRONMENT
+    resources:
+        **asks(Export),
     params:
         **call(Export),
     message:
@@ -33,8 +35,7 @@ rule draw_calibration:
         ENVIRONMENT
     threads: decoders
     resources:
-        mem_mb=2000,
-        runtime=30,
+        **asks(DrawCalibration),
     params:
         **call(DrawCalibration),
     message:
@@ -56,8 +57,7 @@ rule list_evaluation:
         ENVIRONMENT
     threads: decoders
     resources:
-        mem_mb=2000,
-        runtime=30,
+        **asks(ListEvaluation),
     params:
         **call(ListEvaluation),
     message:

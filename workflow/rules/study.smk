@@ -13,9 +13,9 @@ rule study_bits:
     priority: 50  # much waits for it
     conda:
         ENVIRONMENT
-    threads: SHARE
+    threads: share
     resources:
-        runtime=120,
+        **asks(StudyBits),
     params:
         **call(StudyBits),
     message:
@@ -38,9 +38,9 @@ rule study_auto:
     priority: 50  # much waits for it
     conda:
         ENVIRONMENT
-    threads: SHARE
+    threads: share
     resources:
-        runtime=240,
+        **asks(StudyAuto),
     params:
         **call(StudyAuto),
     message:
@@ -60,9 +60,9 @@ rule study_ablation:
         times_of(StudyAblation)
     conda:
         ENVIRONMENT
-    threads: ABLATION_SHARE
+    threads: ablation_share
     resources:
-        runtime=480,
+        **asks(StudyAblation),
     params:
         **call(StudyAblation),
     message:
@@ -83,7 +83,7 @@ rule study_fusion:
     priority: 100  # before others occupy the cores, all of which it needs
     conda:
         ENVIRONMENT
-    threads: ALL_CORES
+    threads: all_cores
     resources:
         mem_mb=8000,
         runtime=60,

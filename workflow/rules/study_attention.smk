@@ -12,6 +12,8 @@ rule study_rollout:
         times_of(StudyRollout)
     conda:
         ENVIRONMENT
+    resources:
+        **asks(StudyRollout),
     params:
         **call(StudyRollout),
     message:

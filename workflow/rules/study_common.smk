@@ -45,4 +45,7 @@ def of_models(caption, shows):
 
 # The runs of the ablation share the cores.
 ABLATION_JOBS = len(PARAMS.models) * len(PARAMS.study.seeds) * sum(map(len, study_layout.PARTS.values()))
-ABLATION_SHARE = max(1, workflow.cores // ABLATION_JOBS) if workflow.cores else 4
+
+
+def ablation_share(wildcards):
+    return shared(ABLATION_JOBS)

@@ -17,9 +17,9 @@ rule study_activations:
         times_of(StudyActivations)
     conda:
         ENVIRONMENT
-    threads: SHARE
+    threads: share
     resources:
-        runtime=30,
+        **asks(StudyActivations),
     params:
         **call(StudyActivations),
     message:
@@ -43,9 +43,9 @@ rule study_errors:
         times_of(StudyErrors)
     conda:
         ENVIRONMENT
-    threads: SHARE
+    threads: share
     resources:
-        runtime=30,
+        **asks(StudyErrors),
     params:
         **call(StudyErrors),
     message:

@@ -126,6 +126,7 @@ for rule_name, (stage, marks) in LIGHT.items():
             times_of(stage)
         conda:
             ENVIRONMENT
+        localrule: True
         resources:
             mem_mb=1000,
             runtime=5,

@@ -17,6 +17,7 @@ from ptq2themoon.data.imagenet import CLASSES as IMAGENET_CLASSES
 from ptq2themoon.data.imagenet import imagenet_labels
 from ptq2themoon.data.images import MAX_RATIO, MODES, check_image, read_image
 from ptq2themoon.data.preprocessing import Preprocessing
+from ptq2themoon.data.tensor_rows import TensorRows
 from ptq2themoon.vocabulary.errors import UserError, nearest
 from ptq2themoon.vocabulary.image_folders import (
     SUFFIXES,
@@ -99,9 +100,9 @@ class ArraySource:
         self._tensors = set(self._file.keys())
         if "images" not in self._tensors:
             raise UserError(f"{path}: no tensor 'images'; {nearest('images', self._tensors)}")
-        self._images = self._file.get_slice("images")
-        self.shape: list[int] = self._images.get_shape()
-        kind = self._images.get_dtype()
+        found = self._file.get_slice("images")
+        self.shape: list[int] = found.get_shape()
+        kind = found.get_dtype()
         if kind != "U8" or len(self.shape) != 4 or self.shape[1] not in MODES:
             raise UserError(f"{path}: images: {kind} {self.shape}; U8 [N, 1 or 3, height, width] expected")
         if not 0 < self.shape[0] <= MOST_IMAGES:
@@ -110,6 +111,7 @@ class ArraySource:
         height, width = self.shape[2:]
         if not min(height, width) or max(height, width) > MAX_RATIO * min(height, width):
             raise UserError(f"{path}: images: {self.shape}; heights and widths as of pictures expected")
+        self._images = TensorRows(path, "images")
 
     @property
     def classes(self) -> int | None:
@@ -139,8 +141,7 @@ class ArraySource:
 
     def rows(self, start: int, stop: int) -> Tensor:
         """uint8 images [stop - start, C, H, W]; only these are read."""
-        images: Tensor = self._images[start:stop]
-        return images
+        return self._images[start:stop]
 
     def pixels(self, key: str, preprocessing: Preprocessing) -> Tensor:
         """uint8 [C, H, W] of image `key`, fitted to the model's size."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ptq2themoon.data.tensor_rows import TensorRows
 from ptq2themoon.deploy.compare import Difference
 from ptq2themoon.deploy.deploy_report import Placement
 from ptq2themoon.evaluate.accuracy import AccuracyCounter
@@ -68,28 +69,39 @@ class Comparison:
 
 
 def compare_runs(
-    runs: Mapping[Mode, Run],
-    batches: Iterable[tuple[Tensor, Tensor]],
-    simulated: Tensor,
-    reference: Tensor,
+    batches: Iterable[tuple[Mapping[Mode, Tensor], Tensor]],
+    simulated: Tensor | TensorRows,
+    reference: Tensor | TensorRows,
     classifier: bool = True,
     labelled: bool = True,
 ) -> dict[Mode, dict[str, Any]]:
     """Metrics of each mode's INT8 model, all run on the same images.
 
     Args:
-        batches: images [B, C, H, W], normalised, and labels [B]; N images in all.
+        batches: of each batch the output of every mode's model [B, ...], and labels [B]; N images in all.
         simulated, reference: outputs [N, ...] of the simulation, and in floating point.
     """
-    found = {mode: Comparison(classifier, labelled) for mode in runs}
+    found: dict[Mode, Comparison] = {}
     start = 0
-    for images, labels in progress(batches, desc="INT8 models in the runtime"):
-        here = slice(start, start + len(images))
-        for mode, run in runs.items():
-            output = torch.from_numpy(run(images.numpy()))
-            found[mode].add(output, simulated[here], reference[here], labels)
+    for outputs, labels in batches:
+        here = slice(start, start + len(labels))
+        for mode, output in outputs.items():
+            comparison = found.setdefault(mode, Comparison(classifier, labelled))
+            comparison.add(output, simulated[here], reference[here], labels)
         start = here.stop
     return {mode: comparison.metrics() for mode, comparison in found.items()}
+
+
+def run_in_turn(
+    runs: Mapping[Mode, Run], batches: Iterable[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[dict[Mode, Tensor], Tensor]]:
+    """Output of every mode's model, and labels, of each batch.
+
+    Args:
+        batches: images [B, C, H, W], normalised, and labels [B].
+    """
+    for images, labels in progress(batches, desc="INT8 models in the runtime"):
+        yield {mode: torch.from_numpy(run(images.numpy())) for mode, run in runs.items()}, labels
 
 
 def _sqnr(meter: ErrorMeter) -> float | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import math
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -40,7 +42,12 @@ def are_labelled(labels: Sequence[int], manifest: Path) -> bool:
 
 @dataclass
 class AccuracyCounter:
-    """Sums over the images seen; `classifier`: outputs are logits [B, classes]; `labelled`: all have one."""
+    """Counts of the images seen, and the loss of each.
+
+    Attributes:
+        classifier: whether outputs are logits [B, classes].
+        labelled: whether all images have a label.
+    """
 
     classifier: bool
     labelled: bool
@@ -48,7 +55,7 @@ class AccuracyCounter:
     top1: int = 0
     top5: int = 0
     agreement: int = 0
-    loss: float = 0.0
+    losses: array[float] = field(default_factory=lambda: array("d"))
 
     def add(self, output: Tensor, reference: Tensor, labels: Tensor) -> None:
         """Count one batch: outputs and the reference's [B, classes], labels [B]; raises `UserError`."""
@@ -70,7 +77,7 @@ class AccuracyCounter:
         hits = best == labels.numpy()[:, None]
         self.top1 += int(hits[:, 0].sum())
         self.top5 += int(hits.any(1).sum())
-        self.loss += float(F.cross_entropy(output.double(), labels, reduction="sum"))
+        self.losses.extend(F.cross_entropy(output.double(), labels, reduction="none").tolist())
 
     def figures(self) -> dict[str, Any]:
         """The first keys of `Metrics`."""
@@ -79,7 +86,7 @@ class AccuracyCounter:
             "images": n,
             "top1": 100 * self.top1 / n if accuracy else None,
             "top5": 100 * self.top5 / n if accuracy else None,
-            "loss": self.loss / n if accuracy else None,
+            "loss": math.fsum(self.losses) / n if accuracy else None,
             "agreement": 100 * self.agreement / n if self.classifier else None,
         }
 
@@ -98,20 +105,96 @@ class Evaluation:
     output: Tensor
 
 
+class Compared(NamedTuple):
+    """What a quantized model gives for a batch of B images, beside the reference.
+
+    Attributes:
+        output, reference: [B, ...].
+        cosine, kl: of the query's attention against the reference's, float64 [B], as `fidelity` gives them.
+        labels: [B].
+    """
+
+    output: Tensor
+    reference: Tensor
+    cosine: Tensor
+    kl: Tensor
+    labels: Tensor
+
+
 def floating_metrics(
-    output: Tensor, labels: Tensor, classifier: bool = True, labelled: bool = True
+    batches: Iterable[tuple[Tensor, Tensor]], classifier: bool = True, labelled: bool = True
 ) -> Metrics:
     """Accuracy in floating point, where there is any.
 
     Args:
-        output: [N, ...].
-        labels: [N].
+        batches: outputs [B, ...] and labels [B].
         classifier: False for outputs that are no logits.
         labelled: False for images without labels.
     """
     counter = AccuracyCounter(classifier, labelled)
-    counter.add(output, output, labels)
+    for output, labels in batches:
+        counter.add(output, output, labels)
     return _metrics(counter, dict.fromkeys(COMPARISONS))
+
+
+def compared(
+    model: SimulatedModel,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    references: Iterable[Floating],
+    spec: AttentionSpec,
+) -> Iterator[Compared]:
+    """Run a quantized model.
+
+    Args:
+        batches: images [B, C, H, W], normalised, and labels [B]; the last partial batch counts.
+        references: in floating point, of each batch.
+    """
+    known = iter(references)
+    for images, labels in progress(batches, desc="evaluate quantized"):
+        reference, expected = next(known)
+        output, attention = run_with_attention(model, images, spec)
+        cosine, kl = (values.double() for values in fidelity(attention, expected))
+        yield Compared(output, reference, cosine, kl, labels)
+
+
+def measured(
+    batches: Iterable[Compared], query: str, classifier: bool = True, labelled: bool = True
+) -> tuple[Metrics, pd.DataFrame]:
+    """Accuracy, where there is any; output and attention against the reference's, one row per image.
+
+    A figure is a count, or made of what is kept of each image: it is the same, to the bit, however the
+    batches were shared out over jobs.
+
+    Args:
+        query: whose attention it is.
+        classifier: False for outputs that are no logits.
+        labelled: False for images without labels.
+    """
+    counter, meter = AccuracyCounter(classifier, labelled), ErrorMeter()
+    rows = {name: array(kind) for name, kind in (("label", "q"), ("cosine", "d"), ("kl", "d"))}
+    for batch in batches:
+        counter.add(batch.output, batch.reference, batch.labels)
+        meter.add(batch.output, batch.reference, len(batch.labels))
+        for name, values in zip(rows, (batch.labels, batch.cosine, batch.kl), strict=True):
+            rows[name].extend(values.tolist())
+    table = pd.DataFrame({"image": range(counter.images), "label": rows["label"], "query": query})
+    table = table.assign(cosine=rows["cosine"], kl=rows["kl"])
+    error = meter.summary()
+    found = (
+        error["nsr"],
+        error["sqnr_db"] if error["nsr"] > 0 else None,
+        error["cosine"],
+        float(table["cosine"].mean()),
+        float(table["kl"].mean()),
+    )
+    return _metrics(counter, dict(zip(COMPARISONS, found, strict=True))), table
+
+
+def passing(batches: Iterable[Compared], keep: Callable[[Tensor], None]) -> Iterator[Compared]:
+    """The same batches, the output of each given to `keep`."""
+    for batch in batches:
+        keep(batch.output)
+        yield batch
 
 
 def evaluate_quantized(
@@ -122,53 +205,12 @@ def evaluate_quantized(
     classifier: bool = True,
     labelled: bool = True,
 ) -> Evaluation:
-    """Accuracy, where there is any; output and attention against the reference's on the same images.
-
-    Args:
-        batches: images [B, C, H, W], normalised, and labels [B]; the last partial batch counts.
-        references: in floating point, of each batch.
-        classifier: False for outputs that are no logits.
-        labelled: False for images without labels.
-
-    """
-    counter, meter = AccuracyCounter(classifier, labelled), ErrorMeter()
-    rows: list[pd.DataFrame] = []
+    """What `measured` finds of what `compared` runs, and all outputs, which must fit in memory."""
     outputs: list[Tensor] = []
-    known = iter(references)
-    for images, labels in progress(batches, desc="evaluate quantized"):
-        reference, expected = next(known)
-        output, attention = run_with_attention(model, images, spec)
-        counter.add(output, reference, labels)
-        meter.add(output, reference, len(images))
-        rows.append(_attention_rows(labels, spec, attention, expected))
-        outputs.append(output)
-    table = pd.concat(rows, ignore_index=True)
-    table.insert(0, "image", range(len(table)))
-    error = meter.summary()
-    compared = (
-        error["nsr"],
-        error["sqnr_db"] if error["nsr"] > 0 else None,
-        error["cosine"],
-        float(table["cosine"].mean()),
-        float(table["kl"].mean()),
-    )
-    metrics = _metrics(counter, dict(zip(COMPARISONS, compared, strict=True)))
+    found = passing(compared(model, batches, references, spec), outputs.append)
+    metrics, table = measured(found, spec.query, classifier, labelled)
     return Evaluation(metrics, table, torch.cat(outputs))
 
 
 def _metrics(counter: AccuracyCounter, compared: dict[str, Any]) -> Metrics:
     return Metrics(**counter.figures(), **compared)
-
-
-def _attention_rows(
-    labels: Tensor, spec: AttentionSpec, quantized: Tensor, reference: Tensor
-) -> pd.DataFrame:
-    cosine, kl = fidelity(quantized, reference)
-    return pd.DataFrame(
-        {
-            "label": labels.tolist(),
-            "query": spec.query,
-            "cosine": cosine.double().tolist(),
-            "kl": kl.double().tolist(),
-        }
-    )

@@ -6,6 +6,7 @@ a figure of one image.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 import torch
@@ -49,13 +50,15 @@ def per_image(quantized: Tensor, reference: Tensor, images: int | None = None) -
 class ErrorMeter:
     """Accumulates the figures of `per_image` over batches."""
 
-    # Floats, not tensors: small tensors that live long keep the freed large ones between them unusable.
-    values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in (*SUMS, *FIGURES)})
+    # No tensors: small ones that live long keep the freed large ones between them unusable.
+    values: dict[str, array[float]] = field(
+        default_factory=lambda: {name: array("d") for name in (*SUMS, *FIGURES)}
+    )
 
     def add(self, quantized: Tensor, reference: Tensor, images: int | None = None) -> None:
         """Add the figures of each image of a batch; `images` as in `per_image`."""
         for figure, values in per_image(quantized, reference, images).items():
-            self.values[figure] += values.tolist()
+            self.values[figure].extend(values.tolist())
 
     def images(self, figure: str) -> Tensor:
         """One figure of every image seen, in order."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from ptq2themoon.data import (
     Batches,
@@ -15,6 +18,7 @@ from ptq2themoon.data import (
     spread,
 )
 from ptq2themoon.evaluate.accuracy import are_labelled
+from ptq2themoon.vocabulary.errors import UserError, at_least
 from ptq2themoon.vocabulary.model_info import ModelInfo
 
 
@@ -32,14 +36,41 @@ class Evaluated(NamedTuple):
     labelled: bool
     indices: Sequence[int]
 
+    def labels(self) -> Iterator[Tensor]:
+        """Of each batch [B], without reading an image."""
+        labels = torch.tensor([row.label for row in self.batches.rows], dtype=torch.int64)
+        return iter(labels.split(self.batches.batch_size))
+
+
+def shard_places(images: int, batch_size: int, shard: str) -> range:
+    """Places in the manifest of the images of a shard: whole batches.
+
+    The last bits of an output depend on the batch that it is computed in, so a shard must not cut one.
+
+    Args:
+        shard: the second of three is `2-of-3`.
+    """
+    number, _, count = (word if word.isdecimal() else "0" for word in shard.partition("-of-"))
+    if not 1 <= int(number) <= int(count):
+        raise UserError(f"--shard {shard}: must read as 2-of-3 does, the second of three")
+    batches = -(-images // batch_size)
+    start, stop = (batches * place // int(count) * batch_size for place in (int(number) - 1, int(number)))
+    return range(min(start, images), min(stop, images))
+
 
 def evaluated_images(
-    manifest: Path, info: ModelInfo, source: Source, batch_size: int, most: int | None = None
+    manifest: Path,
+    info: ModelInfo,
+    source: Source,
+    batch_size: int,
+    most: int | None = None,
+    shard: str | None = None,
 ) -> Evaluated:
     """The images of a manifest, checked against the model.
 
     Args:
         most: so many images at most, spread over the manifest; None: all.
+        shard: of all of them, those of one shard, as `shard_places` shares them out.
 
     Raises:
         UserError: labels that the model does not know, or some images with and some without.
@@ -52,5 +83,8 @@ def evaluated_images(
     indices: Sequence[int] = range(len(rows))
     if most is not None and most < len(rows):
         indices = spread(indices, most, "--images", manifest)
+    if shard is not None:
+        at_least(1, batch_size, "batch size")
+        indices = shard_places(len(rows), batch_size, shard)
     found = batches([rows[index] for index in indices], source, Preprocessing.of(info), batch_size)
     return Evaluated(found, classifier, labelled, indices)

@@ -13,7 +13,7 @@ from ptq2themoon.data import open_source
 from ptq2themoon.safety.code_behind import code_sum
 from ptq2themoon.vocabulary.data_free_layout import data_free_runs
 from ptq2themoon.vocabulary.job import ANY, Job
-from ptq2themoon.vocabulary.layout import Run, calibration_draws, runs_of
+from ptq2themoon.vocabulary.layout import Run, calibration_draws, fill, runs_of
 from ptq2themoon.vocabulary.leaderboard_layout import rows_of, runs_of_row
 from ptq2themoon.vocabulary.learning_curve_layout import curves_of
 from ptq2themoon.vocabulary.parameters import Params
@@ -40,6 +40,7 @@ from ptq2themoon.vocabulary.stages.graph import Fuse
 from ptq2themoon.vocabulary.stages.origin import DrawCalibration, Export, ListEvaluation
 from ptq2themoon.vocabulary.study_layout import PARTS, TABLES_OF, first_run
 from ptq2themoon.vocabulary.study_parameters import BASE, CHANNELWISE
+from ptq2themoon.vocabulary.times import times_of
 
 Call = tuple[type[Job], Any]
 
@@ -79,6 +80,14 @@ class Result:
     seed: int | None = None
     device: Any = None
     code: Any = ANY
+
+
+def jobs_of(params: Params, study: bool = False, leaderboard: bool = False) -> list[Call]:
+    """Every job of a run from scratch, each stage with its wildcards, once."""
+    calls = [*_pipeline(params)]
+    calls += _study(params) if study else []
+    calls += _leaderboard(params) if leaderboard else []
+    return list({fill(times_of(kind), wildcards): (kind, wildcards) for kind, wildcards in calls}.values())
 
 
 def expected_results(params: Params) -> list[Result]:

@@ -63,7 +63,18 @@ class Machine:
     value: str
 
 
-Mark = Input | Output | Setting | Machine
+@dataclass(frozen=True)
+class Parts:
+    """Files that shards wrote for a stage, where its work is scattered: no result depends on it.
+
+    Attributes:
+        path: a pattern; its wildcard `scatteritem` is the shard.
+    """
+
+    path: str
+
+
+Mark = Input | Output | Setting | Machine | Parts
 
 
 class Job(BaseModel):
@@ -86,7 +97,7 @@ class Job(BaseModel):
     @classmethod
     def marks(cls) -> dict[str, Mark | None]:
         """The mark of each field, None of those without one."""
-        kinds = (Input, Output, Setting, Machine)
+        kinds = (Input, Output, Setting, Machine, Parts)
         return {
             name: next((mark for mark in field.metadata if isinstance(mark, kinds)), None)
             for name, field in cls.model_fields.items()

@@ -35,6 +35,10 @@ FP32_METRICS = f"{SMALL}/{FP32}/metrics.json"
 REFERENCE = f"{HEAVY}/{FP32}/reference.safetensors"
 METRICS, ATTENTION = f"{SMALL}/{RUN}/metrics.json", f"{SMALL}/{RUN}/attention.csv"
 SIMULATED = f"{HEAVY}/{RUN}/simulated.safetensors"
+# What shards hand to the stage that gathers them; then they are removed.
+REFERENCE_PART = f"{HEAVY}/{FP32}/reference-{{scatteritem}}.safetensors"
+SIMULATED_PART = f"{HEAVY}/{RUN}/simulated-{{scatteritem}}.safetensors"
+RUNTIME_PART = f"{HEAVY}/{RUN}/runtime-{{scatteritem}}.safetensors"
 OPERATOR_ERRORS, RANKING = f"{SMALL}/{RUN}/operators.csv", f"{SMALL}/{RUN}/ranking.json"
 # A variant is `fp32`, or RUN.
 ATTENTION_MAPS = f"{HEAVY}/{{variant}}/attention_maps.safetensors"

@@ -59,6 +59,8 @@ class Evaluation(Strict):
     """How many images, drawn once and for all, as many of each class as can be; null: all."""
     batch_size: Positive
     """Images in a batch."""
+    shards: int = Field(default=1, ge=1, le=1000)
+    """Jobs that share the images of each evaluation, for clusters; no figure depends on it."""
 
 
 class Errors(Strict):

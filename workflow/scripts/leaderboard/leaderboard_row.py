@@ -39,7 +39,9 @@ def main(job: LeaderboardRow) -> None:
             for seed, *files in zip(job.seeds, job.qparams, job.arrays, strict=True)
         ]
         right = (
-            marks_of(reference.output.numpy(), images) if reference.metrics(images).top1 is not None else None
+            marks_of(reference.output[:].numpy(), images)
+            if reference.metrics(images).top1 is not None
+            else None
         )
         row = Row(fp32_top1=reference.metrics(images).top1, fp32_right=right, draws=found)
         records.write(stage.temporary(job.out), row)
@@ -67,7 +69,7 @@ def drawn(
     if metrics.top1 is not None:
         right = marks_of(output, images)
     if metrics.agreement is not None:
-        agreeing = as_marks(ranked(output)[:, 0] == ranked(reference.output.numpy())[:, 0])
+        agreeing = as_marks(ranked(output)[:, 0] == ranked(reference.output[:].numpy())[:, 0])
     return Drawn(seed=seed, metrics=metrics, right=right, agreeing=agreeing)
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from ptq2themoon.data import batches, open_source
 from ptq2themoon.deploy.compare import compare
 from ptq2themoon.deploy.deploy_records import DeployReport, RuntimeMetrics, RuntimeReport
 from ptq2themoon.deploy.deploy_report import Placement
-from ptq2themoon.deploy.runtime_check import compare_runs, operator_table, verdict
+from ptq2themoon.deploy.runtime_check import compare_runs, operator_table, run_in_turn, verdict
 from ptq2themoon.device import resolve_device
-from ptq2themoon.evaluate.evaluation_images import evaluated_images
-from ptq2themoon.evaluate.outputs import Reference, load_simulated, reference_of, simulation_of
+from ptq2themoon.evaluate.evaluation_images import Evaluated, evaluated_images
+from ptq2themoon.evaluate.outputs import Reference, load_simulated, reference_of, runtime_of, simulation_of
+from ptq2themoon.evaluate.shards import gathered
 from ptq2themoon.graph.editing.onnx_run import integer_products, product_kernels, runner, session
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.qparams import read_qparams
@@ -34,14 +36,14 @@ def main(job: VerifyRuntime) -> None:
     device, source = resolve_device(job.device), open_source(job.kind, job.source)
     with Stage.of(job, device=device) as stage:
         fused = FusedModel.open(job.model, job.qparams)
-        data, *kind, _ = evaluated_images(job.manifest, fused.info, source, job.batch_size)
+        evaluated = evaluated_images(job.manifest, fused.info, source, job.batch_size)
+        data, *kind, _ = evaluated
         model = read_qparams(*job.qparams).model(fused.graph)
         quantized, simulation = model.quantized, simulated(model, device)
         reports = read_reports(job.deployed, job.int8, fused, job.qparams[0])
         reference = Reference.load(job.reference, reference_of(fused.sha256, job.manifest)).output
         expected = load_simulated(job.simulated, simulation_of(job.qparams, job.manifest))
-        int8 = (runner(session(path, quantized=True, threads=job.threads)) for path in job.int8)
-        metrics = compare_runs(dict(zip(reports, int8, strict=True)), data, expected, reference, *kind)
+        metrics = compare_runs(runtime_outputs(job, list(reports), evaluated), expected, reference, *kind)
         few = batches(data.rows[: job.operator_images], source, data.preprocessing, job.operator_images)
         images = torch.cat([images for images, _ in few])
         found: dict[Mode, RuntimeMetrics] = {}
@@ -59,6 +61,18 @@ def main(job: VerifyRuntime) -> None:
         records.write(stage.temporary(job.out), RuntimeReport(runtime="ONNX Runtime", **found))
     for mode, path in zip(found, job.int8, strict=True):
         warn(path, found[mode], reports[mode].products.integer)
+
+
+def runtime_outputs(
+    job: VerifyRuntime, modes: Sequence[Mode], images: Evaluated
+) -> Iterator[tuple[dict[Mode, Tensor], Tensor]]:
+    """Output of every mode's model, and labels, of each batch: run here, or by shards."""
+    if job.parts:
+        made_from = runtime_of(job.int8, job.manifest)
+        found = gathered(job.parts, modes, images, "cpu", made_from, "runtime_part")
+        return zip(found, images.labels(), strict=True)
+    int8 = (runner(session(path, quantized=True, threads=job.threads)) for path in job.int8)
+    return run_in_turn(dict(zip(modes, int8, strict=True)), images.batches)
 
 
 def warn(int8: Path, found: RuntimeMetrics, claimed: int) -> None:

@@ -121,8 +121,8 @@ def _hits(tree: Tree, name: str) -> dict[str, Hits]:
     plain = where(name).endswith(f"/{FP32}")
     if not (reference.is_file() and manifest.is_file() and (plain or simulated.is_file())):
         return {}
-    floating = Reference.load(reference, {}).output.numpy()
-    output = floating if plain else load_simulated(simulated, {}).numpy()
+    floating = Reference.load(reference, {}).output[:].numpy()
+    output = floating if plain else load_simulated(simulated, {})[:].numpy()
     labels = read_table(manifest, ["label"])["label"].to_numpy()
     if output.ndim != 2 or len(labels) != len(output):
         return {}

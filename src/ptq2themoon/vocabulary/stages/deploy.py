@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from ptq2themoon.vocabulary import layout
-from ptq2themoon.vocabulary.job import Input, Machine, Output, Setting
+from ptq2themoon.vocabulary.job import Input, Machine, Output, Parts, Setting
 from ptq2themoon.vocabulary.modes import Mode, Profile
-from ptq2themoon.vocabulary.stages.common import OnImages, OnModel, Qparams
-from ptq2themoon.vocabulary.stages.evaluate import OF_RUN, BatchSize, ReferenceFile
+from ptq2themoon.vocabulary.stages.common import EvaluationSource, OnDataset, OnImages, OnModel, Qparams
+from ptq2themoon.vocabulary.stages.evaluate import OF_RUN, BatchSize, OfShard, ReferenceFile
 
 
 class Deploy(OnModel):
@@ -62,7 +62,32 @@ class VerifyRuntime(OnImages):
     """For the comparison by operator."""
     threads: Annotated[int, Machine("{threads}")] = 1
     """Of the runtime."""
+    parts: Annotated[tuple[Path, ...], Parts(layout.RUNTIME_PART)] = ()
+    """What shards found, in their order; left out: computed here."""
     out: Annotated[Path, Output(layout.RUNTIME)]
     """runtime.json."""
     out_operators: Annotated[Path, Output(layout.RUNTIME_OPERATORS)]
     """runtime_operators.csv."""
+
+
+class RuntimePart(OnModel, OnDataset, OfShard):
+    """Run the INT8 models in ONNX Runtime on one shard of the evaluation images."""
+
+    stage: ClassVar[str] = "runtime_part"
+    where: ClassVar[str] = f"{OF_RUN}/{{scatteritem}}"
+    runs_on: ClassVar[str | None] = "cpu"
+
+    manifest: Annotated[Path, Input(layout.MANIFEST)]
+    """evaluation.csv."""
+    source: EvaluationSource
+    """The data set."""
+    int8: Annotated[tuple[Path, ...], of_modes(layout.INT8)]
+    """int8.onnx of each mode."""
+    modes: Annotated[tuple[Mode, ...], Setting("deploy.modes")]
+    """Their names."""
+    batch_size: BatchSize
+    """Images in a batch."""
+    threads: Annotated[int, Machine("{threads}")] = 1
+    """Of the runtime."""
+    out: Annotated[Path, Output(layout.RUNTIME_PART)]
+    """A safetensors file."""

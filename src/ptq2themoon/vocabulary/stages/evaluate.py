@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from ptq2themoon.vocabulary import layout
-from ptq2themoon.vocabulary.job import Input, Job, Output, Setting
+from ptq2themoon.vocabulary.job import Input, Job, Output, Parts, Setting
 from ptq2themoon.vocabulary.stages.common import OnImages, Qparams, asked_images
 
 ReferenceFile = Annotated[Path, Input(layout.REFERENCE)]
@@ -30,6 +30,8 @@ class Reference(OnAllImages):
     stage: ClassVar[str] = "reference"
     where: ClassVar[str] = "{model}/fp32"
 
+    parts: Annotated[tuple[Path, ...], Parts(layout.REFERENCE_PART)] = ()
+    """What shards found, in their order; left out: computed here."""
     out: Annotated[Path, Output(layout.FP32_METRICS)]
     """metrics.json."""
     out_reference: Annotated[Path, Output(layout.REFERENCE)]
@@ -46,12 +48,45 @@ class Evaluate(OnAllImages):
     """qparams.json and qparams.safetensors."""
     reference: ReferenceFile
     """reference.safetensors."""
+    parts: Annotated[tuple[Path, ...], Parts(layout.SIMULATED_PART)] = ()
+    """What shards found, in their order; left out: computed here."""
     out: Annotated[Path, Output(layout.METRICS)]
     """metrics.json."""
     out_attention: Annotated[Path, Output(layout.ATTENTION)]
     """attention.csv."""
     out_simulated: Annotated[Path, Output(layout.SIMULATED)]
     """simulated.safetensors."""
+
+
+class OfShard(Job):
+    """A stage that takes one shard of the evaluation images."""
+
+    shard: Annotated[str, Setting("{scatteritem}")]
+    """Which of how many, as 2-of-3."""
+
+
+class ReferencePart(OnAllImages, OfShard):
+    """Compute outputs and attention of one shard of the evaluation images in floating point."""
+
+    stage: ClassVar[str] = "reference_part"
+    where: ClassVar[str] = "{model}/fp32/{scatteritem}"
+
+    out: Annotated[Path, Output(layout.REFERENCE_PART)]
+    """A safetensors file."""
+
+
+class EvaluatePart(OnAllImages, OfShard):
+    """Run a quantized model on one shard of the evaluation images."""
+
+    stage: ClassVar[str] = "evaluate_part"
+    where: ClassVar[str] = f"{OF_RUN}/{{scatteritem}}"
+
+    qparams: Qparams
+    """qparams.json and qparams.safetensors."""
+    reference: ReferenceFile
+    """reference.safetensors."""
+    out: Annotated[Path, Output(layout.SIMULATED_PART)]
+    """A safetensors file."""
 
 
 class OperatorErrors(OnImages):

@@ -1,0 +1,182 @@
+"""Compare a run here with runs through a Slurm of two nodes, a job cancelled and a node drained."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tyro
+from clones import ROOT, clone
+
+from ptq2themoon.stage import Stage, run
+from ptq2themoon.tables.csv_rows import write_csv
+from ptq2themoon.vocabulary.errors import UserError
+
+COLUMNS = ("run", "jobs", "slurm_jobs", "cancelled", "drained", "seconds", "differing_files")
+LOCAL = ("--cores", "2")
+# Of a Slurm without accounting; statuses are asked for as often as so short jobs need.
+SLURM = (
+    "--profile", "profiles/slurm", "--default-resources", "slurm_partition=main", "--slurm-no-account",
+    "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1",
+    "--seconds-between-status-checks", "1", "--latency-wait", "10",
+)  # fmt: skip
+
+
+def check(
+    params: Path = Path("params.yaml"),
+    weights: Path | None = None,
+    out: Path = Path("results/benchmarks/slurm.csv"),
+) -> None:
+    """Compare a run here with runs through Slurm, each from scratch with one thread a job.
+
+    Args:
+        params: the parameter file.
+        weights: a folder that it names, besides those of the repository.
+        out: CSV, one row per run.
+    """
+    text, rows = params.read_text(encoding="utf-8"), []
+    with Stage("slurm", inputs=[params], outputs=[out], parameters={}) as stage, scratch() as folder:
+        for name in ("local", "slurm", "slurm, disturbed"):
+            tree = prepared(folder / name.replace(", ", "_"), text, weights)
+            row = {"run": name, **(local(tree) if name == "local" else on_slurm(tree, disturbed="," in name))}
+            row["differing_files"] = "" if name == "local" else len(differing(folder / "local", tree))
+            rows.append(row)
+            print(row, flush=True)
+        write_csv(stage.temporary(out), COLUMNS, rows)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder with a short name: a socket's path has few letters."""
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        yield Path(folder)
+
+
+def prepared(tree: Path, params: str, weights: Path | None) -> Path:
+    """The repository's files, without results."""
+    tree.mkdir()
+    clone(tree)
+    (tree / "resources").symlink_to(ROOT / "resources")
+    if weights is not None:
+        shutil.copytree(weights, tree / weights.name)
+    (tree / "params.yaml").write_text(params, encoding="utf-8")
+    return tree
+
+
+def local(tree: Path) -> dict[str, Any]:
+    """A run on this machine."""
+    start = time.monotonic()
+    said = finished(started(tree, *LOCAL))
+    return {"jobs": jobs_in(said), "slurm_jobs": 0, "seconds": round(time.monotonic() - start)}
+
+
+def on_slurm(tree: Path, disturbed: bool) -> dict[str, Any]:
+    """A run through two nodes; a disturbed one loses a job, and then a node."""
+    with nodes(tree.with_name(f"{tree.name}.d")) as daemons:
+        start = time.monotonic()
+        process = started(tree, *SLURM)
+        try:
+            done = disturb(process) if disturbed else {}
+            said = finished(process)
+        finally:
+            process.kill()
+        seconds = round(time.monotonic() - start)
+        history = (daemons / "jobcomp.txt").read_text()
+    states = re.findall(r"JobState=(\w+)", history)
+    if disturbed and "CANCELLED" not in states:
+        raise UserError(f"{tree.name}: no job was cancelled; jobs ended as {sorted(set(states))}")
+    return {"jobs": jobs_in(said), "slurm_jobs": len(states), "seconds": seconds, **done}
+
+
+@contextlib.contextmanager
+def nodes(folder: Path) -> Iterator[Path]:
+    """A Slurm of two nodes that runs here."""
+    script, variables = str(ROOT / "tools/slurm.sh"), {**os.environ, "SLURM_TEST_DIR": str(folder)}
+    variables.setdefault("SLURM_TEST_MEM_MB", "8000")
+    begun = subprocess.run([script, "start", "2"], env=variables, capture_output=True, text=True, check=False)
+    try:
+        if begun.returncode:
+            raise UserError(begun.stderr.strip().splitlines()[-1])
+        yield folder
+    finally:
+        subprocess.run([script, "stop"], env=variables, check=False)
+        time.sleep(2)  # the daemons' ports are free again
+
+
+def disturb(process: subprocess.Popen[str]) -> dict[str, str]:
+    """Cancel a running calibration, then drain the second node while a job runs on it."""
+    done: dict[str, str] = {}
+    while process.poll() is None and len(done) < 2:
+        listed = asked("squeue", "--noheader", "--states=RUNNING", "--format=%i %N %k").splitlines()
+        running = [line.split(" ", 2) for line in listed]
+        calibrations = [number for number, _, comment in running if "calibrate" in comment]
+        if "cancelled" not in done and calibrations:
+            asked("scancel", calibrations[0])
+            done["cancelled"] = "calibrate"
+        elif "cancelled" in done and any(node == "n2" for _, node, _ in running):
+            asked("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=test")
+            done["drained"] = "n2"
+        time.sleep(0.3)
+    if len(done) < 2:
+        raise UserError(f"the run ended before a job was cancelled and a node drained; done: {list(done)}")
+    return done
+
+
+def asked(*command: str) -> str:
+    """What a command of Slurm says."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def started(tree: Path, *options: str) -> subprocess.Popen[str]:
+    """Snakemake, one thread a job: sums over several threads have other last bits."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    variables = {**os.environ, "PYTHONPATH": str(tree / "src"), "PATH": path}
+    words = [sys.executable, "-m", "snakemake", *options, "--max-threads", "1"]
+    return subprocess.Popen(
+        words, cwd=tree, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """What a run said, once it has ended well."""
+    said, _ = process.communicate()
+    if process.returncode:
+        raise UserError(f"Snakemake ended with status {process.returncode}:\n{said[-3000:]}")
+    return said
+
+
+def jobs_in(said: str) -> int:
+    """Snakemake's own count, but for the rule that only names targets."""
+    found = re.findall(r"^total +(\d+)$", said, re.MULTILINE)
+    return int(found[0]) - 1
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    """Results that are not the same to the byte; of sidecars all but the time that it took."""
+    trees = [contents(tree / "results") for tree in (one, other)]
+    return sorted(name for name in {**trees[0], **trees[1]} if trees[0].get(name) != trees[1].get(name))
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Of each file its bytes, or what a sidecar says."""
+    found: dict[str, Any] = {}
+    for path in folder.rglob("*"):
+        if path.name.endswith(".sidecar.json"):
+            found[str(path.relative_to(folder))] = json.loads(path.read_bytes()) | {"wall_time_s": 0}
+        elif path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
+
+
+if __name__ == "__main__":
+    run(lambda: tyro.cli(check))

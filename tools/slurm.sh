@@ -5,8 +5,9 @@
 #   tools/slurm.sh stop
 # It must be root's: slurmctld and slurmd run as root, and /etc/slurm/slurm.conf links to the test's own file, because
 # the executor plugin takes SLURM_CONF from the environment of its jobs. An own slurm.conf there is never touched.
-# SLURM_TEST_DIR (default ${TMPDIR:-/tmp}/slurm-test), SLURM_TEST_PORT (26817), SLURM_TEST_MEM_MB (a node's, 4000) and
-# SLURM_TEST_GPUS=1 (each node claims a GPU, which is /dev/null) change what their names say.
+# SLURM_TEST_DIR (default ${TMPDIR:-/tmp}/slurm-test), SLURM_TEST_PORT (26817), SLURM_TEST_MEM_MB (a node's, 4000),
+# SLURM_TEST_CPUS (a node's, those of this machine) and SLURM_TEST_GPUS=1 (each node claims a GPU, which is
+# /dev/null) change what their names say.
 set -euo pipefail
 
 folder=${SLURM_TEST_DIR:-${TMPDIR:-/tmp}/slurm-test}
@@ -35,6 +36,7 @@ CryptoType=crypto/munge
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+SlurmdParameters=config_overrides
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
@@ -61,7 +63,7 @@ ${gres:+GresTypes=gpu}
 END
     for ((number = 1; number <= nodes; number++)); do
         printf 'NodeName=n%s NodeHostname=%s NodeAddr=127.0.0.1 Port=%s CPUs=%s RealMemory=%s %s State=UNKNOWN\n' \
-            "$number" "$host" $((port + number)) "$(nproc)" "${SLURM_TEST_MEM_MB:-4000}" "${gres[*]:-}" >>"$conf"
+            "$number" "$host" $((port + number)) "${SLURM_TEST_CPUS:-$(nproc)}" "${SLURM_TEST_MEM_MB:-4000}" "${gres[*]:-}" >>"$conf"
     done
     printf 'PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n' >>"$conf"
     rm -f "$folder/gres.conf"
@@ -117,7 +119,7 @@ case ${1:-} in
     start) start "${2:-2}" ;;
     stop) stop ;;
     *)
-        sed -n '2,8s/^# //p' "$0"
+        sed -n '2,5s/^# //p' "$0"
         exit 2
         ;;
 esac

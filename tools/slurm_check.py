@@ -35,6 +35,7 @@ SLURM = (
 def check(
     params: Path = Path("params.yaml"),
     weights: Path | None = None,
+    quick: bool = False,
     out: Path = Path("results/benchmarks/slurm.csv"),
 ) -> None:
     """Compare a run here with runs through Slurm, each from scratch with one thread a job.
@@ -42,11 +43,13 @@ def check(
     Args:
         params: the parameter file.
         weights: a folder that it names, besides those of the repository.
+        quick: leave out the run that nothing disturbs.
         out: CSV, one row per run.
     """
+    names = ("local", "slurm, disturbed") if quick else ("local", "slurm", "slurm, disturbed")
     text, rows = params.read_text(encoding="utf-8"), []
     with Stage("slurm", inputs=[params], outputs=[out], parameters={}) as stage, scratch() as folder:
-        for name in ("local", "slurm", "slurm, disturbed"):
+        for name in names:
             tree = prepared(folder / name.replace(", ", "_"), text, weights)
             row = {"run": name, **(local(tree) if name == "local" else on_slurm(tree, disturbed="," in name))}
             row["differing_files"] = "" if name == "local" else len(differing(folder / "local", tree))

@@ -6,7 +6,7 @@ from snakemake.io import IOFile
 from snakemake.persistence.file import FilePersistence
 from snakemake_interface_executor_plugins.settings import ExecMode
 
-from ptq2themoon.safety import one_run, places, recorded
+from ptq2themoon.safety import one_run, run_folders, recorded
 
 HELD = []  # the lock on this folder, until this process ends
 
@@ -37,9 +37,9 @@ def look_before_jobs(dag):
     HELD.append(known(one_run.take_folder))
     if workflow.local_exec:
         one_run.started_by_this()
-    known(lambda: places.check_writable(made))
+    known(lambda: run_folders.check_writable(made))
     read = {Path(path): None for job in jobs for path in job.input}
-    for path in known(lambda: places.set_right(read, Path(layout.RESULTS))):
+    for path in known(lambda: run_folders.set_right(read, Path(layout.RESULTS))):
         tell(f"{path}: its time was in the future; it has the time of now")
 
 

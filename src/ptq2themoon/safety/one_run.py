@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from ptq2themoon.safety.places import RECORDS
+from ptq2themoon.safety.run_folders import RECORDS
 from ptq2themoon.vocabulary.errors import UserError
 
 HOLDER = Path(RECORDS, "held_by")  # host and process of the last run; the living one has it locked

@@ -37,9 +37,11 @@ def _selected(recipe: Recipe) -> dict[tuple[Role, int | None], dict[tuple[Operan
     """
     selects = [Select(), *(located.rule.select for located in recipe.rules)]
     parts = [
-        tuple(
-            tuple(dict.fromkeys(part))
-            for part in (s.role or ROLES, s.block or (None,), s.operand or OPERANDS, s.position or (0,))
+        (
+            tuple(dict.fromkeys(s.role or ROLES)),
+            tuple(dict.fromkeys(s.block or (None,))),
+            tuple(dict.fromkeys(s.operand or OPERANDS)),
+            tuple(dict.fromkeys(s.position or (0,))),
         )
         for s in selects
     ]

@@ -104,7 +104,7 @@ class Graph:
     def free_tensor(self, name: str, besides: Iterable[str] = ()) -> str:
         """A tensor name like `name` that is not in use, nor among `besides`."""
         others = dict.fromkeys([*self.inputs, *besides])
-        used: ChainMap[str, Any] = ChainMap(others, self.constants, self._producer)  # type: ignore[arg-type]
+        used: ChainMap[str, Any] = ChainMap(others, self.constants, self._producer)
         return unique_name(name, used)
 
     def replace(self, old: Iterable[NodeProto], new: Iterable[NodeProto]) -> None:

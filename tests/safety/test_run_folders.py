@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ptq2themoon.safety import places
+from ptq2themoon.safety import run_folders
 from ptq2themoon.vocabulary.errors import UserError
 
 LATE = 4e9  # in the year 2096
@@ -24,13 +24,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_folder_that_is_a_link_to_nowhere_is_named(folder: Path) -> None:
     Path("results/m").symlink_to("/nowhere")
     with pytest.raises(UserError, match=r"^results/m: is no folder, or a link that leads nowhere"):
-        places.check_writable([Path("results/m/a/b.csv"), Path("results/m/c.csv"), Path("results/d.csv")])
+        run_folders.check_writable(
+            [Path("results/m/a/b.csv"), Path("results/m/c.csv"), Path("results/d.csv")]
+        )
 
 
 def test_a_folder_that_takes_no_files_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "takes_files", lambda path: path != Path("results"))
+    monkeypatch.setattr(run_folders, "takes_files", lambda path: path != Path("results"))
     with pytest.raises(UserError) as refused:
-        places.check_writable([Path("results/m/b.csv"), Path("results/c.csv"), Path("logs/d.log")])
+        run_folders.check_writable([Path("results/m/b.csv"), Path("results/c.csv"), Path("logs/d.log")])
     assert str(refused.value).startswith("results: takes no file from this user, but results/")
     assert "`chmod u+rwx results`, or run in another --directory" in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -41,7 +43,7 @@ def test_a_folder_that_takes_no_files_is_named_once(monkeypatch: pytest.MonkeyPa
     [([], "."), (["-n", "--directory", "a b"], "a b"), (["-d", "x"], "x"), (["--directory=ü", "-n"], "ü")],
 )
 def test_the_folder_of_a_run_is_that_of_the_command_line(words: list[str], expected: str) -> None:
-    assert places.directory(words) == Path(expected)
+    assert run_folders.directory(words) == Path(expected)
 
 
 def test_a_full_disk_is_named_before_anything_runs(
@@ -52,7 +54,7 @@ def test_a_full_disk_is_named_before_anything_runs(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SystemExit):
-        places.prepare_places([])
+        run_folders.prepare_places([])
     expected = f"error: {folder}: no run can write here: No space left on device; make room on that disk"
     assert capsys.readouterr().err == f"{expected}, or run in another --directory\n"
     assert [path.name for path in folder.iterdir()] == ["results"]
@@ -64,13 +66,13 @@ def test_who_has_no_cache_gets_one(monkeypatch: pytest.MonkeyPatch, folder: Path
     cache = str(folder / cache) if cache.startswith("file") else cache
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
     monkeypatch.delenv("MPLCONFIGDIR", raising=False)
-    places.prepare_places([])
+    run_folders.prepare_places([])
     assert os.environ["XDG_CACHE_HOME"] == os.environ["MPLCONFIGDIR"] == str(folder / ".snakemake/cache")
 
 
 def test_who_has_a_cache_keeps_it(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "new"))
-    places.prepare_places([])
+    run_folders.prepare_places([])
     assert os.environ["XDG_CACHE_HOME"] == str(folder / "new")
 
 
@@ -80,7 +82,7 @@ def test_results_of_the_future_get_the_time_of_now() -> None:
         path.touch()
         os.utime(path, (when, when))
     before = time.time()
-    assert places.set_right([late, past, Path("results/absent")], Path("results")) == [late]
+    assert run_folders.set_right([late, past, Path("results/absent")], Path("results")) == [late]
     assert before <= late.stat().st_mtime <= time.time()
     assert past.stat().st_mtime == 1e9
 
@@ -91,11 +93,11 @@ def test_files_of_the_future_that_are_the_user_s_are_named_with_the_way_out() ->
         Path(name).touch()
         os.utime(name, (LATE, LATE))
     with pytest.raises(UserError, match=r"^weights.bin: changed at 2096-.+or run `touch weights.bin`$"):
-        places.set_right([Path("weights.bin")], Path("results"))
+        run_folders.set_right([Path("weights.bin")], Path("results"))
     files = [Path("recipes/a.yaml"), Path("recipes/b.yaml"), Path("weights.bin")]
     with pytest.raises(
         UserError, match=r"^recipes/a.yaml, and 2 more: .+ -newermt now -exec touch"
     ) as refused:
-        places.set_right(files, Path("results"))
+        run_folders.set_right(files, Path("results"))
     os.system(str(refused.value).rpartition("run `")[2].rstrip("`"))
-    assert places.set_right(files, Path("results")) == []
+    assert run_folders.set_right(files, Path("results")) == []

@@ -6,7 +6,7 @@ ARGS ?=
 # Recipes, and the jobs that they start, see the environment as if it were activated.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help run test slow env peers site lint format lock matrix fuzz architecture coverage clean
+.PHONY: help run test slow faults env peers site lint format lock matrix fuzz architecture coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' Makefile
@@ -19,6 +19,9 @@ test: lint  ## lint, then the tests but for slow ones; ARGS goes to pytest: make
 
 slow: env  ## the slow tests: whole workflows of other families, the slow exporters
 	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
+
+faults: env  ## what breaks on machines, tried on a tiny run: docs/faults.md
+	OMP_NUM_THREADS=1 python -m pytest -m faults $(ARGS)
 
 env:  ## install .venv from requirements.lock if it is not up to date; PYTHON=..., TORCH_INDEX=URL (a CPU-only torch)
 	@tools/environment.sh "$(PYTHON)" "$(TORCH_INDEX)"

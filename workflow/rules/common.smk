@@ -57,7 +57,12 @@ SLOWER = 3  # time asked for over that expected: no machine is the one that was 
 
 
 def on_cluster():
-    """Whether jobs are a cluster's, or this is one of them: the cores of this machine say nothing then."""
+    """Whether jobs are a cluster's, or this is one of them: the cores of this machine say nothing then.
+
+    Snakemake would give no job more threads than this machine has cores, and tell jobs that number.
+    """
+    if workflow.non_local_exec and not workflow.remote_exec:
+        workflow.global_resources["_cores"] = workflow.resource_settings.cores = sys.maxsize
     return workflow.remote_exec or workflow.non_local_exec
 
 
@@ -267,6 +272,7 @@ def methods_of(stage, wildcards):
 
 def decoders(wildcards):
     """Threads that decode images; arrays need none."""
+    on_cluster()
     model = PARAMS.every_model[wildcards.model]
     return 1 if PARAMS.every_dataset[model.dataset].kind == "arrays" else 4
 

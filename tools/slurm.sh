@@ -107,7 +107,14 @@ start() {
 }
 
 stop() {
-    local file
+    local file number
+    # Jobs first: their processes outlive the daemons.
+    if [[ -s $folder/slurmctld.pid ]] && scancel --partition=main 2>/dev/null; then
+        for ((number = 0; number < 50; number++)); do
+            [[ -n $(squeue --noheader 2>/dev/null) ]] || break
+            sleep 0.2
+        done
+    fi
     for file in "$folder"/slurmd.*.pid "$folder/slurmctld.pid" "$folder/munge/munged.pid"; do
         if [[ -s $file ]]; then kill "$(<"$file")" 2>/dev/null || true; fi
     done

@@ -91,3 +91,11 @@ def test_the_page_shows_the_plan_of_imagenet_as_the_tool_prints_it() -> None:
     lines = planned(IMAGENET)
     assert shown.strip().splitlines() == as_markdown(list(lines.values()))
     assert lines["calibrate"].jobs == 7 * 20 * 5 * 3
+
+
+def test_memory_does_not_grow_with_the_images_as_the_page_says() -> None:
+    page = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+    for _, rows in pd.read_csv(ROOT / "results/benchmarks/evaluation_memory.csv").groupby("stage"):
+        assert rows["images"].tolist() == [100, 1000, 10_000]
+        assert f"| {' | '.join(map(str, rows['memory_mb']))} |" in page
+        assert rows["memory_mb"].max() < 1.05 * rows["memory_mb"].min()

@@ -7,15 +7,30 @@ from __future__ import annotations
 
 import re
 
-from exporter_matrix import COLUMNS, PAGE, ROWS, UNWRITABLE, cell, exporters_table, families_table, region
+from exporter_matrix import (
+    COLUMNS,
+    PAGE,
+    ROWS,
+    UNWRITABLE,
+    cell,
+    exporters_table,
+    families_table,
+    region,
+    table,
+)
+from relatives import HEAD, RELATIVES, row
 
 
 def write_page() -> None:
     places = [(family, exporter) for family in ROWS for exporter in COLUMNS]
     cells = {place: "torch fails" if place in UNWRITABLE else cell(*place).text() for place in places}
     page = PAGE.read_text(encoding="utf-8")
-    for name, table in (("families", families_table()), ("exporters", exporters_table(cells))):
-        page = re.sub(region(name), rf"\g<1>{table}\g<3>", page, flags=re.S)
+    lines = [row(name) for name in RELATIVES]
+    tables = {
+        "families": families_table(), "exporters": exporters_table(cells), "relatives": table([*HEAD], lines),
+    }  # fmt: skip
+    for name, text in tables.items():
+        page = re.sub(region(name), lambda found, text=text: found[1] + text + found[3], page, flags=re.S)
     PAGE.write_text(page, encoding="utf-8")
 
 

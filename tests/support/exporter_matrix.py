@@ -108,20 +108,21 @@ Cells = Mapping[tuple[str, str], str]
 def families_table() -> str:
     """Blocks, fused operators, and operators without a role of each family's plain export."""
     lines = []
+    kinds = list(dict.fromkeys(kind for family in ROWS for kind in plain(family).counts))
     for family, label in ROWS.items():
         found = plain(family)
         blocks = 1 + max(block for _, _, block in found.places if block is not None)
         loose = sum(number for (_, role, _), number in found.places.items() if role is None)
-        lines.append([label, str(blocks), *map(str, found.counts.values()), str(loose)])
-    return _table(["Family", "Blocks", *plain(next(iter(ROWS))).counts, "Without role"], lines)
+        lines.append([label, str(blocks), *(str(found.counts.get(kind, 0)) for kind in kinds), str(loose)])
+    return table(["Family", "Blocks", *kinds, "Without role"], lines)
 
 
 def exporters_table(cells: Cells) -> str:
     lines = [[label, *(cells[family, exporter] for exporter in COLUMNS)] for family, label in ROWS.items()]
-    return _table(["Family", *COLUMNS.values()], lines)
+    return table(["Family", *COLUMNS.values()], lines)
 
 
-def _table(head: list[str], lines: list[list[str]]) -> str:
+def table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
 
 
@@ -130,6 +131,12 @@ def written_table(name: str) -> str:
     found = re.search(region(name), PAGE.read_text(encoding="utf-8"), re.S)
     assert found, f"{PAGE}: no table {name!r}"
     return found[2]
+
+
+def written_rows(name: str) -> dict[str, list[str]]:
+    """The page's rows of a table, by their first cell."""
+    rows = [line.strip("| ").split(" | ") for line in written_table(name).splitlines()[2:]]
+    return {cells[0]: cells for cells in rows}
 
 
 def written_cells() -> dict[tuple[str, str], str]:

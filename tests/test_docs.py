@@ -233,15 +233,39 @@ def test_the_page_of_the_leaderboard_says_what_the_table_says() -> None:
     assert (narrow["logits_sqnr_db"] - plain.loc["w4a4", "logits_sqnr_db"]).min() > 5
     assert narrow["top1"].min() > plain.loc["w4a4", "top1"]
     assert narrowest["base_change"].between(7, 12).all()
-    assert set(rows.loc["w3a3"].loc[["gptq", "smoothquant", "ocs"], "base_verdict"]) == {"no difference"}
-    learn = rows["methods"].str.contains("(quick)", regex=False, na=False)
-    learned, others = (rows[mask].loc["w3a3"] for mask in (learn, ~learn))
-    assert set(learned.index) == {"adaround", "qdrop", "aphq_vit"}
-    assert set(learned["base_verdict"]) == {"better"}
-    assert learned["top1"].max() < others["top1"].max()
+    assert set(rows.loc["w3a3"].loc[["gptq", "smoothquant", "ocs", "evol_q"], "base_verdict"]) == {
+        "no difference"
+    }
+    gained = rows.loc["w4a8", "mixed_precision"]["logits_sqnr_db"] - plain.loc["w4a8", "logits_sqnr_db"]
+    assert gained == pytest.approx(4, abs=0.5)
+    assert rows.loc["w4a8", "mixed_precision"]["base_verdict"] == "no difference"
     every = table[table["protocol"] == "all-operators"].set_index(["bits", "recipe"])
     assert set(pd.concat([every.loc["w8a8"], every.loc["w6a6"]])["fp32_verdict"]) == {"no difference"}
     assert (every.loc["w4a4"]["fp32_change"] < -20).all()
+
+
+def test_what_learning_brings_is_what_the_table_says() -> None:
+    table = committed.table("results/leaderboard/leaderboard.csv")
+    table = table[(table["protocol"] == "products") & (table["bits"] == "w3a3")].set_index("recipe")
+    page = committed.text("docs/leaderboard.md")
+    shown = re.findall(r"^\| `(\w+)`: .* \| (\S+) ± (\S+) \| (\S+) ± (\S+) \|$", page, re.MULTILINE)
+    assert len(shown) == 9
+    names = ("logits_sqnr_db", "logits_sqnr_db_std", "top1", "top1_std")
+    for recipe, *figures in shown:
+        assert figures == [f"{table.loc[recipe, name]:.2f}" for name in names]
+    learned = table[table["methods"].str.contains("(quick)", regex=False, na=False)]
+    assert set(learned["base_verdict"]) == {"better"}
+    assert learned["base_change"].between(8, 12).all()
+    assert set(table["best"].dropna()) == {"liu2021"}
+    level = table[table["best_verdict"] == "no difference"]
+    assert len(level) == 7
+    assert len(set(level.index) & set(learned.index)) == 4
+    sqnr, deviation = table["logits_sqnr_db"], table["logits_sqnr_db_std"]
+    assert sqnr["qdrop_searched"] - sqnr["liu2021"] > 2 > 5 * max(deviation[["qdrop_searched", "liu2021"]])
+    assert abs(sqnr["qdrop"] - sqnr[["aphq_vit", "fima_q"]]).max() < 1
+    assert sqnr["brecq"] < sqnr["qdrop"] - 2
+    costs = committed.table("results/leaderboard/cost.csv")
+    assert costs["seconds"].max() < 20 * 60
 
 
 def test_the_coverage_that_the_docs_claim_was_measured() -> None:

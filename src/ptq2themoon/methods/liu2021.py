@@ -51,7 +51,10 @@ if TYPE_CHECKING:
     from ptq2themoon.quantize.tools import Tools
 
 # Of each part of a block: roles of its linear layers, and of the operator whose output is its feature.
-PARTS = {"attention": (("qkv", "q", "k", "v", "proj"), "softmax"), "mlp": (("fc1", "fc2"), "fc2")}
+PARTS = {
+    "attention": (("qkv", "q", "k", "v", "qk", "kv", "proj"), "softmax"),
+    "mlp": (("fc1", "fc2"), "fc2"),
+}
 
 
 class Liu2021Settings(GridSettings):

@@ -19,7 +19,7 @@ from ptq2themoon.quantize.model import QuantizedModel
 from ptq2themoon.quantize.program import Step
 from ptq2themoon.quantize.simulation import SimulatedModel
 
-PROJECTIONS = ("qkv", "q", "k", "v")
+PROJECTIONS = ("qkv", "q", "k", "v", "qk", "kv")
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,12 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-TOP = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"results", "logs", "benchmarks"}
+TOP = {path.name for path in ROOT.iterdir() if path.is_dir()} - {
+    "results",
+    "logs",
+    "benchmarks",
+    ".snakemake",
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)

@@ -232,11 +232,14 @@ def test_the_page_of_the_leaderboard_says_what_the_table_says() -> None:
     for bits in ("w8a8", "w6a6", "w4a8"):
         real = rows.loc[bits].drop("psaq_vit", errors="ignore")
         assert set(real["fp32_verdict"]) == {"no difference"}
-    below = {("w3a3", "apot"), ("w4a8", "rotation"), ("w8a8", "psaq_vit")}
+    plain = rows.xs("papers", level="recipe")
+    below = {("w3a3", "apot"), ("w4a8", "rotation"), ("w8a8", "psaq_vit"), ("w4a4", "mixed_precision")}
     assert {*rows.index[rows["base_verdict"] == "worse"]} == below
+    chance = rows.loc["w4a4", "mixed_precision"]
+    assert round(chance["base_p"], 2) == 0.03
+    assert chance["logits_sqnr_db"] == pytest.approx(plain.loc["w4a4", "logits_sqnr_db"], abs=0.2)
     assert rows.loc["w8a8", "psaq_vit"]["base_change"] == pytest.approx(-1.5, abs=0.3)
     ahead = ["noisyquant", "repq_vit", "liu2021", "adalog", "erq", "ptq4vit"]
-    plain = rows.xs("papers", level="recipe")
     narrow, narrowest = (rows.loc[bits].loc[ahead] for bits in ("w4a4", "w3a3"))
     assert (narrow["logits_sqnr_db"] - plain.loc["w4a4", "logits_sqnr_db"]).min() > 5
     assert narrow["top1"].min() > plain.loc["w4a4", "top1"]

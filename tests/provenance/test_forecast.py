@@ -17,7 +17,7 @@ from ptq2themoon.vocabulary.parameters import Params
 from ptq2themoon.vocabulary.yaml_files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGENET = ROOT / "resources/costs/imagenet.yaml"
+IMAGENET = ROOT / "workflow/costs/imagenet.yaml"
 
 
 @pytest.fixture(autouse=True)

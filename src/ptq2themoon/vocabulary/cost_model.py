@@ -18,7 +18,7 @@ from ptq2themoon.vocabulary.job import Job
 from ptq2themoon.vocabulary.stages.study import ablated
 from ptq2themoon.vocabulary.study_parameters import AUTO
 
-FOLDER = Path(__file__).resolve().parents[3] / "resources/costs"
+FOLDER = Path(__file__).resolve().parents[3] / "workflow/costs"
 STAGES, MODELS = FOLDER / "stages.csv", FOLDER / "models.csv"
 UNKNOWN_IMAGES = 50_000  # of `evaluation.images: null`: as many as ImageNet has
 LARGEST = "vit_base_patch16_224"  # counts for a model of which nothing is known

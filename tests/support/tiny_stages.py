@@ -88,7 +88,7 @@ STAGES: dict[str, Options] = {
         "out": "out/q/faithful/int8.onnx", "out-report": "out/q/faithful/deploy.json",
     },
     "runtime_part": {
-        "model": "out", **DATA, "int8": "out/q/faithful/int8.onnx", "modes": "faithful", "batch-size": 8,
+        "model": "out", **DATA, "int8": "out/q/faithful/int8.onnx", "modes": ["faithful"], "batch-size": 8,
         "shard": "1-of-2", "out": "out/q/runtime-1-of-2.safetensors",
     },
     "verify_runtime": {

@@ -279,6 +279,18 @@ def test_what_learning_brings_is_what_the_table_says() -> None:
     assert costs["seconds"].max() < 20 * 60
 
 
+def test_more_iterations_bring_what_the_page_says() -> None:
+    page = " ".join(committed.text("docs/leaderboard.md").split())
+    curves = {}
+    for recipe in ("qdrop", "adaround"):
+        table = committed.table(f"results/demo/learning_curve/{recipe}-n32-s0.csv")
+        curves[recipe] = table.set_index("iterations")
+        sqnr, top1 = curves[recipe]["logits_sqnr_db"], curves[recipe]["top1"]
+        assert f"({sqnr[100]:.2f} to {sqnr[300]:.2f} dB)" in page
+        assert top1[10] - top1[0] > top1[[30, 100, 300]].max() - top1[10]
+    assert curves["qdrop"]["top1"][300] <= curves["qdrop"]["top1"][100]
+
+
 def test_the_coverage_that_the_docs_claim_was_measured() -> None:
     figure = json.loads(committed.text("docs/coverage.json"))
     assert f"**{figure['percent']} %** of the library's lines" in committed.text("docs/contributing.md")

@@ -265,7 +265,11 @@ REFUSED: list[tuple[Change, str]] = [
     (of_five_channels, "has shape [batch, 5, 16, 16]: images of 5 channels; 1 or 3 can be read"),
     (channels_last, "images of 16 channels; export the model with channels before height and width"),
     (not_finite, "holds values that are not finite"),
-    (outside, "lies outside the ONNX file; save it with its weights inside"),
+    (
+        outside,
+        "its constants lie in '../weights.bin', which is not in the file's own folder; put the data there, "
+        "not as a link, or save the model with its weights inside",
+    ),
 ]
 
 

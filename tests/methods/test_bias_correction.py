@@ -189,7 +189,7 @@ def _total(found: dict[str, Tensor]) -> float:
 def test_the_reference_and_its_metrics_stay_byte_for_byte(family: Case, chosen: Recipe) -> None:
     def metrics(reference: onnx.ModelProto) -> str:
         output = SimulatedModel(reference, "cpu")(family.images)
-        return floating_metrics(output, torch.arange(24) % 5).model_dump_json()
+        return floating_metrics([(output, torch.arange(24) % 5)]).model_dump_json()
 
     graph, before = family.reference.SerializeToString(), metrics(family.reference)
     model = family.quantized(chosen)

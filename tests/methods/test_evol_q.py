@@ -290,7 +290,8 @@ def test_no_file_of_evaluation_is_opened(tmp_path: Path) -> None:
         ended = run_stage(there, stage)
         assert ended.status == 0, ended.err
     seen = {Path(name).name for name in watched(there, "list_evaluation")}
-    assert {"evaluation.safetensors", "evaluation.csv"} <= seen  # a look at them is seen
+    assert "evaluation.safetensors" in seen  # a look at them is seen
+    assert any("evaluation.csv" in name for name in seen)  # by the name that it has until it is whole
     shutil.copytree(there, gone, symlinks=True)
     chosen = {"recipe": "recipes/evol_q.yaml", "bits": "w4a4", "batch_size": 24}
     opened = watched(there, "calibrate", **chosen)

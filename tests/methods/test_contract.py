@@ -44,7 +44,9 @@ def calls(path: Path, method: str) -> bool:
 
 
 def recipe_of(method: str, folder: Path) -> Recipe:
-    path = next((path for path in sorted(RECIPES.glob("*.yaml")) if calls(path, method)), None)
+    own = RECIPES / f"{method}.yaml"
+    others = (path for path in sorted(RECIPES.glob("*.yaml")) if calls(path, method))
+    path = own if own.is_file() else next(others, None)
     if path is None:
         path = folder / "alone.yaml"
         (folder / "vanilla.yaml").write_bytes((RECIPES / "vanilla.yaml").read_bytes())

@@ -218,15 +218,6 @@ def test_after_repq_vit_it_takes_that_one_s_quantizers(vit: Case) -> None:
     assert sqnr(vit.logits(model), wanted) > sqnr(vit.logits(alone), wanted) - 1
 
 
-def test_a_second_shift_joins_the_first(vit: Case) -> None:
-    methods = [{"name": "noisyquant"}, {"name": "noisyquant"}]
-    model = vit.quantized(recipe("papers", methods=methods), (4, 4))
-    names = [node.name for node in model.edited.graph.node if node.name.endswith("/shift")]
-    assert len(names) == len(set(names))
-    wanted, found = vit.floating(), SimulatedModel(model.rewritten, "cpu")(vit.images)
-    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-
-
 def test_it_is_deployed_on_integer_kernels(vit: Case) -> None:
     model = vit.quantized(noisy(), (8, 8))
     deployed = deploy(model.edited, model.quantized, "fast")

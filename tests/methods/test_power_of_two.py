@@ -89,10 +89,8 @@ def test_at_four_bits_the_search_beats_each_way_alone(vit: Case) -> None:
     assert vit.sqnr(rounded(), (8, 8)) > plain - 6  # a bit at most
 
 
-def test_scales_that_are_powers_of_two_stay_bit_for_bit(vit: Case) -> None:
-    twice = recipe("papers", methods=[{"name": "power_of_two"}] * 2)
+def test_it_changes_scales_alone(vit: Case) -> None:
     once = vit.quantized(rounded())
-    assert torch.equal(vit.logits(vit.quantized(twice)), vit.logits(once))
     assert not once.rewrite
     assert not once.changes
 

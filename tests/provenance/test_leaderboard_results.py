@@ -54,6 +54,7 @@ def write(result: Result) -> None:
         seed=result.seed,
         device="cpu" if result.device is ANY else result.device,
     )
+    stage.code = result.code
     with stage as running:
         for path in result.outputs:
             running.temporary(path).write_text(f"{path}: {result.stage}")

@@ -18,7 +18,7 @@ test: lint  ## lint, then the tests but for slow ones; ARGS goes to pytest: make
 	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 slow: env  ## the slow tests: whole workflows of other families, the slow exporters
-	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "slow and not faults" $(ARGS)
 
 faults: env  ## what breaks on machines, tried on a tiny run: docs/faults.md
 	OMP_NUM_THREADS=1 python -m pytest -m faults $(ARGS)

@@ -279,6 +279,16 @@ def test_what_learning_brings_is_what_the_table_says() -> None:
     assert costs["seconds"].max() < 20 * 60
 
 
+def test_sources_of_images_reach_what_the_page_says() -> None:
+    table = committed.table("results/demo/data_free/data_free.csv").set_index(["recipe", "bits"])
+    sqnr, top1, fp32 = table["logits_sqnr_db"], table["top1"], table["fp32_top1"]
+    assert round(sqnr["psaq_vit_pixels", "w8a8"]) == 38
+    assert round(sqnr["papers", "w8a8"]) == 42
+    assert 1.5 < (fp32 - top1)["psaq_vit", "w8a8"] < 2.5
+    others = [("psaq_vit_pixels", "w8a8"), ("psaq_vit_v2", "w4a8"), ("psaq_vit_noise", "w8a8")]
+    assert (fp32 - top1)[others].max() < 0.3
+
+
 def test_more_iterations_bring_what_the_page_says() -> None:
     page = " ".join(committed.text("docs/leaderboard.md").split())
     curves = {}

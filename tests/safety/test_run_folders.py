@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 import time
 from pathlib import Path
 
@@ -99,5 +101,6 @@ def test_files_of_the_future_that_are_the_user_s_are_named_with_the_way_out() ->
         UserError, match=r"^recipes/a.yaml, and 2 more: .+ -newermt now -exec touch"
     ) as refused:
         run_folders.set_right(files, Path("results"))
-    os.system(str(refused.value).rpartition("run `")[2].rstrip("`"))
+    told = str(refused.value).rpartition("run `")[2].rstrip("`")
+    subprocess.run(shlex.split(told), check=True)
     assert run_folders.set_right(files, Path("results")) == []

@@ -334,7 +334,7 @@ def test_a_contradiction_in_one_block_is_refused_at_the_tensor(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("select", "key", "message"),
     [
-        ({"role": "q"}, "role", "'q'; did you mean 'qkv'?"),
+        ({"role": "q"}, "role", "'q'; did you mean 'qk'?"),
         ({"role": ["other", "v"]}, "role", "'other', 'v'; valid: patch_embed, pos_add, norm1, qkv,"),
         ({"role": "fc2", "block": 12}, "block", "12; nearest valid: 11 ('fc2' has blocks 0 to 11)"),
         ({"role": "fc2", "block": [5, 40]}, "block", "40; nearest valid: 11 ('fc2' has blocks 0 to 11)"),

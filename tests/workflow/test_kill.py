@@ -41,6 +41,7 @@ def killed(template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return folder, json.loads(ended.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES_KILLED)
 def test_killed_at_every_step(template: Path, killed: tuple[Path, dict[str, list[int]]], stage: str) -> None:
     folder, ends = killed[0] / stage, killed[1][stage]

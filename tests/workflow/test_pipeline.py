@@ -18,6 +18,8 @@ from clones import ROOT, clone, run
 from PIL import Image
 from safetensors.torch import save_file
 
+pytestmark = pytest.mark.slow
+
 KEYS = ("w8a8-n4-s0", "w6a6-n4-s0")
 # Fewer blocks, recipes and images than in the README; `customized` names blocks 5 and 6.
 SMALL = {
@@ -208,7 +210,6 @@ def test_bad_parameters_are_named_before_anything_runs(tree: Path, change: str, 
     assert message in snakemake(tree, "--dry-run", "--config", change, status=1)
 
 
-@pytest.mark.slow
 def test_the_example_runs_as_printed_with_sixty_test_images(tmp_path: Path) -> None:
     """But for a narrower model. There are fewer images than operators are measured on by default."""
     readme = (ROOT / "README.md").read_text()

@@ -100,7 +100,7 @@ def _entropy(table: pd.DataFrame, name: str) -> str:
     count = f"{int(own['calibration_images'])} images"
     if pd.isna(own["entropy"]):
         return count
-    return f"{count}, patch entropy {own['entropy']:.1f}".replace("-", "−")
+    return f"{count}, entropy {own['entropy']:.1f}".replace("-", "−")
 
 
 def _grid(images: Images) -> tuple[int, int]:

@@ -124,9 +124,9 @@ for rule_name, (stage, marks) in LIGHT.items():
             log_of(stage),
         benchmark:
             times_of(stage)
+        localrule: True
         conda:
             ENVIRONMENT
-        localrule: True
         resources:
             mem_mb=1000,
             runtime=5,

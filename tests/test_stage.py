@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ptq2themoon.stage import Stage, run, sha256
+from ptq2themoon.safety.sidecars import sha256
+from ptq2themoon.stage import Stage, run
 from ptq2themoon.vocabulary.errors import UserError
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import tyro
 from clones import ROOT, clone
 
+from ptq2themoon.safety.sidecars import SIDECAR
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.tables.csv_rows import write_csv
 from ptq2themoon.vocabulary.errors import UserError
@@ -38,7 +39,7 @@ def check(
     quick: bool = False,
     out: Path = Path("results/benchmarks/slurm.csv"),
 ) -> None:
-    """Compare a run here with runs through Slurm, each from scratch with one thread a job.
+    """Compare a run here with runs through Slurm, each from scratch with one thread per job.
 
     Args:
         params: the parameter file.
@@ -84,7 +85,7 @@ def local(tree: Path) -> dict[str, Any]:
 
 
 def on_slurm(tree: Path, disturbed: bool) -> dict[str, Any]:
-    """A run through two nodes; a disturbed one loses a job, and then a node."""
+    """Run the workflow through two nodes; a disturbed run loses a job, and then a node."""
     with nodes(tree.with_name(f"{tree.name}.d")) as daemons:
         start = time.monotonic()
         process = started(tree, *SLURM)
@@ -141,7 +142,7 @@ def asked(*command: str) -> str:
 
 
 def started(tree: Path, *options: str) -> subprocess.Popen[str]:
-    """Snakemake, one thread a job: sums over several threads have other last bits."""
+    """Start Snakemake with one thread per job: sums over several threads have other last bits."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     variables = {**os.environ, "PYTHONPATH": str(tree / "src"), "PATH": path}
     words = [sys.executable, "-m", "snakemake", *options, "--max-threads", "1"]
@@ -174,7 +175,7 @@ def contents(folder: Path) -> dict[str, Any]:
     """Of each file its bytes, or what a sidecar says."""
     found: dict[str, Any] = {}
     for path in folder.rglob("*"):
-        if path.name.endswith(".sidecar.json"):
+        if path.name.endswith(SIDECAR):
             found[str(path.relative_to(folder))] = json.loads(path.read_bytes()) | {"wall_time_s": 0}
         elif path.is_file():
             found[str(path.relative_to(folder))] = path.read_bytes()

@@ -24,26 +24,12 @@ from ptq2themoon import __version__
 from ptq2themoon.safety.code_behind import code_sum
 from ptq2themoon.safety.durable import publish, settle, trouble
 from ptq2themoon.safety.one_run import is_abandoned
+from ptq2themoon.safety.sidecars import sha256, sidecar_path
 from ptq2themoon.vocabulary.errors import UserError, lines_of
 from ptq2themoon.vocabulary.job import Job
 from ptq2themoon.vocabulary.records import write_json
 
 RECORDED_PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "ppq", "numpy", "pandas", "matplotlib")
-
-
-def sidecar_path(output: Path) -> Path:
-    """`qparams.json` -> `qparams.sidecar.json`; `top1.png` -> `top1.png.sidecar.json`.
-
-    A figure's keeps the suffix: the table that it shows has its name.
-    """
-    stem = output.name if output.suffix == ".png" else output.stem
-    return output.with_name(f"{stem}.sidecar.json")
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal sum of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -25,7 +25,7 @@ from ptq2themoon.deploy.compare import Difference, compare
 from ptq2themoon.deploy.deploy_records import RuntimeMetrics
 from ptq2themoon.deploy.runtime_check import Comparison, compare_runs, departure, least_agreement, run_in_turn
 from ptq2themoon.graph.editing.onnx_run import runner, session
-from ptq2themoon.stage import sha256
+from ptq2themoon.safety.sidecars import sha256
 from ptq2themoon.vocabulary.errors import UserError
 
 DEPLOY, VERIFY = STAGES["deploy"], STAGES["verify_runtime"]

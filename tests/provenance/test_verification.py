@@ -15,7 +15,8 @@ import yaml
 from ptq2themoon.data import FolderSource
 from ptq2themoon.provenance.expected import expected_results
 from ptq2themoon.provenance.verification import Verifier
-from ptq2themoon.stage import Stage, sidecar_path
+from ptq2themoon.safety.sidecars import sidecar_path
+from ptq2themoon.stage import Stage
 from ptq2themoon.vocabulary.parameters import load_params
 from ptq2themoon.vocabulary.records import write_json
 

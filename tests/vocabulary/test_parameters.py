@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from ptq2themoon.stage import Stage, sidecar_path
+from ptq2themoon.safety.sidecars import sidecar_path
+from ptq2themoon.stage import Stage
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.parameter_files import images_for
 from ptq2themoon.vocabulary.parameters import Params, load_params, parse_bits

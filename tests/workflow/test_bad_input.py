@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 from tiny_stages import STAGES, between, command, files, process, run_stage, write_inputs, write_weights
 
-from ptq2themoon.stage import sha256
+from ptq2themoon.safety.sidecars import sha256
 
 FOLDERS = ("out/", "recipes/", "published/")
 DATA_SETS = ("calibration.safetensors", "evaluation.safetensors")

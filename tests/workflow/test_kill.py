@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny_stages import ROOT, STAGES, between, command, files, outputs, process, run_stage, write_weights
 
-from ptq2themoon.stage import sha256, sidecar_path
+from ptq2themoon.safety.sidecars import sha256, sidecar_path
 
 STAGES_KILLED = ["export", "draw_calibration", "fuse", "calibrate", "evaluate"]
 # What makes the results in new/ others than those in out/; the rest follows from the model.

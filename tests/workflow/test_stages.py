@@ -31,7 +31,7 @@ from ptq2themoon.data import Preprocessing
 from ptq2themoon.graph.editing.onnx_run import run_onnx
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.simulation import load_model
-from ptq2themoon.stage import sha256, sidecar_path
+from ptq2themoon.safety.sidecars import sha256, sidecar_path
 
 QPARAMS = ("out/q/qparams.json", "out/q/qparams.safetensors")
 METRICS = {

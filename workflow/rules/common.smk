@@ -5,6 +5,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from ptq2themoon.safety.code_behind import modules_behind, script_of
+from ptq2themoon.safety.sidecars import sidecar_path
 from ptq2themoon.vocabulary import layout, study_layout
 from ptq2themoon.vocabulary.cost_model import cost_of
 from ptq2themoon.vocabulary.job import Input, Job, Machine, Output, Parts, Setting, files_behind, words
@@ -143,7 +144,7 @@ def outputs(stage, **wrapped):
 def part(stage):
     """The output of a shard, and its sidecar: both go when they are gathered."""
     (mark,) = stage.marked(Output).values()
-    return {**outputs(stage, out=temp), "sidecar": temp(str(Path(mark.path).with_suffix(".sidecar.json")))}
+    return {**outputs(stage, out=temp), "sidecar": temp(str(sidecar_path(Path(mark.path))))}
 
 
 def run_by(python):

@@ -19,7 +19,7 @@ from ptq2themoon.evaluate.evaluation_images import Evaluated
 from ptq2themoon.evaluate.metrics_record import Metrics
 from ptq2themoon.progress import progress
 from ptq2themoon.quantize.simulation import SimulatedModel
-from ptq2themoon.stage import sha256
+from ptq2themoon.safety.sidecars import sha256
 from ptq2themoon.vocabulary.errors import UserError, at_least
 
 VERSION = "1"

@@ -16,7 +16,7 @@ from ptq2themoon.data.tensor_rows import RowsFile
 from ptq2themoon.evaluate.accuracy import Compared
 from ptq2themoon.evaluate.evaluation_images import Evaluated, shard_places
 from ptq2themoon.evaluate.outputs import Reference, open_rows, output_file, simulation_of
-from ptq2themoon.stage import sha256
+from ptq2themoon.safety.sidecars import sha256
 from ptq2themoon.vocabulary.errors import UserError
 
 COMPARED = ("output", "cosine", "kl")  # of a simulation's shard

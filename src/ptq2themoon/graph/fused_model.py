@@ -13,7 +13,7 @@ from ptq2themoon.graph.editing.onnx_graph import fixed_batch
 from ptq2themoon.graph.meaning.fusion_record import FusionReport
 from ptq2themoon.graph.meaning.nodes import Node, read_nodes
 from ptq2themoon.graph.sources.onnx_files import read_graph
-from ptq2themoon.stage import sha256
+from ptq2themoon.safety.sidecars import sha256
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.layout import FUSED, fused_files
 from ptq2themoon.vocabulary.model_info import ModelInfo

@@ -12,7 +12,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from ptq2themoon.provenance.expected import Result
-from ptq2themoon.stage import sha256, sidecar_path
+from ptq2themoon.safety.sidecars import sha256, sidecar_path
 from ptq2themoon.vocabulary.job import ANY
 from ptq2themoon.vocabulary.records import parsed
 from ptq2themoon.vocabulary.validation import Key, dotted

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+from ptq2themoon.safety.sidecars import sha256
+
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = "ptq2themoon"
 METHODS = "src/ptq2themoon/methods"
@@ -39,8 +41,7 @@ def code_sum(stage: str, methods: Sequence[str] = (), root: Path = ROOT) -> str 
         return None
     whole = hashlib.sha256()
     for path in sorted(modules):
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        whole.update(f"{path.relative_to(root).as_posix()} {digest}\n".encode())
+        whole.update(f"{path.relative_to(root).as_posix()} {sha256(path)}\n".encode())
     return whole.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-END = ".sidecar.json"
+from ptq2themoon.safety.sidecars import SIDECAR, sha256
+
 SMALL = 1_000_000  # bytes: Snakemake too holds content against content up to here, and times above
 
 
@@ -36,7 +36,7 @@ def doubts(results: Path) -> Iterator[Doubt]:
     """
     found = {path: _record(path) for path in sorted(_sidecars(results))}
     outputs = {sidecar: _outputs(sidecar, record) for sidecar, record in found.items()}
-    sha256 = cache(lambda path: hashlib.sha256(path.read_bytes()).hexdigest())  # of each file once
+    content = cache(sha256)  # of each file once
     made = {path for paths in outputs.values() for path in paths}
     for sidecar, record in found.items():
         again = tuple(path for path in outputs[sidecar] if path.is_file())
@@ -46,7 +46,7 @@ def doubts(results: Path) -> Iterator[Doubt]:
         given = [path for path in map(Path, record["inputs"]) if path not in made and _older(path, sidecar)]
         for path in (*outputs[sidecar], *given):
             digest = {**record["inputs"], **record["outputs"]}[path.as_posix()]
-            if what := _otherwise(path, digest, record.get("bytes", {}).get(path.as_posix()), sha256):
+            if what := _otherwise(path, digest, record.get("bytes", {}).get(path.as_posix()), content):
                 yield Doubt(path, what, again)
 
 
@@ -58,7 +58,9 @@ def _sidecars(results: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(place)
-        yield from (Path(folder, name) for name in names if name.endswith(END) and not name.startswith("."))
+        yield from (
+            Path(folder, name) for name in names if name.endswith(SIDECAR) and not name.startswith(".")
+        )
 
 
 def _record(sidecar: Path) -> Mapping[str, Any] | None:
@@ -77,7 +79,7 @@ def _outputs(sidecar: Path, record: Mapping[str, Any] | None) -> list[Path]:
     """Files that a sidecar tells of; of one that is not whole, those that its name may stand for."""
     if record is not None:
         return [Path(name) for name in record["outputs"]]
-    stem, beside = sidecar.name.removesuffix(END), sidecar.parent.iterdir()
+    stem, beside = sidecar.name.removesuffix(SIDECAR), sidecar.parent.iterdir()
     found = [path for path in beside if path != sidecar and stem in (path.name, path.stem)]
     return sorted(path for path in found if not path.name.startswith("."))
 
@@ -86,11 +88,11 @@ def _older(path: Path, sidecar: Path) -> bool:
     return path.is_file() and path.stat().st_mtime_ns <= sidecar.stat().st_mtime_ns
 
 
-def _otherwise(path: Path, digest: str, size: int | None, sha256: Callable[[Path], str]) -> str:
+def _otherwise(path: Path, digest: str, size: int | None, content: Callable[[Path], str]) -> str:
     """How a file differs from what is recorded of it; nothing where it does not, or is not there."""
     if not path.is_file():
         return ""
     now = path.stat().st_size
     if size is not None and now != size:
         return f"{now} bytes, {size} when it was recorded"
-    return "other content than was recorded" if now <= SMALL and sha256(path) != digest else ""
+    return "other content than was recorded" if now <= SMALL and content(path) != digest else ""

@@ -10,7 +10,8 @@ from ptq2themoon.deploy.floating_weights import floating_weights
 from ptq2themoon.deploy.int8_model import deploy, metadata
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.qparams import read_qparams
-from ptq2themoon.stage import Stage, run_job, sha256
+from ptq2themoon.safety.sidecars import sha256
+from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.vocabulary import records
 from ptq2themoon.vocabulary.stages.deploy import Deploy
 from ptq2themoon.vocabulary.validation import validate

@@ -24,7 +24,8 @@ from ptq2themoon.graph.editing.onnx_run import integer_products, product_kernels
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.quantize.simulation import simulated
-from ptq2themoon.stage import Stage, run_job, sha256
+from ptq2themoon.safety.sidecars import sha256
+from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.vocabulary import records
 from ptq2themoon.vocabulary.errors import UserError, at_least
 from ptq2themoon.vocabulary.modes import Mode

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ptq2themoon.safety.sidecars import SIDECAR
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -37,11 +38,7 @@ class Tree:
         """All files of the results, sidecars and hidden ones apart, relative to `root`."""
         paths = (self.root / layout.RESULTS).rglob("*")
         names = [path for path in paths if path.is_file() and not path.name.startswith(".")]
-        return {
-            path.relative_to(self.root).as_posix()
-            for path in names
-            if not path.name.endswith(".sidecar.json")
-        }
+        return {path.relative_to(self.root).as_posix() for path in names if not path.name.endswith(SIDECAR)}
 
 
 @contextmanager

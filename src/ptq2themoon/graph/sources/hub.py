@@ -15,7 +15,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from torch import nn
 
 from ptq2themoon.quiet import quiet
-from ptq2themoon.stage import sha256
+from ptq2themoon.safety.sidecars import sha256
 from ptq2themoon.vocabulary.model_source import HUB, LOCAL
 
 PATIENCE = 5  # seconds for one connection

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.training_settings import ReconstructionSettings
-from ptq2themoon.vocabulary.validation import Strict
+from ptq2themoon.vocabulary.validation import Positive, Strict
 
 if TYPE_CHECKING:
     from ptq2themoon.quantize.model import QuantizedModel
@@ -38,6 +38,23 @@ class GridSettings(Strict):
         if self.beta <= self.alpha:
             raise ValueError(f"beta {self.beta} must be above alpha {self.alpha}")
         return self
+
+
+class MadeImagesSettings(Strict):
+    """Of methods that make images to calibrate on: how many, and by what they are judged."""
+
+    images: Positive = 32
+    """How many calibrate."""
+    entropy: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the entropy of patch similarity."""
+    variation: Annotated[float, Field(ge=0)] = 0.05
+    """Weight of total variation."""
+    bandwidth: Annotated[float, Field(gt=0)] = 0.01
+    """Of the kernels of the density, as a difference of cosines."""
+    points: Annotated[int, Field(ge=2)] = 10
+    """At which the density is taken."""
+    input_range: Literal["seen", "pixels"] = "seen"
+    """`pixels`: what reads the image is quantized from black to white, whatever made images reach."""
 
 
 class Stage(IntEnum):

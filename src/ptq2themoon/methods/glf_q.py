@@ -53,7 +53,7 @@ class GLFQSettings(TrainingSettings):
     @property
     def steps(self) -> int:
         """Iterations of a block."""
-        return STEPS[self.preset] if self.iterations is None else self.iterations
+        return self.or_preset(self.iterations, STEPS)
 
 
 class GLFQ(Method):
@@ -79,8 +79,8 @@ class GLFQ(Method):
         from ptq2themoon.quantize.learning.reconstruct import Learning, reconstruct
 
         settings = self.settings
-        rate = RATE[settings.preset] if settings.rate is None else settings.rate
-        of_scales = SCALE_RATE[settings.preset] if settings.scale_rate is None else settings.scale_rate
+        rate = settings.or_preset(settings.rate, RATE)
+        of_scales = settings.or_preset(settings.scale_rate, SCALE_RATE)
         reconstruct(
             model,
             tools,

@@ -41,8 +41,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from ptq2themoon.methods.base import Method
-from ptq2themoon.vocabulary.validation import Positive, Strict
+from ptq2themoon.methods.base import MadeImagesSettings, Method
+from ptq2themoon.vocabulary.validation import Strict
 
 if TYPE_CHECKING:
     import torch
@@ -52,32 +52,18 @@ if TYPE_CHECKING:
     from ptq2themoon.quantize.model import QuantizedModel
     from ptq2themoon.quantize.tools import Tools
 
-Weight = Annotated[float, Field(ge=0)]
 
-
-class PSAQViTSettings(Strict):
+class PSAQViTSettings(MadeImagesSettings):
     """Where calibration images come from, and how they are made."""
 
     source: Literal["generated", "noise", "real"] = "generated"
     """`noise`: Gaussian, the paper's control; `real`: those that were drawn, as without the method."""
-    images: Positive = 32
-    """How many."""
     iterations: Annotated[int, Field(ge=0)] = 120
     """Steps of gradient descent in all; 120 is quick, the paper has 1000, and 0 leaves the noise."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.2
     """Of Adam, on normalised pixels; the paper has 0.25 for Swin."""
-    entropy: Weight = 1.0
-    """Weight of the entropy of patch similarity."""
-    one_hot: Weight = 1.0
+    one_hot: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the cross entropy with drawn classes."""
-    variation: Weight = 0.05
-    """Weight of total variation."""
-    bandwidth: Annotated[float, Field(gt=0)] = 0.01
-    """Of the kernels of the density, as a difference of cosines."""
-    points: Annotated[int, Field(ge=2)] = 10
-    """At which the density is taken."""
-    input_range: Literal["seen", "pixels"] = "seen"
-    """`pixels`: what reads the image is quantized from black to white, whatever made images reach."""
 
 
 class PSAQViT(Method):

@@ -30,13 +30,20 @@ Where this differs from the paper:
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ptq2themoon.methods.base import LAST_SCALES, ROUNDING, Method, Stage, refuse_floating_weights
+from ptq2themoon.methods.base import (
+    LAST_SCALES,
+    ROUNDING,
+    MadeImagesSettings,
+    Method,
+    Stage,
+    refuse_floating_weights,
+)
 from ptq2themoon.vocabulary.training_settings import Preset, PresetSettings
-from ptq2themoon.vocabulary.validation import Positive, Strict
+from ptq2themoon.vocabulary.validation import Strict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,10 +61,9 @@ RATE: dict[Preset, float] = {"quick": 1e-4, "paper": 1e-5}
 SCALE_RATE: dict[Preset, float] = {"quick": 1e-3, "paper": 2e-4}
 Steps = Annotated[int | None, Field(ge=0)]
 Rate = Annotated[float | None, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
 
 
-class PSAQViTV2Settings(PresetSettings):
+class PSAQViTV2Settings(MadeImagesSettings, PresetSettings):
     """How long generator and student are trained, and by what the generator's images are judged."""
 
     generator_steps: Steps = None
@@ -66,41 +72,29 @@ class PSAQViTV2Settings(PresetSettings):
     """Of the student, each after one more of the generator; null: the preset's; 0: the weights stay."""
     batch: Annotated[int | None, Field(ge=1)] = None
     """Images in a step; null: the preset's, 16 and 32."""
-    images: Positive = 32
-    """How many of the generator's images calibrate."""
     generator_rate: Rate = None
     """Of the generator's Adam; null: the preset's, 3e-3 for the few steps of quick and 1e-3 for paper."""
     rate: Rate = None
     """Of the student's weights and biases, falling along half a cosine; null: the preset's, 1e-4 and 1e-5."""
     scale_rate: Annotated[float | None, Field(ge=0)] = None
     """Of its scales, a share of each, falling likewise; 0: they stay; null: the preset's, 1e-3 and 2e-4."""
-    entropy: Weight = 1.0
-    """Weight of the entropy of patch similarity."""
-    variation: Weight = 0.05
-    """Weight of total variation."""
-    difference: Weight = 1.0
+    difference: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the difference of student and teacher, which the generator raises."""
-    bandwidth: Annotated[float, Field(gt=0)] = 0.01
-    """Of the kernels of the density, as a difference of cosines."""
-    points: Annotated[int, Field(ge=2)] = 10
-    """At which the density is taken."""
-    input_range: Literal["seen", "pixels"] = "seen"
-    """`pixels`: what reads the image is quantized from black to white, whatever made images reach."""
 
     @property
     def of_student(self) -> int:
         """Steps of the student."""
-        return STUDENT_STEPS[self.preset] if self.student_steps is None else self.student_steps
+        return self.or_preset(self.student_steps, STUDENT_STEPS)
 
     @property
     def of_generator(self) -> int:
         """Steps of the generator before calibration."""
-        return GENERATOR_STEPS[self.preset] if self.generator_steps is None else self.generator_steps
+        return self.or_preset(self.generator_steps, GENERATOR_STEPS)
 
     @property
     def batch_size(self) -> int:
         """Images in a step."""
-        return BATCH[self.preset] if self.batch is None else self.batch
+        return self.or_preset(self.batch, BATCH)
 
 
 class PSAQViTV2(Method):
@@ -164,7 +158,7 @@ class PSAQViTV2(Method):
             outputs=attended_blocks(NAME, model, "leave it out"),
             weights=Weights(on.entropy, -on.difference, on.variation, on.bandwidth, on.points),
             variation=drawn_variation(random),
-            rate=GENERATOR_RATE[on.preset] if on.generator_rate is None else on.generator_rate,
+            rate=on.or_preset(on.generator_rate, GENERATOR_RATE),
             batch=on.batch_size,
             seed=tools.seed,
             state=tools.state,
@@ -183,8 +177,8 @@ class PSAQViTV2(Method):
             return
         assert self._made is not None
         contest, noise = self._made
-        of_scales = SCALE_RATE[on.preset] if on.scale_rate is None else on.scale_rate
-        rate = RATE[on.preset] if on.rate is None else on.rate
+        of_scales = on.or_preset(on.scale_rate, SCALE_RATE)
+        rate = on.or_preset(on.rate, RATE)
         rates = Rates(rate, of_scales, of_scales, cosine=True, relative=True)
         trained = contest.train_both(3, on.of_student, whole(tools.simulation(model)), rates)
         trained.found.put(model)

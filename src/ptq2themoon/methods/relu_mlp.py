@@ -71,7 +71,7 @@ class ReluMLP(Method):
         if not mlps:
             refuse_widened("relu_mlp", tools)
             raise UserError("relu_mlp: no GELU between two linear layers in this model; leave the method out")
-        rate = RATE[settings.preset] if settings.rate is None else settings.rate
+        rate = settings.or_preset(settings.rate, RATE)
         clipped = settings.clipped, settings.percentile
         floating, images = tools.floating(model), tools.images(settings.images)
         found = trained_mlps(mlps, floating, images, settings, rate, clipped, tools.seed, tools.state)

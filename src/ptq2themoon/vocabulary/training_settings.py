@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
 from ptq2themoon.vocabulary.validation import Strict
 
 Preset = Literal["quick", "paper"]
+Number = TypeVar("Number", int, float)
 ITERATIONS: dict[Preset, int] = {"quick": 100, "paper": 20_000}
 BATCH: dict[Preset, int] = {"quick": 16, "paper": 32}
 RATE: dict[Preset, float] = {"quick": 1e-2, "paper": 1e-3}
@@ -20,6 +22,10 @@ class PresetSettings(Strict):
 
     preset: Preset = "quick"
     """quick: what a CPU does in minutes, and far from the papers' effort; paper: theirs, for a GPU."""
+
+    def or_preset(self, given: Number | None, by_preset: Mapping[Preset, Number]) -> Number:
+        """What a recipe gave, else what the preset has."""
+        return by_preset[self.preset] if given is None else given
 
 
 class TrainingSettings(PresetSettings):
@@ -39,12 +45,12 @@ class TrainingSettings(PresetSettings):
     @property
     def steps(self) -> int:
         """Iterations of a unit."""
-        return ITERATIONS[self.preset] if self.iterations is None else self.iterations
+        return self.or_preset(self.iterations, ITERATIONS)
 
     @property
     def batch_size(self) -> int:
         """Images in a step."""
-        return BATCH[self.preset] if self.batch is None else self.batch
+        return self.or_preset(self.batch, BATCH)
 
 
 class RoundingSettings(TrainingSettings):
@@ -61,7 +67,7 @@ class RoundingSettings(TrainingSettings):
 
     def schedule(self) -> dict[str, Any]:
         """As `Learning` takes it."""
-        rate = RATE[self.preset] if self.rate is None else self.rate
+        rate = self.or_preset(self.rate, RATE)
         return {"rate": rate, "weigh": self.regularizer, "warm": self.warm, "beta": self.beta}
 
 
@@ -75,5 +81,5 @@ class ReconstructionSettings(RoundingSettings):
 
     def schedule(self) -> dict[str, Any]:
         """As `Learning` takes it."""
-        rate = SCALE_RATE[self.preset] if self.scale_rate is None else self.scale_rate
+        rate = self.or_preset(self.scale_rate, SCALE_RATE)
         return {**super().schedule(), "scale_rate": rate}

@@ -24,32 +24,39 @@ def stretch(model: nn.Module, seed: int) -> None:
         UserError: no such block.
     """
     generator = torch.Generator().manual_seed(seed)
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
     if not blocks:
         raise UserError("no block with norm1, attn.qkv and mlp; give benchmark.stretched: false")
-    with torch.no_grad():
-        for block in blocks:
-            for norm, reader in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.fc1)):
-                factors = _factors(len(norm.weight), generator)
-                _grow(norm.weight, norm.bias, factors)
-                reader.weight /= factors
-            width = block.attn.proj.in_features
-            factors = _factors(width, generator)
-            values = slice(2 * width, 3 * width)  # timm's qkv: queries, keys, values
-            bias = block.attn.qkv.bias
-            _grow(block.attn.qkv.weight[values], None if bias is None else bias[values], factors)
+    for block in blocks:
+        for norm, reader in norms_of(block):
+            stretch_norm(norm, reader, _factors(len(norm.weight), generator))
+        width = block.attn.proj.in_features
+        factors = _factors(width, generator)
+        values = slice(2 * width, 3 * width)  # timm's qkv: queries, keys, values
+        with torch.no_grad():
+            block.attn.qkv.weight[values] *= factors[:, None]
+            if block.attn.qkv.bias is not None:
+                block.attn.qkv.bias[values] *= factors
             block.attn.proj.weight /= factors
 
 
-def _blocks(model: nn.Module) -> list[Any]:
+def blocks_of(model: nn.Module) -> list[Any]:
+    """The transformer blocks that can be stretched."""
     found: list[Any] = [m for m in model.modules() if all(hasattr(m, n) for n in ("norm1", "attn", "mlp"))]
     return [block for block in found if hasattr(block.attn, "qkv")]
 
 
-def _grow(weight: Tensor, bias: Tensor | None, factors: Tensor) -> None:
-    weight *= factors if weight.ndim == 1 else factors[:, None]
-    if bias is not None:
-        bias *= factors
+def norms_of(block: Any) -> tuple[tuple[Any, Any], ...]:
+    """The LayerNorms of a block, each with the layer that reads it."""
+    return (block.norm1, block.attn.qkv), (block.norm2, block.mlp.fc1)
+
+
+@torch.no_grad()
+def stretch_norm(norm: Any, reader: Any, factors: Tensor) -> None:
+    """Let the channels of a LayerNorm grow by `factors` [channels]; the weights of its reader shrink."""
+    norm.weight *= factors
+    norm.bias *= factors
+    reader.weight /= factors
 
 
 def _factors(channels: int, generator: torch.Generator) -> Tensor:

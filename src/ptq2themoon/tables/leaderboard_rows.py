@@ -63,9 +63,10 @@ def leaderboard(entries: Sequence[Entry], kernels: pd.DataFrame, bases: Sequence
         rows.append(_floating(own[0]))
         for entry in own:
             beside = [other for other in own if _comparable(entry, other)]
-            others = {"base": _base_of(beside, bases), "best": _best_of(beside)}
-            judgements = [_against(name, entry, other) for name, other in others.items()]
-            rows.append({**_figures(entry), **_against_fp32(entry.row), **judgements[0], **judgements[1]})
+            row = {**_figures(entry), **_against_fp32(entry.row)}
+            row |= _against("base", entry, _base_of(beside, bases))
+            row |= _against("best", entry, _best_of(beside))
+            rows.append(row)
     table = pd.DataFrame(rows).merge(kernels, how="left", on=["model", "recipe", "bits"], validate="1:1")
     whole = dict.fromkeys(("calibration_images", "seeds", "images"), "Int64")
     return table.reindex(columns=COLUMNS).astype(whole)

@@ -91,30 +91,25 @@ def _decodes(kind: type[Job], params: Any, model: str) -> bool:
 
 def images_of(kind: type[Job], params: Any, wildcards: Any) -> float:
     """How often a job runs its model on an image, or a number in proportion to it; 0: never."""
-    stage, settings, shards = kind.stage, params, params.evaluation.shards
+    stage, shards = kind.stage, params.evaluation.shards
     evaluated = params.evaluation.images or UNKNOWN_IMAGES
     if stage in WHOLE.values():
         return evaluated if shards == 1 else 0
     if stage in WHOLE:
         return evaluated / shards
-    study, board, free, curve = (
-        settings.study,
-        settings.leaderboard,
-        settings.data_free,
-        settings.learning_curve,
-    )
+    study, board, free, curve = params.study, params.leaderboard, params.data_free, params.learning_curve
     once = study.calibration_images + study.images
     counts: dict[str, Any] = {
         "list_evaluation": lambda: evaluated,
         "draw_calibration": lambda: int(wildcards.images),
         "calibrate": lambda: _calibrated_on(wildcards),
         "export": lambda: 1,
-        "fuse": lambda: settings.calibration.check[0],
+        "fuse": lambda: params.calibration.check[0],
         "deploy": lambda: 1,
-        "attention_maps": lambda: settings.attention.images,
-        "study_rollout": lambda: settings.attention.images,
+        "attention_maps": lambda: params.attention.images,
+        "study_rollout": lambda: params.attention.images,
         "leaderboard_kernels": lambda: 1,
-        "operator_errors": lambda: settings.errors.images + settings.errors.logits_images,
+        "operator_errors": lambda: params.errors.images + params.errors.logits_images,
         "study_ablation": lambda: (
             once * (1 if wildcards.part == AUTO else len(ablated(params, wildcards.part)))
         ),

@@ -6,7 +6,7 @@ ARGS ?=
 # Recipes, and the jobs that they start, see the environment as if it were activated.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help run test slow faults env peers site lint format lock matrix fuzz architecture coverage clean
+.PHONY: help run test slow faults env peers site pull example lint format lock matrix fuzz architecture coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' Makefile
@@ -28,6 +28,14 @@ env:  ## install .venv from requirements.lock if it is not up to date; PYTHON=..
 
 peers:  ## install .venv-peers from requirements-peers.lock: the other tools of `snakemake benchmark`
 	@tools/environment.sh --peers "$(PYTHON)"
+
+pull: env  ## fetch the results from a DVC remote, check them, tell Snakemake that they are current; ARGS goes to verify.py
+	dvc pull
+	python workflow/scripts/tools/verify.py --current $(ARGS)
+
+example: env  ## check results/, then copy its small part to results/example/, which git keeps
+	python workflow/scripts/tools/verify.py
+	python tools/example.py
 
 # Not `--quiet`: MkDocs would then count no warning.
 site:  ## build the documentation site into .site/html, in .venv-site; links and anchors are checked
@@ -63,7 +71,7 @@ matrix: env  ## compute the tables of docs/models.md: every family of models by 
 fuzz: env  ## read 100,000 inputs broken by chance, some 10 minutes of a core; ARGS="--inputs 1000" fewer
 	PYTHONPATH=tests/support OMP_NUM_THREADS=1 python tools/fuzz.py $(ARGS)
 
-architecture: env  ## draw the packages into docs/architecture.md, from the code
+architecture: env  ## draw the packages and the stages into their pages, from the code
 	python tools/architecture.py
 
 coverage: env  ## lines that the tests run, but for slow tests, into docs/coverage.json; ARGS goes to pytest

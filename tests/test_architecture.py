@@ -84,13 +84,16 @@ def test_the_folders_of_tests_are_the_rooms_of_the_package() -> None:
     assert {folder for folder in folders if not others & {*folder.parts}} <= rooms
 
 
-def test_the_picture_of_the_packages_is_the_code() -> None:
+def test_the_pictures_of_packages_and_stages_are_the_code() -> None:
     tool = runpy.run_path(str(ROOT / "tools" / "architecture.py"))
-    written = re.search(tool["REGION"], tool["PAGE"].read_text(encoding="utf-8"), re.DOTALL)
-    assert written
-    assert written[2] == tool["picture"](), "run `make architecture`"
-    described = re.findall(r"^\| `(\w+)` \|", tool["PAGE"].read_text(encoding="utf-8"), re.MULTILINE)
+    for name in ("packages", "stages"):
+        page, text = tool["drawn"](name)
+        assert page.read_text(encoding="utf-8") == text, "run `make architecture`"
+        assert text.count(f"<!-- {name} -->\n```mermaid") == 1
+    page, text = tool["drawn"]("packages")
+    described = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     assert sorted(described) == sorted(tool["packages"]())
+    assert "evaluate" in tool["read_by"]()["calibrate"]
 
 
 def test_no_module_name_occurs_twice() -> None:

@@ -143,23 +143,25 @@ def test_paths_in_backticks_exist(page: Path) -> None:
 
 
 def test_the_docs_show_what_the_pipeline_wrote() -> None:
-    assert committed.text("results/summary.md").strip() in committed.text("docs/results.md")
+    assert committed.text("results/example/summary.md").strip() in committed.text("docs/results.md")
     readme = committed.text("README.md")
-    seconds = committed.table("results/timings.csv", index_col="rule")["seconds"]
+    seconds = committed.table("results/example/timings.csv", index_col="rule")["seconds"]
     assert f"took **{seconds['from first to last']:.0f} seconds**" in readme
 
 
 def test_the_stability_that_the_docs_claim_was_measured() -> None:
     text = " ".join(committed.text("docs/workflow.md").split())
-    found = [json.loads(committed.read(name)) for name in committed.names("results/demo/*/*/ranking.json")]
+    found = [
+        json.loads(committed.read(name)) for name in committed.names("results/example/demo/*/*/ranking.json")
+    ]
     assert len(found) == 3
     assert f"of at least {min(ranking['spearman'] for ranking in found):.2f}," in text
     assert f"on {min(ranking['top_shared'] for ranking in found)} of the 10 worst or more" in text
 
 
 def test_the_first_screen_has_the_figures_of_the_benchmark() -> None:
-    peers = committed.table("results/benchmarks/peers.csv")
-    times = committed.table("results/benchmarks/latency.csv")
+    peers = committed.table("results/example/benchmarks/peers.csv")
+    times = committed.table("results/example/benchmarks/latency.csv")
     readme = committed.text("README.md")
     assert f"on {times['threads'].unique().item()} CPU cores" in readme
     for name, variant in (("FP32", "FP32"), ("INT8", "ship/fast")):
@@ -174,7 +176,7 @@ def test_the_first_screen_has_the_figures_of_the_benchmark() -> None:
 
 
 def test_the_readme_compares_ship_as_the_benchmark_measured_it() -> None:
-    peers = committed.table("results/benchmarks/peers.csv")
+    peers = committed.table("results/example/benchmarks/peers.csv")
     ours = peers[(peers["model"] == "demo") & (peers["variant"] == "ship/fast")]
     theirs = peers[(peers["model"] == "demo") & (peers["tool"] == "NNCF") & (peers["precision"] == "f32")]
     (ship,) = ours.loc[ours["runtime"] == "ONNX Runtime", "sqnr_db"]
@@ -187,7 +189,7 @@ def test_the_readme_compares_ship_as_the_benchmark_measured_it() -> None:
 
 
 def test_when_int8_pays_was_measured() -> None:
-    times = committed.table("results/benchmarks/latency.csv")
+    times = committed.table("results/example/benchmarks/latency.csv")
     times = times[
         (times["model"] == "demo") & (times["runtime"] == "OpenVINO") & (times["precision"] == "bf16")
     ]
@@ -195,14 +197,14 @@ def test_when_int8_pays_was_measured() -> None:
     one, eight = (median[batch, "FP32"] / median[batch, "ship/fast"] for batch in (1, 8))
     page = " ".join(committed.text("docs/choosing.md").split())
     assert f"**{one:.2f}** times as fast as plain bf16 at batch 1 and **{eight:.2f}** at batch 8" in page
-    machine = json.loads(committed.text("results/benchmarks/demo/machine.json"))
+    machine = json.loads(committed.text("results/example/benchmarks/demo/machine.json"))
     instructions = " ".join(machine["flags"])
     assert "vnni" in instructions
     assert "amx" not in instructions
 
 
 def test_outlier_channels_cost_what_the_page_says() -> None:
-    peers = committed.table("results/benchmarks/peers.csv")
+    peers = committed.table("results/example/benchmarks/peers.csv")
     peers = peers[peers["precision"] == "f32"]
     found = peers.set_index(["tool", "variant", "runtime", "model"])["sqnr_db"].sort_index()
     page = committed.text("docs/choosing.md")
@@ -217,7 +219,7 @@ def test_outlier_channels_cost_what_the_page_says() -> None:
 
 
 def test_memory_of_a_calibration_is_that_of_the_table_and_does_not_grow() -> None:
-    table = committed.table("results/benchmarks/calibration_memory.csv")
+    table = committed.table("results/example/benchmarks/calibration_memory.csv")
     page = committed.text("docs/benchmarks.md")
     for recipe, rows in table.groupby("recipe"):
         assert rows["images"].tolist() == [8, 32, 128]
@@ -227,7 +229,7 @@ def test_memory_of_a_calibration_is_that_of_the_table_and_does_not_grow() -> Non
 
 def test_the_page_of_the_leaderboard_says_what_the_table_says() -> None:
     """The section on the embedded model, each sentence of it that can be false."""
-    table = committed.table("results/leaderboard/leaderboard.csv")
+    table = committed.table("results/example/leaderboard/leaderboard.csv")
     rows = table[(table["protocol"] == "products") & (table["model"] == "demo")].set_index(["bits", "recipe"])
     for bits in ("w8a8", "w6a6", "w4a8"):
         real = rows.loc[bits].drop("psaq_vit", errors="ignore")
@@ -256,7 +258,7 @@ def test_the_page_of_the_leaderboard_says_what_the_table_says() -> None:
 
 
 def test_what_learning_brings_is_what_the_table_says() -> None:
-    table = committed.table("results/leaderboard/leaderboard.csv")
+    table = committed.table("results/example/leaderboard/leaderboard.csv")
     table = table[(table["protocol"] == "products") & (table["bits"] == "w3a3")].set_index("recipe")
     page = committed.text("docs/leaderboard.md")
     shown = re.findall(r"^\| `(\w+)`: .* \| (\S+) ± (\S+) \| (\S+) ± (\S+) \|$", page, re.MULTILINE)
@@ -275,12 +277,12 @@ def test_what_learning_brings_is_what_the_table_says() -> None:
     assert sqnr["qdrop_searched"] - sqnr["liu2021"] > 2 > 5 * max(deviation[["qdrop_searched", "liu2021"]])
     assert abs(sqnr["qdrop"] - sqnr[["aphq_vit", "fima_q"]]).max() < 1
     assert sqnr["brecq"] < sqnr["qdrop"] - 2
-    costs = committed.table("results/leaderboard/cost.csv")
+    costs = committed.table("results/example/leaderboard/cost.csv")
     assert costs["seconds"].max() < 20 * 60
 
 
 def test_sources_of_images_reach_what_the_page_says() -> None:
-    table = committed.table("results/demo/data_free/data_free.csv").set_index(["recipe", "bits"])
+    table = committed.table("results/example/demo/data_free/data_free.csv").set_index(["recipe", "bits"])
     sqnr, top1, fp32 = table["logits_sqnr_db"], table["top1"], table["fp32_top1"]
     assert round(sqnr["psaq_vit_pixels", "w8a8"]) == 38
     assert round(sqnr["papers", "w8a8"]) == 42
@@ -293,12 +295,33 @@ def test_more_iterations_bring_what_the_page_says() -> None:
     page = " ".join(committed.text("docs/leaderboard.md").split())
     curves = {}
     for recipe in ("qdrop", "adaround"):
-        table = committed.table(f"results/demo/learning_curve/{recipe}-n32-s0.csv")
+        table = committed.table(f"results/example/demo/learning_curve/{recipe}-n32-s0.csv")
         curves[recipe] = table.set_index("iterations")
         sqnr, top1 = curves[recipe]["logits_sqnr_db"], curves[recipe]["top1"]
         assert f"({sqnr[100]:.2f} to {sqnr[300]:.2f} dB)" in page
         assert top1[10] - top1[0] > top1[[30, 100, 300]].max() - top1[10]
     assert curves["qdrop"]["top1"][300] <= curves["qdrop"]["top1"][100]
+
+
+def test_the_sizes_in_git_that_the_docs_claim_were_counted() -> None:
+    sizes = json.loads(committed.text("docs/tracked_size.json"))
+    page = committed.text("docs/results.md")
+    folders = {"results": "results", "the embedded model and its images": "resources"}
+    for row, folder in folders.items():
+        cells = " | ".join(f"{sizes[when][folder] / 1e6:.1f}" for when in ("before", "after"))
+        assert f"| {row} | {cells} |" in page
+    before, after = (sum(sizes[when].values()) for when in ("before", "after"))
+    assert f"| everything | {before / 1e6:.1f} | {after / 1e6:.1f} |" in page
+    assert sizes["after"]["results"] < sizes["before"]["results"] / 2
+
+
+def test_the_committed_example_is_small() -> None:
+    """A figure or table that grows beyond this is drawn or kept otherwise (docs/results.md)."""
+    sizes = {
+        name: len(committed.read(name)) for name in committed.names("results/example/**/*") if "." in name
+    }
+    assert {name: size for name, size in sizes.items() if size > 300_000} == {}
+    assert sum(sizes.values()) < 7_000_000
 
 
 def test_the_coverage_that_the_docs_claim_was_measured() -> None:

@@ -1,4 +1,6 @@
-"""Draw the packages and who imports whom into docs/architecture.md, from the code (`make architecture`).
+"""Draw two pictures from the code (`make architecture`): packages, and the stages of the default run.
+
+Packages and who imports whom stand in docs/architecture.md, stages and who reads whom in docs/workflow.md.
 
 An arrow that others imply is left out: A -> B, B -> C and A -> C show as A -> B -> C.
 """
@@ -10,8 +12,11 @@ from pathlib import Path
 
 import grimp
 
-PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
-REGION = r"(<!-- packages -->\n)(.*?)(\n<!-- end -->)"
+from ptq2themoon.provenance.expected import expected_results
+from ptq2themoon.vocabulary.parameters import load_params
+
+ROOT = Path(__file__).parents[1]
+REGION = r"(<!-- {} -->\n)(.*?)(\n<!-- end -->)"
 BY_NAME = ("ptq2themoon.vocabulary", "ptq2themoon.methods")  # a registry, which pyproject.toml excepts
 
 
@@ -34,18 +39,41 @@ def below(room: str, imports: dict[str, set[str]]) -> set[str]:
     return imports[room].union(*(below(other, imports) for other in imports[room]))
 
 
-def picture() -> str:
-    """The packages as a Mermaid flowchart, from top to bottom."""
-    imports = packages()
-    arrows = [
-        f"  {room} --> {other}"
-        for room in sorted(imports)
-        for other in sorted(imports[room])
-        if not any(other in below(middle, imports) for middle in imports[room])
+def read_by() -> dict[str, set[str]]:
+    """Every stage of the default run and the stages that read its files, by name."""
+    results = expected_results(load_params(ROOT / "params.yaml", ROOT / "recipes"))
+    makers = {path: result.stage for result in results for path in result.outputs}
+    found: dict[str, set[str]] = {result.stage: set() for result in results}
+    for result in results:
+        for path in result.inputs:
+            if path in makers and makers[path] != result.stage:
+                found[makers[path]].add(result.stage)
+    return found
+
+
+def flowchart(arrows: dict[str, set[str]]) -> str:
+    """A Mermaid flowchart, from top to bottom."""
+    lines = [
+        f"  {first} --> {other}"
+        for first in sorted(arrows)
+        for other in sorted(arrows[first])
+        if not any(other in below(middle, arrows) for middle in arrows[first])
     ]
-    return "\n".join(["```mermaid", "flowchart TD", *arrows, "```"])
+    return "\n".join(["```mermaid", "flowchart TD", *lines, "```"])
+
+
+PICTURES = {"packages": ("docs/architecture.md", packages), "stages": ("docs/workflow.md", read_by)}
+
+
+def drawn(name: str) -> tuple[Path, str]:
+    """A page, and its text with the picture of that name as the code has it."""
+    place, arrows = PICTURES[name]
+    page = ROOT / place
+    picture = rf"\g<1>{flowchart(arrows())}\g<3>"
+    return page, re.sub(REGION.format(name), picture, page.read_text(encoding="utf-8"), flags=re.S)
 
 
 if __name__ == "__main__":
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(re.sub(REGION, rf"\g<1>{picture()}\g<3>", page, flags=re.S), encoding="utf-8")
+    for name in PICTURES:
+        page, text = drawn(name)
+        page.write_text(text, encoding="utf-8")

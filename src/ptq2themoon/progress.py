@@ -22,11 +22,11 @@ def progress(
     done: int = 0,
     note: Callable[[], str] | None = None,
 ) -> Iterator[T]:
-    """Pass `iterable` on; off a terminal one line every tenth of `total`, and one at the end.
+    """Pass `iterable` on; off a terminal a line every tenth of `total`, with the time left, and one at last.
 
     Args:
         done: how many of `total` were done before, in a run that goes on.
-        note: what to say of the last one besides; with it lines also say how long the rest will take.
+        note: what to say of the last one besides.
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
@@ -41,8 +41,8 @@ def progress(
         now = time.monotonic()
         if step and total and done % step == 0 and done < total and now - shown >= MIN_SECONDS:
             left = (now - start) / number * (total - done)
-            said = f", {note()}, {left:.0f} s left" if note else ""
-            _line(f"{desc}: {done} of {total} ({100 * done // total} %){said}")
+            said = f", {note()}" if note else ""
+            _line(f"{desc}: {done} of {total} ({100 * done // total} %){said}, {left:.0f} s left")
             shown = now
     said = f", {note()}" if note and done else ""
     _line(f"{desc}: {done} in {time.monotonic() - start:.1f} s{said}")

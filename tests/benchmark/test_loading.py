@@ -38,7 +38,7 @@ def test_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_images_are_read_faster_than_deit_tiny_evaluates() -> None:
-    table = by_measure(committed.text("results/benchmarks/loading.csv"))
+    table = by_measure(committed.text("results/example/benchmarks/loading.csv"))
     assert (table[LOADING]["images"], table[LOADING]["cores"]) == ("2000", "2")
     assert float(table[RUNTIME]["loading_ratio"]) >= 1
     assert float(table[TORCH]["loading_ratio"]) >= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import yaml
 from click.testing import CliRunner
 from tiny_images import picture
 
+from ptq2themoon.console import running_jobs
 from ptq2themoon.console.commands import main
 from ptq2themoon.console.machine_check import findings
+from ptq2themoon.console.running_jobs import Progress
 from ptq2themoon.vocabulary.parameters import load_params
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -101,14 +104,39 @@ def test_an_onnx_file_and_forty_photos_become_int8_in_one_command(
         "0.5",
         "-o",
         "small.onnx",
+        "--pixels",
     ]
     call = "from ptq2themoon.console.commands import main; main()"
     done = subprocess.run([sys.executable, "-c", call, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "To ship: small.onnx (ship, w8a8)" in done.stdout
+    assert "To ship: small.onnx (ship, w8a8, takes pixels)" in done.stdout
     assert "agreement" in done.stdout
     assert "calibrated; give others with --test" in done.stdout
     session = onnxruntime.InferenceSession("small.onnx", providers=["CPUExecutionProvider"])
     assert session.get_modelmeta().custom_metadata_map["recipe"] == "ship"
+    assert (session.get_inputs()[0].name, session.get_inputs()[0].type) == ("pixels", "tensor(uint8)")
     assert any(node.op_type == "QuantizeLinear" for node in onnx.load("small.onnx").graph.node)
     assert not Path("results").exists(), "all results lie in the work folder"
+
+
+def test_news_of_running_jobs_are_told_once_with_the_log_s_name(tmp_path: Path) -> None:
+    old, new = tmp_path / "logs/m/fuse.log", tmp_path / "logs/m/calibrate.log"
+    new.parent.mkdir(parents=True)
+    for log in (old, new):
+        log.write_text("reading\ncalibrate: 2 of 8 (25 %), 12 s left\n")
+    os.utime(old, (1, 1))
+    progress = Progress(tmp_path, since=100.0)
+    assert progress.news() == ["  logs/m/calibrate.log: calibrate: 2 of 8 (25 %), 12 s left"]
+    assert progress.news() == []
+    new.write_text(f"{new.read_text()}calibrate: 4 of 8 (50 %), 8 s left\nwarning: other\n")
+    assert progress.news() == ["  logs/m/calibrate.log: calibrate: 4 of 8 (50 %), 8 s left"]
+
+
+def test_a_run_that_takes_long_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_jobs, "EVERY", 0.05)
+    (tmp_path / "logs").mkdir()
+    job = "import time; open('logs/a.log', 'w').write('evaluate: 1 of 2 (50 %), 1 s left'); time.sleep(0.5)"
+    told: list[str] = []
+    with subprocess.Popen([sys.executable, "-c", f"{job}; raise SystemExit(3)"], cwd=tmp_path) as process:
+        assert running_jobs.waited_for(process, tmp_path, told.append) == 3
+    assert told == ["  logs/a.log: evaluate: 1 of 2 (50 %), 1 s left"]

@@ -36,11 +36,15 @@ def compare(first: Path | str, second: Path | str, *words: str) -> tuple[int, st
 
 @pytest.fixture
 def sides(tmp_path: Path) -> tuple[Path, Path]:
-    """Two copies of the repository's small results, and its recipes."""
+    """Two runs with the committed results and recipes, and made-up attention of every image."""
+    rng = np.random.default_rng(1)
+    attention = pd.DataFrame({"cosine": rng.uniform(0.98, 1, 2000), "kl": rng.uniform(0, 0.1, 2000)})
     for name in ("first", "second"):
-        for path in ("results/demo/vanilla", "results/demo/customized", "results/demo/fp32", "recipes"):
-            shutil.copytree(ROOT / path, tmp_path / name / path)
-        shutil.copy(ROOT / "results/demo/evaluation.csv", tmp_path / name / "results/demo")
+        shutil.copytree(ROOT / "recipes", tmp_path / name / "recipes")
+        for path in ("vanilla", "customized", "fp32"):
+            shutil.copytree(ROOT / "results/example/demo" / path, tmp_path / name / "results/demo" / path)
+        shutil.copy(ROOT / "results/example/demo/evaluation.csv", tmp_path / name / "results/demo")
+        attention.to_csv(tmp_path / name / VANILLA / "attention.csv", index=False)
     return tmp_path / "first", tmp_path / "second"
 
 
@@ -190,6 +194,30 @@ def test_revisions_are_compared_with_each_other_and_with_folders(
     assert status == 1
     assert "33.0000" in said
     assert compare(first / "results", "HEAD")[0] == 1
+
+
+def test_the_committed_example_is_found_in_a_folder_and_in_a_revision(
+    sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only a run has, here attention of every image, is no difference; what the example lacks is one."""
+    ran, clone = sides
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    (clone / VANILLA / "attention.csv").unlink()
+    (clone / "results").rename(clone / "committed")
+    (clone / "results").mkdir()
+    (clone / "committed").rename(clone / "results/example")
+    git(clone, "init", "-q")
+    git(clone, "add", ".")
+    git(clone, "commit", "-q", "-m", "results")
+    monkeypatch.chdir(clone)
+    for committed in ("HEAD", ".", "results", "results/example"):
+        status, said = compare(committed, ran)
+        assert (status, "only in" in said) == (0, False), said
+    (ran / VANILLA / "ranking.json").unlink()
+    status, said = compare("HEAD", ran)
+    assert f"only in HEAD: {VANILLA}/ranking.json" in said
+    assert status == 1
 
 
 @pytest.mark.parametrize(

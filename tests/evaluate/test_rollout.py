@@ -136,9 +136,9 @@ def test_the_committed_numbers_are_those_of_pytorch(tmp_path: Path, monkeypatch:
     Six times the digits of the table, to which another processor adds little.
     """
     monkeypatch.chdir(committed.ROOT)
-    table = committed.table("results/demo/study/attention_rollout.csv")
+    table = committed.table("results/example/demo/study/attention_rollout.csv")
     manifest = tmp_path / "evaluation.csv"
-    manifest.write_bytes(committed.read("results/demo/evaluation.csv"))
+    manifest.write_bytes(committed.read("results/example/demo/evaluation.csv"))
     rows = of_many_classes(read_manifest(manifest), 4, manifest)
     set_fused_attn(False)
     model = timm.create_model("local-dir:resources/demo/model", pretrained=True).eval()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from ptq2themoon.plots.errors_along_network import EDGE, errors_along_network, spread
+from ptq2themoon.plots.errors_along_network import EDGE, LOW, ROW, errors_along_network, spread
 from ptq2themoon.plots.network import MODES
 from ptq2themoon.plots.style import GREY, save, series
 from ptq2themoon.stage import Stage
@@ -49,26 +49,38 @@ def names(axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
 
-def test_lines_carry_the_table() -> None:
-    half = [value / 2 for value in NSR]
-    panels = errors_along_network({"vanilla": table(NSR), "customized": table(half)}).axes
-    assert len(panels) == 3
-    for i, axes in enumerate(panels):
-        assert axes.get_yscale() == "log"
-        drawn = lines(axes)
-        assert list(drawn) == ["vanilla", "customized"]
-        for name, values in (("vanilla", NSR), ("customized", half)):
-            expected = np.where(np.array(values) > 0, np.array(values) * 10**i, np.nan)
-            np.testing.assert_array_equal(drawn[name], expected)
+def test_lines_carry_the_first_recipe_and_how_the_others_differ_from_it() -> None:
+    half, tenth = ([value / by for value in NSR] for by in (2, 10))
+    tables = {"vanilla": table(NSR), "customized": table(half), "ship": table(tenth)}
+    panels = errors_along_network(tables).axes
+    assert len(panels) == 6
+    for i, (level, differences) in enumerate(zip(panels[::2], panels[1::2], strict=True)):
+        assert (level.get_yscale(), differences.get_yscale()) == ("log", "linear")
+        assert list(lines(level)) == ["vanilla"]
+        expected = np.where(np.array(NSR) > 0, np.array(NSR) * 10**i, np.nan)
+        np.testing.assert_array_equal(lines(level)["vanilla"], expected)
+        assert list(lines(differences)) == ["customized", "ship"]
+        for name, change in (("customized", -3.0103), ("ship", -10)):
+            np.testing.assert_allclose(
+                lines(differences)[name], [change] * 7, atol=1e-4
+            )  # not where both are 0
 
 
-def test_zeros_are_marked_at_the_lower_edge() -> None:
-    other = [0.0, *NSR[1:]]
-    figure = errors_along_network({"a": table(NSR, ("local",)), "b": table(other, ("local",))})
-    common, of_b = [line for line in figure.axes[0].lines if line.get_label() == "_zero"]
-    assert (list(common.get_xdata()), common.get_color()) == ([2], GREY)
-    assert (list(of_b.get_xdata()), of_b.get_color()) == ([0], series(1).colour)
-    assert 0 < common.get_ydata()[0] < of_b.get_ydata()[0] < 0.1  # shares of the panel's height
+def off_the_scale(axes) -> list[tuple[list[float], str, float]]:
+    """Positions, colour and height of each row of triangles."""
+    marks = [line for line in axes.lines if line.get_label() == "_off"]
+    return [(list(line.get_xdata()), line.get_color(), line.get_ydata()[0]) for line in marks]
+
+
+def test_what_is_off_the_scale_is_marked_at_the_edges() -> None:
+    second, third = [0.0, *NSR[1:]], [*NSR[:2], 3e-4, *NSR[3:]]
+    tables = {"a": table(NSR, ("local",)), "b": table(second, ("local",)), "c": table(third, ("local",))}
+    level, differences = errors_along_network(tables).axes
+    assert off_the_scale(level) == [([2], GREY, LOW)]
+    assert off_the_scale(differences) == [
+        ([0], series(1).colour, LOW),  # b alone has no noise
+        ([2], series(2).colour, pytest.approx(1 - LOW - ROW)),  # a alone has none
+    ]
 
 
 def test_worst_operators_are_named_by_role_and_block() -> None:
@@ -78,13 +90,13 @@ def test_worst_operators_are_named_by_role_and_block() -> None:
     assert names(axes) == []
 
 
-def test_the_highest_nsr_is_the_worst() -> None:
+def test_the_highest_nsr_of_the_first_recipe_is_the_worst() -> None:
     spiked = [*NSR[:3], 0.5, *NSR[4:]]
-    (axes,) = errors_along_network(
-        {"a": table(NSR, ("local",)), "b": table(spiked, ("local",))}, worst=1
-    ).axes
-    assert names(axes) == ["fc2 · 0"]
-    assert axes.texts[0].xy == (3, 0.5)
+    tables = {"a": table(spiked, ("local",)), "b": table([*NSR[:-1], 0.9], ("local",))}
+    level, differences = errors_along_network(tables, worst=1).axes
+    assert names(level) == ["fc2 · 0"]
+    assert level.texts[0].xy == (3, 0.5)
+    assert names(differences) == []
 
 
 def test_blocks_and_titles() -> None:
@@ -104,9 +116,14 @@ def test_values_that_are_not_finite_are_left_out_and_counted() -> None:
 
 def test_a_recipe_may_lack_operators_of_another() -> None:
     short = table(NSR, ("local",)).iloc[:-1]
-    (axes,) = errors_along_network({"partial": short, "vanilla": table(NSR, ("local",))}).axes
-    assert len(lines(axes)["partial"]) == len(lines(axes)["vanilla"]) - 1
-    assert lines(axes)["vanilla"][-1] == NSR[-1]
+    for tables in (
+        {"partial": short, "vanilla": table(NSR, ("local",))},
+        {"vanilla": table(NSR, ("local",)), "partial": short},
+    ):
+        level, differences = errors_along_network(tables).axes
+        (first,), (other,) = lines(level).values(), lines(differences).values()
+        assert len(first) == len(tables[next(iter(tables))])
+        assert other.tolist() == [0.0] * 6  # of both, and with noise
 
 
 def test_nothing_lies_outside_the_figure(inside: Callable[[Figure], bool]) -> None:

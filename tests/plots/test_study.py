@@ -72,6 +72,21 @@ def test_every_bar_of_the_ablation_is_a_number_of_the_table(inside: Callable[[Fi
     assert "published" in theirs.get_title(loc="left")
 
 
+def test_rows_that_lie_close_are_points_of_their_differences(inside: Callable[[Figure], bool]) -> None:
+    table = means()
+    close = [90.0, 90.1, 90.2, 89.9, 90.5, 90.25]
+    table.loc[table["bits"] == "w8a8", "top1"] = close
+    figure = drawn(table)
+    assert inside(figure)
+    wide, narrow, _ = figure.axes
+    assert (len(wide.patches), len(narrow.patches)) == (0, len(RECIPES))
+    assert [bars.lines[0].get_xdata()[0] for bars in wide.containers] == pytest.approx(
+        [x - 90.25 for x in close]
+    )
+    assert [text.get_text() for text in wide.texts][:2] == ["\N{MINUS SIGN}0.25", "\N{MINUS SIGN}0.15"]
+    assert "less FP32's" in wide.get_xlabel()
+
+
 def test_rows_are_called_by_what_they_quantize_per_channel() -> None:
     names = [label.get_text() for label in drawn(means()).axes[0].get_yticklabels()]
     only_activations = ROWS["layernorm_all_activations"]
@@ -209,7 +224,7 @@ def test_what_the_study_printed_is_drawn_as_ours_is(inside: Callable[[Figure], b
     assert widths == [*times[SECONDS[0]], *times[SECONDS[1]]]
 
 
-@pytest.mark.parametrize("name", committed.names("results/*/study/*.png"))
+@pytest.mark.parametrize("name", committed.names("results/example/*/study/*.png"))
 def test_a_figure_is_readable_on_a_page(name: str) -> None:
     """On A4, upright or across, the smallest letters (7.5 points) are no smaller than 5.5."""
     width, height = (size / 150 for size in Image.open(BytesIO(committed.read(name))).size)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from math import sqrt
 from pathlib import Path
 
 import pandas as pd
@@ -11,15 +12,15 @@ from matplotlib.figure import Figure
 from ptq2themoon.plots.output_error import output_error
 from ptq2themoon.plots.style import save
 from ptq2themoon.plots.summary_rows import COLUMNS
-from ptq2themoon.plots.top1 import LARGEST_DROP, has_accuracy, top1, wilson_interval
+from ptq2themoon.plots.top1 import LARGEST_DROP, has_accuracy, paired_half_width, top1, wilson_interval
 from ptq2themoon.stage import Stage
 from ptq2themoon.vocabulary.errors import UserError
 
 
 def summary(top1_of: dict[str, float], model: str = "demo", seeds: tuple[int, ...] = (0,)) -> pd.DataFrame:
-    rows = [(model, "fp32", "fp32", None, None, 2000, 92.65, None, None)]
+    rows = [(model, "fp32", "fp32", None, None, 2000, 92.65, 100.0, None, None)]
     rows += [
-        (model, recipe, "w8a8", 256, seed, 2000, value - seed, 28.5, 0.9991)
+        (model, recipe, "w8a8", 256, seed, 2000, value - seed, 99.0, 28.5, 0.9991)
         for seed in seeds
         for recipe, value in top1_of.items()
     ]
@@ -53,6 +54,20 @@ def test_whiskers_are_wilson_intervals() -> None:
     bars = top1(summary(RECIPES), "demo").axes[0]
     ends = [tuple(segment[:, 0]) for whisker in bars.collections for segment in whisker.get_segments()]
     assert ends == [pytest.approx(wilson_interval(value, 2000)) for value in (92.65, 12.3, 91.9, 92.7)]
+
+
+def test_whiskers_of_differences_are_paired_and_no_shorter_than_the_images_would_give() -> None:
+    """Of 2,000 images 20 changed their class; 8 of these were right before, 6 are now."""
+    assert paired_half_width(-0.1, 99.0, 2000) == pytest.approx(
+        100 * 1.959964 * sqrt(0.01 - 1e-6) / sqrt(2000)
+    )
+    of_images = 100 * 1.959964 * sqrt(14 - 2**2 / 2000) / 2000
+    assert of_images < paired_half_width(-0.1, 99.0, 2000) < 100 * 1.959964 * sqrt(0.09 * 0.91 / 2000)
+    assert paired_half_width(0.0, 100.0, 2000) == 0
+    assert paired_half_width(-5.0, 99.0, 2000) > 0  # a table that contradicts itself is drawn all the same
+    differences = top1(summary({"layernorm": 91.9}), "demo").axes[1]
+    (ends,) = [segment[:, 0] for whisker in differences.collections for segment in whisker.get_segments()]
+    assert (ends[1] - ends[0]) / 2 == pytest.approx(paired_half_width(-0.75, 99.0, 2000))
 
 
 def test_difference_beyond_the_axis_is_a_triangle_with_its_number() -> None:

@@ -45,7 +45,7 @@ def test_jobs_are_those_of_the_default_run() -> None:
 def test_what_is_planned_is_what_two_runs_took_within_half() -> None:
     """The committed comparison, which `plan.py --against` wrote."""
     for name in ("plan_default", "plan_study"):
-        table = pd.read_csv(ROOT / f"results/benchmarks/{name}.csv").set_index("stage")
+        table = pd.read_csv(ROOT / f"results/example/benchmarks/{name}.csv").set_index("stage")
         assert table.loc["all", "jobs"] > 25
         assert 0.67 < table.loc["all", "planned_s"] / table.loc["all", "measured_s"] < 1.5
         assert 0.67 < table.loc["all", "planned_mb"] / table.loc["all", "measured_mb"] < 1.5
@@ -95,7 +95,7 @@ def test_the_page_shows_the_plan_of_imagenet_as_the_tool_prints_it() -> None:
 
 def test_memory_does_not_grow_with_the_images_as_the_page_says() -> None:
     page = (ROOT / "docs/clusters.md").read_text(encoding="utf-8")
-    for _, rows in pd.read_csv(ROOT / "results/benchmarks/evaluation_memory.csv").groupby("stage"):
+    for _, rows in pd.read_csv(ROOT / "results/example/benchmarks/evaluation_memory.csv").groupby("stage"):
         assert rows["images"].tolist() == [100, 1000, 10_000]
         assert f"| {' | '.join(map(str, rows['memory_mb']))} |" in page
         assert rows["memory_mb"].max() < 1.05 * rows["memory_mb"].min()

@@ -17,6 +17,7 @@ from ptq2themoon.provenance.expected import expected_results
 from ptq2themoon.provenance.verification import Verifier
 from ptq2themoon.safety.sidecars import sidecar_path
 from ptq2themoon.stage import Stage
+from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.parameters import load_params
 from ptq2themoon.vocabulary.records import write_json
 
@@ -137,8 +138,9 @@ def make_figures() -> None:
     folders = ["fp32", *(f"{recipe}/{KEY}" for recipe in RECIPES)]
     quantized = [["tiny", name, "w8a8", 8, 0] for name in RECIPES]
     parameters = {"entries": [["tiny", "fp32", "fp32", None, None], *quantized]}
-    outputs = [f"results/summary.{kind}" for kind in ("csv", "md", "json")]
-    metrics = [f"{LIGHT}/{f}/metrics.json" for f in folders]
+    outputs = [*layout.SUMMARY, *layout.HEADLINE_FILES]
+    metrics = [f"{HEAVY}/{f}/fast/int8.onnx" for f in folders[1:]]
+    metrics += [f"{LIGHT}/{f}/metrics.json" for f in folders]
     metrics += [f"{LIGHT}/{f}/runtime.json" for f in folders[1:]]
     made("summarize", outputs, metrics, parameters)
 

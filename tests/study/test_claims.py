@@ -47,7 +47,7 @@ CLAIMS = [claim for text in sections().values() for claim in claims(text)]
 
 def place(file: str) -> str:
     """In the demo's study unless the name says otherwise."""
-    return file if "/" in file else f"results/demo/study/{file}"
+    return file if "/" in file else f"results/example/demo/study/{file}"
 
 
 def value_of(claim: Claim) -> float:
@@ -93,7 +93,7 @@ def test_every_number_of_a_finding_has_its_row(head: str) -> None:
 
 
 def test_the_time_that_the_page_and_the_readme_claim_was_measured() -> None:
-    timings = committed.table("results/study_timings.csv", index_col="rule")
+    timings = committed.table("results/example/study_timings.csv", index_col="rule")
     seconds = timings.loc["from first to last", "seconds"]
     assert seconds < 15 * 60
     for page in (PAGE, committed.text("README.md")):

@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from scripts import script_path
 from tiny_models import randomised, tiny_module
 
+from ptq2themoon.vocabulary.layout import HEADLINES
+
 ROOT = Path(__file__).resolve().parents[2]
 Options = dict[str, Any]
 
@@ -103,7 +105,9 @@ STAGES: dict[str, Options] = {
             "tiny layernorm w8a8 24 3 out/q/metrics.json",
         ],
         "runtime": ["tiny layernorm w8a8 24 3 out/q/runtime.json"],
-        **{f"out-{kind}": f"out/summary.{kind}" for kind in ("csv", "md", "json")},
+        "ship": "tiny/layernorm=out/q/faithful/int8.onnx",
+        "out-csv": "out/summary.csv", "out-md": "out/summary.md", "out-html": "out/summary.html",
+        "out-headlines": [f"out/{name}.json" for name in HEADLINES],
     },
     "plot_top1": {
         "summary": "out/summary.csv", "model": "tiny", "dpi": 60,
@@ -160,12 +164,7 @@ STAGES: dict[str, Options] = {
         "histograms": "out/study/error_histograms.csv", "dpi": 60,
         "out": ["out/study/errors.png", "out/study/errors.svg"],
         "out-average": [f"out/study/errors_average.{kind}" for kind in ("png", "svg")],
-        **{
-            f"out-{quantizer.replace('_', '-')}": [
-                f"out/study/error_histograms_{quantizer}.{kind}" for kind in ("csv", "png", "svg")
-            ]
-            for quantizer in ("per_tensor", "per_channel")
-        },
+        "out-histograms": [f"out/study/error_histograms.{kind}" for kind in ("png", "svg")],
     },
     "study_bits": {
         **GRAPH, **DATA, **STUDIED, "recipe": "recipes/vanilla.yaml", "bits": ["w6a6", "w3a3"], "loss": 200.0,

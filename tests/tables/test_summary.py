@@ -19,13 +19,14 @@ from ptq2themoon.tables.summary import (
     NOTHING,
     RUNTIME,
     Entry,
+    headline,
     parse_entry,
     parse_runtime,
     summarize,
     to_markdown,
-    to_nested,
 )
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.layout import HEADLINES
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOAT = {
@@ -103,15 +104,23 @@ def test_markdown_is_rounded_for_reading(entries: list[Entry]) -> None:
     assert len({len(line) for line in to_markdown(summarize(entries)).splitlines()}) == 1
 
 
-def test_json_nests_by_model_recipe_and_key_without_nulls(entries: list[Entry]) -> None:
-    nested = to_nested(summarize(entries))
-    assert nested["demo"]["fp32"] == {
-        "top1": 91.5, "top1_drop": 0.0, "top5": 100.0, "loss": FLOAT["loss"], "agreement": 100.0
-    }  # fmt: skip
-    assert set(nested["demo"]["vanilla"]) == {"w8a8-n256-s0", "w8a8-n256-s1"}
-    assert nested["demo"]["vanilla"]["w8a8-n256-s0"]["logits_sqnr_db"] == QUANTIZED["logits_sqnr_db"]
-    assert "attention_kl" not in nested["swin"]["vanilla"]["w4a8-n32-s0"]
-    assert "null" not in json.dumps(nested)
+def test_a_headline_is_one_column_by_model_and_run_without_nulls(entries: list[Entry]) -> None:
+    table = summarize(entries)
+    demo = headline(table, "top1")["demo"]
+    assert list(demo) == ["fp32", "vanilla/w8a8-n256-s0", "vanilla/w8a8-n256-s1"]
+    assert demo["fp32"] == 91.5
+    sqnr = headline(table, "logits_sqnr_db")
+    assert sqnr["demo"]["vanilla/w8a8-n256-s0"] == QUANTIZED["logits_sqnr_db"]
+    assert "fp32" not in sqnr["demo"]
+
+
+def test_rows_of_other_numbers_of_images_are_not_mixed(entries: list[Entry], tmp_path: Path) -> None:
+    """As after an interrupted run with another `evaluation.images`."""
+    path = tmp_path / "fewer.json"
+    path.write_text(json.dumps({**QUANTIZED, "images": 500}))
+    mixed = [entries[0], entries[1]._replace(metrics=path)]
+    with pytest.raises(UserError, match=r"fewer\.json: measured on 500 images, floating point on 3000"):
+        summarize(mixed)
 
 
 NO_ACCURACY = dict.fromkeys(("top1", "top5", "loss", "agreement"))
@@ -141,11 +150,8 @@ def test_a_model_without_accuracy_stands_beside_others(mixed: list[Entry], entri
     shown = dict(zip(SHOWN, cells, strict=True))
     assert (shown["top1"], shown["top1_drop"], shown["agreement"]) == (NOTHING,) * 3
     assert (shown["logits_sqnr_db"], shown["output_cosine"]) == ("28.75", "0.9993")
-    nested = to_nested(table)["features"]
-    assert nested["fp32"] == {}
-    assert set(nested["vanilla"]["w8a8-n256-s0"]) == {
-        "logits_sqnr_db", "output_cosine", "attention_cosine", "attention_kl"
-    }  # fmt: skip
+    assert headline(table, "top1")["features"] == {}
+    assert list(headline(table, "logits_sqnr_db")["features"]) == ["vanilla/w8a8-n256-s0"]
 
 
 def test_nothing_but_models_without_accuracy(mixed: list[Entry]) -> None:
@@ -197,10 +203,14 @@ def test_bad_entries_are_refused(values: str) -> None:
         parse_entry(values.split())
 
 
-def test_the_script_writes_three_forms_of_one_table(entries: list[Entry], tmp_path: Path) -> None:
-    outputs = {kind: tmp_path / f"summary.{kind}" for kind in ("csv", "md", "json")}
+def test_the_script_writes_two_forms_of_one_table_and_its_headlines(
+    entries: list[Entry], tmp_path: Path
+) -> None:
+    outputs = {kind: tmp_path / f"summary.{kind}" for kind in ("csv", "md", "html")}
     arguments = [f"--out-{kind}={path}" for kind, path in outputs.items()]
-    arguments.append("--entry")
+    arguments += ["--out-headlines", *(str(tmp_path / f"{name}.json") for name in HEADLINES)]
+    (tmp_path / "int8.onnx").write_bytes(bytes(2_300_000))
+    arguments += ["--ship", f"demo/vanilla={tmp_path / 'int8.onnx'}", "--entry"]
     for entry in entries:
         *values, _ = entry
         arguments += ["-" if value is None else str(value) for value in values]
@@ -216,12 +226,16 @@ def test_the_script_writes_three_forms_of_one_table(entries: list[Entry], tmp_pa
         .startswith("demo,vanilla,all-operators,w8a8,256,0,3000,91.433333,0.06666")
     )
     assert outputs["md"].read_text() == to_markdown(summarize(entries))
-    assert json.loads(outputs["json"].read_text()) == to_nested(summarize(entries))
+    page = outputs["html"].read_text()
+    assert "<td>demo</td><td>fp32</td>" in page
+    assert f'<td>demo/vanilla</td><td>{tmp_path / "int8.onnx"}</td><td class="n">2.3</td>' in page
+    for name in HEADLINES:
+        assert json.loads((tmp_path / f"{name}.json").read_text()) == headline(summarize(entries), name)
     recorded = json.loads((tmp_path / "summary.sidecar.json").read_text())
     assert recorded["parameters"]["entries"][:2] == [
         ["demo", "fp32", "fp32", None, None], ["demo", "vanilla", "w8a8", 256, 0]
     ]  # fmt: skip
-    assert list(recorded["inputs"]) == [entry.metrics.as_posix() for entry in entries]
+    assert [*recorded["inputs"]][1:] == [entry.metrics.as_posix() for entry in entries]
 
 
 RUNTIME_METRICS = {
@@ -255,7 +269,7 @@ def test_the_runtime_stands_beside_the_simulation(entries: list[Entry], runtime:
     assert "| Top-1 in ONNX Runtime, faithful (%) |" in head
     assert "fast" not in head
     assert " 91.40 |" in lines[3]
-    assert to_nested(table)["demo"]["vanilla"]["w8a8-n256-s1"]["fast_agreement"] == 99.5
+    assert headline(table, "faithful_top1")["demo"] == {"vanilla/w8a8-n256-s1": 91.4}
 
 
 def test_a_mode_that_is_not_deployed_is_left_out(entries: list[Entry], runtime: list[str]) -> None:

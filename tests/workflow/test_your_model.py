@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections import Counter
@@ -119,8 +120,8 @@ def test_figures_say_it_too_and_show_something(ran: Ran) -> None:
 
 
 def shown_text(path: Path) -> str:
-    """The words of an SVG file, its lines joined; matplotlib draws them and has them in comments."""
-    return " ".join(re.findall(r"<!-- (.*?) -->", path.read_text()))
+    """The words of an SVG file, its lines joined."""
+    return html.unescape(" ".join(re.findall(r"<text[^>]*>(.*?)</text>", path.read_text(), re.DOTALL)))
 
 
 def test_classes_are_those_of_the_model_and_named_by_the_images(ran: Ran) -> None:

@@ -114,7 +114,7 @@ rule benchmark_runtimes:
     message:
         "{wildcards.model}: our models and other tools', by turns"
     shell:
-        run_by("PYTHONPATH=src {input.python}")
+        run_by("{input.python}")
 
 
 rule benchmark_simulation:

@@ -3,21 +3,28 @@ import math
 import re
 from functools import cache, partial
 from pathlib import Path
+from shlex import quote
 
 from ptq2themoon.safety.code_behind import modules_behind, script_of
 from ptq2themoon.safety.sidecars import sidecar_path
 from ptq2themoon.vocabulary import layout, study_layout
 from ptq2themoon.vocabulary.cost_model import cost_of
+from ptq2themoon.vocabulary.elsewhere import bring
 from ptq2themoon.vocabulary.job import Input, Job, Machine, Output, Parts, Setting, files_behind, words
 from ptq2themoon.vocabulary.modes import MODES
 from ptq2themoon.vocabulary.parameters import Params, Plots
 from ptq2themoon.vocabulary.study_parameters import AUTO, BASE, CHANNELWISE
 from ptq2themoon.vocabulary.times import times_of
 
-ROOT = Path(workflow.basedir)
-AWAY = Path.cwd() != ROOT  # with --directory
+# Where this file lies, not where Snakemake was called: another workflow may use this one as a module.
+ROOT = Path(str(workflow.current_basedir)).parents[1]
+AWAY = Path.cwd() != ROOT  # with --directory, or as a module
+if AWAY:
+    bring(ROOT, Path.cwd())
 ENVIRONMENT = "../../environment.yml"
 
+
+REPORTING = any(word.partition("=")[0] in ("--report", "--report-html-path") for word in sys.argv)
 
 # Read again: Snakemake's own reader takes the last of two equal keys.
 for path in workflow.configfiles:
@@ -147,16 +154,28 @@ def part(stage):
     return {**outputs(stage, out=temp), "sidecar": temp(str(sidecar_path(Path(mark.path))))}
 
 
+def here(path):
+    """A file of the repository, as jobs name it."""
+    return str(path if AWAY else path.relative_to(ROOT))
+
+
 def run_by(python):
-    """What a rule runs, with the `params` of `call`."""
-    return f"{python} {{params.script:q}} {{params.files:q}} {{params.settings:q}} > {{log}} 2>&1"
+    """What a rule runs, with the `params` of `call`; an environment of conda's needs no installed package so."""
+    source = quote(here(ROOT / "src")).replace("{", "{{").replace("}", "}}")
+    path = f"PYTHONPATH={source}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"
+    return f"{path} {python} {{params.script:q}} {{params.files:q}} {{params.settings:q}} > {{log}} 2>&1"
 
 
 RUN = run_by("python")
 
 
 def call(stage):
-    """The parameters of a rule, from which `RUN` makes the command of its stage."""
+    """The parameters of a rule, from which `RUN` makes the command of its stage.
+
+    None where a report is made: it would show words of a command line as parameters of the job.
+    """
+    if REPORTING:
+        return {}
     return {"script": script(stage), "files": files(stage), "settings": settings(stage)}
 
 
@@ -219,11 +238,6 @@ def said(stage):
     return f"{stage.where.replace('{', '{wildcards.')}: {what}" if stage.where else what
 
 
-def here(path):
-    """A file of the repository, as jobs name it."""
-    return str(path if AWAY else path.relative_to(ROOT))
-
-
 def log_of(stage):
     return str(Path("logs", stage.where, f"{stage.stage}.log"))
 
@@ -242,16 +256,16 @@ def shown(caption, category, **labels):
 
 def figure(caption, label):
     """Marks a figure of the pipeline for the report."""
-    return shown(caption, "{model}", subcategory="Figures", labels={"figure": label})
+    return shown(caption, "2 {model}", subcategory="1 Figures", labels={"figure": label})
 
 
 def table(caption, label):
     """Marks a table of one run for the report."""
     labels = {"table": label, "recipe": "{recipe}", "key": "{key}"}
-    return shown(caption, "{model}", subcategory="Tables", labels=labels)
+    return shown(caption, "2 {model}", subcategory="2 Tables", labels=labels)
 
 
-def on_board(caption, shows, category="Leaderboard: {model}"):
+def on_board(caption, shows, category="5 Leaderboard: {model}"):
     """Marks a PNG or table of the leaderboard for the report."""
     return shown(f"leaderboard_{caption}", category, labels={"shows": shows})
 

@@ -5,22 +5,19 @@ def studied(caption, chapter, shows, **labels):
     """Marks a PNG or table of a model's study for the report; the chapter orders them."""
     return shown(
         f"study_{caption}",
-        "Study 1-6: {model}",
+        "6 Study, chapters 1 to 6: {model}",
         subcategory=chapter,
         labels={"shows": shows, **labels},
     )
 
 
-def error_histograms(quantizer):
-    """Marks the histograms of one quantizer; the report has a toggle between the two."""
-    shows = "channels by percentage error"
-    return studied("error_histograms", "5b Error histograms", shows, quantizer=quantizer)
-
-
 def ablation(caption, shows):
     """Marks what there is of each reading of the recipes."""
     return shown(
-        f"study_{caption}", "Study 1-6: {model}", subcategory=ablation_chapter, labels=ablation_labels(shows)
+        f"study_{caption}",
+        "6 Study, chapters 1 to 6: {model}",
+        subcategory=ablation_chapter,
+        labels=ablation_labels(shows),
     )
 
 
@@ -40,7 +37,7 @@ def ablation_labels(shows):
 
 def of_models(caption, shows):
     """Marks what stands for all models."""
-    return shown(f"study_{caption}", "Study 7: all models", labels={"shows": shows})
+    return shown(f"study_{caption}", "7 Study, chapter 7: all models", labels={"shows": shows})
 
 
 # The runs of the ablation share the cores.

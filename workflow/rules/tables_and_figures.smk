@@ -27,14 +27,21 @@ from ptq2themoon.vocabulary.stages.study_tables import StudyFidelity, StudyModel
 
 # By the name of the rule: the stage, and marks of its outputs.
 LIGHT = {
-    "summarize": (Summarize, dict(out_csv=shown("summary", "Summary"))),
-    "plot_errors": (PlotErrors, dict(out_png=figure("errors_along_network", "Errors along the network"))),
-    "plot_top1": (PlotTop1, dict(out_png=figure("top1", "Top-1, or output error"))),
+    "summarize": (
+        Summarize,
+        dict(
+            out_html=shown(
+                "summary", "1 Summary", labels={"shows": "every model and recipe, and what to ship"}
+            )
+        ),
+    ),
+    "plot_errors": (PlotErrors, dict(out_png=figure("errors_along_network", "4 Errors along the network"))),
+    "plot_top1": (PlotTop1, dict(out_png=figure("top1", "1 Top-1, or output error"))),
     "plot_attention": (
         PlotAttention,
         dict(
-            out_overview_png=figure("attention_overview", "Attention over the image"),
-            out_heads_png=figure("attention_heads", "Attention by head"),
+            out_overview_png=figure("attention_overview", "2 Attention over the image"),
+            out_heads_png=figure("attention_heads", "3 Attention by head"),
         ),
     ),
     "benchmark": (BenchmarkTables, {}),
@@ -60,7 +67,7 @@ LIGHT = {
     "plot_study_activations": (
         PlotStudyActivations,
         dict(
-            out_png=studied("activations", "4 Activations", "every block"),
+            out_png=studied("activations", "4 Activations", "all blocks"),
             out_block_png=studied("activations_block", "4 Activations", f"block {PARAMS.study.block}"),
         ),
     ),
@@ -69,8 +76,7 @@ LIGHT = {
         dict(
             out=studied("errors", "5 Errors", "by block"),
             out_average=studied("errors_average", "5 Errors", "mean over blocks"),
-            out_per_tensor=error_histograms("per tensor"),
-            out_per_channel=error_histograms("per channel"),
+            out_histograms=studied("error_histograms", "5 Errors", "channels by percentage error"),
         ),
     ),
     "plot_study_attention": (
@@ -89,7 +95,7 @@ LIGHT = {
         dict(out_csv=studied("attention_fidelity", "6 Attention", "fidelity over all images")),
     ),
     "leaderboard_cost": (LeaderboardCost, {}),
-    "leaderboard_tables": (LeaderboardTables, dict(out=on_board("table", "Table", "Leaderboard"))),
+    "leaderboard_tables": (LeaderboardTables, dict(out=on_board("table", "Table", "4 Leaderboard"))),
     "leaderboard_published": (LeaderboardPublished, {}),
     "plot_accuracy_by_bits": (
         PlotAccuracyByBits,
@@ -106,9 +112,9 @@ LIGHT = {
     "data_free_table": (DataFreeTable, {}),
     "plot_accuracy_by_iterations": (
         PlotAccuracyByIterations,
-        dict(out_png=figure("accuracy_by_iterations", "Accuracy by iterations")),
+        dict(out_png=figure("accuracy_by_iterations", "5 Accuracy by iterations")),
     ),
-    "plot_data_free": (PlotDataFree, dict(out_png=figure("data_free", "Calibration without data"))),
+    "plot_data_free": (PlotDataFree, dict(out_png=figure("data_free", "6 Calibration without data"))),
 }
 
 for rule_name, (stage, marks) in LIGHT.items():

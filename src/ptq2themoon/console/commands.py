@@ -91,9 +91,12 @@ def init(out: Path, **given: Any) -> None:
 @main.command(context_settings=CONTEXT)
 @_wish
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Where the INT8 model is copied to.")
+@click.option(
+    "--pixels", is_flag=True, help="The INT8 model takes pixels: uint8 [images, height, width, channels]."
+)
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of all results.")
 @click.option("--cores", type=int, default=os.cpu_count() or 1, show_default=True)
-def quantize(out: Path | None, work: Path | None, cores: int, **given: Any) -> None:
+def quantize(out: Path | None, pixels: bool, work: Path | None, cores: int, **given: Any) -> None:
     """Make an INT8 model of MODEL: an ONNX file, a timm name, or a folder with timm's config.json."""
     wish = Wish(**given)
     found = parameters(wish, ROOT / layout.RECIPES)
@@ -104,14 +107,27 @@ def quantize(out: Path | None, work: Path | None, cores: int, **given: Any) -> N
     targets = [layout.fill(layout.RUNTIME, each) for each in runs]
     words = ["--cores", str(cores), *targets]
     run(folder, words)
-    _show(folder, runs, out, cores)
+    _show(folder, runs, cores)
+    shipped = runs[0].as_mode(layout.SHIPPED)
+    int8 = folder / layout.fill(layout.INT8, shipped)
+    _pixels(int8, out) if pixels else shutil.copy(int8, out)
     if wish.test is None:
         click.echo("Measured on the images that calibrated; give others with --test to be sure.")
     click.echo(f"All results: {folder}; the same again: {shlex.join(command(folder, words))}")
+    click.echo(f"To ship: {out} ({shipped.recipe}, {shipped.bits}{', takes pixels' if pixels else ''})")
 
 
-def _show(folder: Path, runs: list[Run], out: Path, threads: int) -> None:
-    """The table of what came out, and the first run's model where it was asked for."""
+def _pixels(int8: Path, out: Path) -> None:
+    """Write the model with its normalisation in the graph."""
+    import onnx
+
+    from ptq2themoon.deploy.pixel_input import with_pixels
+
+    onnx.save(with_pixels(onnx.load(int8), str(int8)), out)
+
+
+def _show(folder: Path, runs: list[Run], threads: int) -> None:
+    """Print the table of what came out."""
     from ptq2themoon.console.outcome import outcome  # loads ONNX Runtime
 
     results = [outcome(folder, each, threads) for each in runs]
@@ -139,8 +155,6 @@ def _show(folder: Path, runs: list[Run], out: Path, threads: int) -> None:
             f"{result.run.recipe} {result.run.bits}", *figures, f"{result.megabytes[1]:.1f}", *times
         )
     Console().print(table)
-    shutil.copy(first.file, out)
-    click.echo(f"To ship: {out} ({first.run.recipe}, {first.run.bits})")
 
 
 def _number(value: float | None) -> str:

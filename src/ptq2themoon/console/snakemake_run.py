@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from ptq2themoon.console.running_jobs import waited_for
+from ptq2themoon.vocabulary.elsewhere import bring
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.layout import RECIPES
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -21,10 +22,7 @@ def prepare(folder: Path, params: str) -> None:
     if folder.resolve() == ROOT:
         raise UserError(f"{folder}: is the repository, whose own results lie there; give another --work")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPES).mkdir(exist_ok=True)
-    for recipe in sorted((ROOT / RECIPES).glob("*.yaml")):
-        if not (folder / RECIPES / recipe.name).exists():
-            shutil.copy(recipe, folder / RECIPES)
+    bring(ROOT, folder)
     (folder / "params.yaml").write_text(params, encoding="utf-8")
 
 
@@ -34,15 +32,16 @@ def command(folder: Path, words: Sequence[str]) -> list[str]:
 
 
 def run(folder: Path, words: Sequence[str], quiet: bool = True) -> None:
-    """Run Snakemake.
+    """Run Snakemake, and tell on stderr how far its jobs are.
 
     Raises:
         UserError: a job failed; Snakemake's own lines say which and why.
     """
     more = ["--quiet", "host", "reason"] if quiet else []
-    done = subprocess.run([sys.executable, "-m", *command(folder, [*words, *more])], check=False)
-    if done.returncode:
-        raise UserError(f"Snakemake ended with status {done.returncode}; its lines above say why")
+    with subprocess.Popen([sys.executable, "-m", *command(folder, [*words, *more])]) as process:
+        status = waited_for(process, folder, partial(print, file=sys.stderr, flush=True))
+    if status:
+        raise UserError(f"Snakemake ended with status {status}; its lines above say why")
 
 
 def tool(name: str, folder: Path) -> int:

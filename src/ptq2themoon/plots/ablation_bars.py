@@ -9,18 +9,22 @@ from matplotlib.figure import Figure
 
 from ptq2themoon.plots.style import FULL_PRECISION, GREY, LIGHT_GREY, Series, series, styled
 from ptq2themoon.study.names import MEASURES, measure_of, row_name
+from ptq2themoon.tables.markdown import signed
 
 ABLATION_COLUMNS = (
     *("recipe", "bits", "seeds", "images", "published_top1"),
     *(*MEASURES, *(f"{name}_std" for name in MEASURES)),
 )
+CLOSE = 5.0  # between the rows of a panel, in points or percent
 RIGHT = 122.0  # of the axes: bars end at 100, numbers stand beside them
-PUBLISHED = Series("#CC79A7", "", "...")
+PUBLISHED = Series("#CC79A7", "", "---")
 
 
 @styled
 def ablation(table: pd.DataFrame, title: str) -> Figure:
     """Bars from 0, one row per recipe, full precision last; whiskers are one standard deviation over seeds.
+
+    Where all rows lie close, bars would look equal: points then show the differences from full precision.
 
     Args:
         table: of one variant, as the stage study_table writes it; the published figures have a panel of
@@ -36,9 +40,15 @@ def ablation(table: pd.DataFrame, title: str) -> Figure:
     factor, name = MEASURES[measure]
     for number, (axes, each) in enumerate(zip(panels, bits, strict=True)):
         rows = table[table["bits"] == each].set_index("recipe")
-        _bars(axes, factor * rows[measure], factor * rows[f"{measure}_std"], series(number), "not run")
+        values, deviations = factor * rows[measure], factor * rows[f"{measure}_std"]
         axes.set_title(f"{each.upper()}, ours")
-        _label(axes, f"{name}, n = {images:,}\nwhiskers: ± 1 σ of {seeds} seeds")
+        whiskers = f"n = {images:,}\nwhiskers: ± 1 σ of {seeds} seeds"
+        if values.max() - values.min() < CLOSE and FULL_PRECISION in values:
+            _differences(axes, values - values[FULL_PRECISION], deviations, series(number), "not run")
+            axes.set_xlabel(f"{name} less FP32's, {whiskers}")
+        else:
+            _bars(axes, values, deviations, series(number), "not run")
+            _label(axes, f"{name}, {whiskers}")
     published = table.drop_duplicates("recipe").set_index("recipe")["published_top1"]
     _bars(theirs, published, published * np.nan, PUBLISHED, "not in the study")
     theirs.set_title("W8A8, published")
@@ -50,6 +60,28 @@ def ablation(table: pd.DataFrame, title: str) -> Figure:
 
 def _label(axes: Axes, text: str) -> None:
     axes.set_xlabel(text, x=50 / RIGHT)  # below the middle of the scale
+
+
+def _differences(axes: Axes, changes: pd.Series, deviations: pd.Series, look: Series, missing: str) -> None:
+    """A point a recipe, its number at the right edge; full precision is 0, the line."""
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    for y, (recipe, change) in enumerate(changes.items()):
+        if not np.isfinite(change):
+            axes.text(
+                0.02, y, missing, transform=axes.get_yaxis_transform(), va="center", color=GREY, fontsize=7.5
+            )
+            continue
+        full = recipe == FULL_PRECISION
+        colour, error = LIGHT_GREY if full else look.colour, np.nan_to_num(float(deviations[recipe]))
+        axes.errorbar(
+            change, y, xerr=error, color=colour, marker=look.marker, markersize=5, linewidth=1.2, capsize=2
+        )
+        text = "0.00" if full else signed(change, 2)
+        axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=7.5)
+    axes.margins(x=0.1)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
 
 
 def _bars(axes: Axes, values: pd.Series, deviations: pd.Series, look: Series, missing: str) -> None:

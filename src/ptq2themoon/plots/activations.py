@@ -1,12 +1,15 @@
-"""Ranges of the layers' inputs by channel: of one block closely, and of all blocks on one page."""
+"""Ranges of the layers' inputs by channel: of one block closely, and their spread over all blocks."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ptq2themoon.plots.by_layer import WIDTH, entitle, layers_of
 from ptq2themoon.plots.style import GREY, series, styled
@@ -16,6 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 CHANNEL_COLUMNS = ("layer", "block", "channel", "minimum", "maximum", "patch_minimum", "patch_maximum")
 LARGEST_COLUMNS = ("layer", "block", "tokens", "channel", "range", "images", "class_token")
+BAND = "90 % of the channels"
 CLASS_COLUMNS = ("class_minimum", "class_maximum")
 
 
@@ -58,37 +62,50 @@ def activations_block(rows: pd.DataFrame, largest: pd.DataFrame) -> Figure:
 
 @styled
 def activations(channels: pd.DataFrame, largest: pd.DataFrame) -> Figure:
-    """One row per block, one column per layer: minimum to maximum of each channel, all tokens.
+    """One panel per layer: by block, how far the ranges of the channels lie apart, on a log axis.
 
-    Panels of a layer share the y axis, so that blocks compare; each names its largest range.
+    The band holds all channels but a twentieth at either end, the line is the median, and the point the
+    largest range, named where it stands out most: what one scale for the tensor must reach, against what
+    most channels need.
     """
-    layers, blocks = layers_of(channels), sorted(channels["block"].unique())
-    figure = Figure(figsize=(WIDTH, 1.1 + 0.72 * len(blocks)), layout="constrained")
-    grid = figure.subplots(len(blocks), len(layers), squeeze=False, sharex="col", sharey="col")
-    of_all = largest[largest["tokens"] == ALL].set_index(["layer", "block"])
-    for block, row in zip(blocks, grid, strict=True):
-        row[0].set_ylabel(f"block {block}", rotation="horizontal", ha="right", va="center")
-        for layer, axes in zip(layers, row, strict=True):
-            found = channels[(channels["layer"] == layer) & (channels["block"] == block)]
-            if found.empty:
-                axes.set_visible(False)
-                continue
-            low, high = found["minimum"].to_numpy(), found["maximum"].to_numpy()
-            _band(axes, low, high, series(0).colour)
-            top = of_all.loc[(layer, block)]
-            _corner(axes, f"largest range {top['range']:.3g} (channel {top['channel']:.0f})")
-    for axes, layer in zip(grid[0], layers, strict=True):
+    layers = layers_of(channels)
+    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+    panels = figure.subplots(1, len(layers), sharey=True, squeeze=False)[0]
+    for layer, axes in zip(layers, panels, strict=True):
+        found = channels[channels["layer"] == layer]
+        ranges = (found["maximum"] - found["minimum"]).groupby(found["block"])
+        of_all = largest[(largest["tokens"] == ALL) & (largest["layer"] == layer)].set_index("block")
+        _spread_of(axes, ranges, of_all)
         axes.set_title(f"input of {layer}")
-        low, high = axes.get_ylim()
-        axes.set_ylim(low, high + 0.35 * (high - low))  # room for the text
-    figure.supxlabel("channel", fontsize=9)
+        axes.set_xlabel("block")
+    panels[0].set_ylabel("range of a channel (max \N{MINUS SIGN} min), its own unit")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     first = largest.iloc[0]
-    title = (
-        "Inputs of the layers in floating point and their own unit: each channel from minimum to maximum; "
-        "one y axis a layer"
-    )
+    title = "Ranges of the channels of the layers' inputs, in floating point, all tokens"
     entitle(figure, title, first["images"], first["class_token"])
     return figure
+
+
+def _spread_of(axes: Axes, ranges: Any, largest: pd.DataFrame) -> None:
+    """Quantiles of the channels' ranges by block, and the largest; its channel is named where farthest."""
+    low, middle, high = (ranges.quantile(share) for share in (0.05, 0.5, 0.95))
+    blocks = middle.index.to_numpy()
+    axes.fill_between(blocks, low, high, color=series(0).colour, alpha=0.3, linewidth=0, label=BAND)
+    axes.plot(blocks, middle, color=series(0).colour, linewidth=1.4, label="median channel")
+    top = largest.loc[blocks]
+    look = series(1)
+    axes.plot(blocks, top["range"], look.marker, color=look.colour, markersize=4, label="largest range")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(axis="y")
+    farthest = (top["range"] / middle).idxmax()
+    ratio = top.loc[farthest, "range"] / middle[farthest]
+    text = f"channel {top.loc[farthest, 'channel']:.0f}\n{ratio:.1f} × median"
+    place = int(3 * (farthest - blocks[0]) / (blocks[-1] - blocks[0] + 1))  # third of the panel
+    side = ("left", "center", "right")[place]
+    where: dict[str, Any] = {"ha": side, "va": "bottom", "xytext": (0, 9), "textcoords": "offset points"}
+    axes.annotate(text, (farthest, top.loc[farthest, "range"]), fontsize=7, **where)
+    axes.margins(x=0.08, y=0.16)
 
 
 def _panels(rows: pd.DataFrame) -> dict[str, str]:
@@ -127,7 +144,3 @@ def _band(axes: Axes, low: Floats, high: Floats, colour: str) -> None:
     channels = np.arange(len(low))
     axes.fill_between(channels, low, high, step="mid", color=colour, linewidth=0.5, rasterized=True)
     axes.margins(x=0.01)
-
-
-def _corner(axes: Axes, text: str) -> None:
-    axes.text(0.99, 0.98, text, transform=axes.transAxes, ha="right", va="top", fontsize=7)

@@ -1,11 +1,11 @@
-"""The error of every operator along the network, one series per recipe."""
+"""The error of every operator along the network: of the first recipe, and how the others differ from it."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ptq2themoon.plots.attention_text import short
 from ptq2themoon.plots.network import MODES, Network, check_table
 from ptq2themoon.plots.style import GREY, PALE, display_name, series, styled
 
@@ -26,14 +27,21 @@ PITCH = 0.056  # from operator to operator, where the width allows
 CHARACTER = 0.066  # of LABEL_SIZE, measured generously
 LABEL_SIZE = 7.5
 EDGE = "#C4C4C4"
+NAMED = 11  # characters of a recipe's name beside a panel
+HEIGHTS = [1.75, 1.15]  # of a panel of the first recipe, and of the others against it
 ZERO_MARKER: Final = 7  # matplotlib's CARETDOWN
+MORE_MARKER: Final = 6  # CARETUP
+LOW, ROW = 0.035, 0.045  # shares of a panel's height: of the first row of such marks, and from row to row
 
 
 @styled
 def errors_along_network(
     tables: Mapping[str, pd.DataFrame], images: Mapping[str, int] | None = None, worst: int = 3
 ) -> Figure:
-    """NSR of every operator, one panel per mode, one series per recipe; names the `worst` of each.
+    """NSR of every operator with the first recipe, a panel per mode, which names the `worst`.
+
+    Below each stands the panel of the other recipes: their noise against the first's, in dB. On one axis
+    they would hide each other: recipes differ by far less than operators do.
 
     Args:
         tables: rows of operators.csv by recipe.
@@ -44,15 +52,23 @@ def errors_along_network(
     network = Network.of(tables)
     modes = [mode for mode in MODES if any((table["mode"] == mode).any() for table in tables.values())]
     width = float(np.clip(len(network.operators) * PITCH + MARGINS, *WIDTH))
-    figure = Figure(figsize=(width, 1.2 + 1.95 * len(modes)), layout="constrained")
+    heights = HEIGHTS[: 1 + (len(tables) > 1)]
+    figure = Figure(figsize=(width, 1.2 + sum(heights) * len(modes)), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.05)  # type: ignore[union-attr, call-arg]
-    panels = figure.subplots(len(modes), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, mode in zip(panels, modes, strict=True):
-        axes.set_title(_panel_title(mode, images or {}, tables), fontsize=9)
+    count = len(heights) * len(modes)
+    panels = figure.subplots(count, 1, sharex=True, squeeze=False, height_ratios=heights * len(modes))[:, 0]
+    for axes in panels:
         axes.tick_params(axis="x", length=0)
+        _show_blocks(axes, network)
+    for number, mode in enumerate(modes):
+        axes, *below = panels[number * len(heights) : (number + 1) * len(heights)]
+        axes.set_title(_panel_title(mode, images or {}, tables), fontsize=9)
         values = {name: _values(table, mode, network) for name, table in tables.items()}
-        _draw_panel(axes, network, values)
-        _name_worst(axes, network, list(values.values()), worst)
+        first = next(iter(values))
+        _draw_level(axes, network, first, values[first])
+        _name_worst(axes, network, values[first], worst)
+        for differences in below:
+            _draw_differences(differences, network, values)
     figure.supylabel("NSR (noise power / signal power)\nlower is better", fontsize=9, multialignment="center")
     _label_blocks(panels[-1], network)
     _legend(figure, list(tables))
@@ -72,7 +88,7 @@ def _values(table: pd.DataFrame, mode: str, network: Network) -> Floats:
     return np.asarray(nsr.reindex(list(network.operators)), dtype=np.float64)
 
 
-def _draw_panel(axes: Axes, network: Network, values: Mapping[str, Floats]) -> None:
+def _show_blocks(axes: Axes, network: Network) -> None:
     for block, first, last in network.spans():
         if block % 2 == 0:
             axes.axvspan(first - 0.5, last + 0.5, color=PALE, linewidth=0, zorder=0)
@@ -80,27 +96,53 @@ def _draw_panel(axes: Axes, network: Network, values: Mapping[str, Floats]) -> N
         for edge, beside in ((first - 0.5, first - 1), (last + 0.5, last + 1)):
             if network.is_outside(beside):  # white beside white
                 axes.axvline(edge, color=EDGE, linewidth=0.7, zorder=0)
-    axes.set_yscale("log")
     axes.set_xlim(-1, len(network.operators))
     axes.grid(axis="y")
-    size = min(1.0, _pitch(axes, network) / PITCH)
-    for index, (name, nsr) in enumerate(values.items()):
-        look = series(index)
-        # Later series are thinner, so that an equal one below still shows.
-        thinness = index / max(len(values) - 1, 1)
-        there = np.flatnonzero(np.isfinite(nsr))  # a recipe's line passes over what it does not quantize
-        axes.plot(
-            there,
-            np.where(nsr[there] > 0, nsr[there], np.nan),
-            color=look.colour,
-            marker=look.marker,
-            label=name,
-            linewidth=(1.9 - 1.0 * thinness) * size,
-            markersize=(4.8 - 1.8 * thinness) * size,
-            markeredgewidth=0,
-        )
-    stacked = np.stack(list(values.values()))
-    _set_limits(axes, stacked, _mark_zeros(axes, stacked))
+
+
+def _draw_level(axes: Axes, network: Network, name: str, nsr: Floats) -> None:
+    axes.set_yscale("log")
+    axes.set_ylabel(f"NSR\n{short(display_name(name), NAMED)}", multialignment="center")
+    there = np.flatnonzero(np.isfinite(nsr))  # the line passes over what the recipe does not quantize
+    shown = np.where(nsr[there] > 0, nsr[there], np.nan)
+    axes.plot(there, shown, label=name, **_look(axes, network, 0, 0.0))
+    zeros = np.flatnonzero(nsr == 0)
+    _mark_off(axes, zeros, LOW, ZERO_MARKER, GREY)
+    _set_limits(axes, nsr, ROW if zeros.size else 0.0)
+
+
+def _draw_differences(axes: Axes, network: Network, values: Mapping[str, Floats]) -> None:
+    """Of all but the first; noise that one side alone has is off the scale, above or below."""
+    (name, first), *others = values.items()
+    axes.axhline(0, color=series(0).colour, linewidth=0.9)
+    axes.set_ylabel(f"against\n{short(display_name(name), NAMED)} (dB)", multialignment="center")
+    finite = [0.0]
+    for index, (other, nsr) in enumerate(others, 1):
+        change = decibels(nsr, first)
+        there = np.flatnonzero(np.isfinite(change))
+        finite += change[there].tolist()
+        look = _look(axes, network, index, (index - 1) / max(len(others) - 1, 1))
+        axes.plot(there, change[there], label=other, **look)
+        for sign, edge, marker in ((-1, LOW, ZERO_MARKER), (1, 1 - LOW, MORE_MARKER)):
+            off = np.flatnonzero(np.isinf(change) & (np.sign(change) == sign))
+            _mark_off(axes, off, edge + sign * (1 - index) * ROW, marker, series(index).colour)
+    low, high = min(finite), max(finite)
+    span = max(high - low, 1.0)
+    axes.set_ylim(low - 0.2 * span, high + 0.2 * span)
+
+
+def decibels(nsr: Floats, first: Floats) -> Floats:
+    """How much more noise than `first`, in dB; infinite where one side alone has none, NaN where both."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(10 * np.log10(nsr / first))
+
+
+def _look(axes: Axes, network: Network, index: int, thinness: float) -> dict[str, Any]:
+    """Of the line of a recipe; later ones are thinner, so that an equal one below still shows."""
+    look, size = series(index), min(1.0, _pitch(axes, network) / PITCH)
+    width, marker = (1.9 - 1.0 * thinness) * size, (4.8 - 1.8 * thinness) * size
+    style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markeredgewidth": 0}
+    return {**style, "linewidth": width, "markersize": marker}
 
 
 def _pitch(axes: Axes, network: Network) -> float:
@@ -110,30 +152,12 @@ def _pitch(axes: Axes, network: Network) -> float:
     return float((figure.get_size_inches()[0] - MARGINS) / len(network.operators))
 
 
-def _mark_zeros(axes: Axes, stacked: Floats) -> float:
-    """Mark zeros, which a log axis has no place for, along the lower edge; return the height used.
-
-    A grey triangle where all series are 0; else one in the colour of each series that is, one row per series.
-    """
-    everywhere = (stacked == 0).all(axis=0)
-    rows = [(GREY, everywhere)]
-    rows += [(series(index).colour, (nsr == 0) & ~everywhere) for index, nsr in enumerate(stacked)]
-    height = 0.0
-    for colour, marked in rows:
-        if marked.any():
-            height += 0.045
-            positions = np.flatnonzero(marked)
-            axes.plot(
-                positions,
-                np.full(len(positions), height - 0.01),
-                transform=axes.get_xaxis_transform(),
-                color=colour,
-                marker=ZERO_MARKER,
-                markersize=3,
-                linestyle="none",
-                label="_zero",
-            )
-    return height
+def _mark_off(axes: Axes, positions: npt.NDArray[np.intp], height: float, marker: int, colour: str) -> None:
+    """Mark operators that are off the scale, at a share of the panel's height."""
+    if positions.size:
+        style = {"color": colour, "marker": marker, "markersize": 3, "linestyle": "none", "label": "_off"}
+        heights = np.full(len(positions), height)
+        axes.plot(positions, heights, transform=axes.get_xaxis_transform(), **style)  # type: ignore[arg-type]
 
 
 def _set_limits(axes: Axes, nsr: Floats, reserved: float) -> None:
@@ -146,16 +170,16 @@ def _set_limits(axes: Axes, nsr: Floats, reserved: float) -> None:
     axes.set_ylim(10 ** (low - below * span), 10 ** (high + above * span))
 
 
-def _name_worst(axes: Axes, network: Network, values: Sequence[Floats], worst: int) -> None:
-    """Names along the upper edge, each with a line to the highest point of its operator."""
-    chosen, highest = worst_operators(values, worst), _highest(values)
+def _name_worst(axes: Axes, network: Network, nsr: Floats, worst: int) -> None:
+    """Names along the upper edge, each with a line to the point of its operator."""
+    chosen = worst_operators(nsr, worst)
     character = CHARACTER / _pitch(axes, network)
     widths = [(len(network.label(position)) + 2) * character for position in chosen]
     places = spread([float(position) for position in chosen], widths, (-1.0, float(len(network.operators))))
     for position, place in zip(chosen, places, strict=True):
         axes.annotate(
             network.label(position),
-            xy=(position, highest[position]),
+            xy=(position, nsr[position]),
             xytext=(place, 0.985),
             textcoords=axes.get_xaxis_transform(),
             ha="center",
@@ -165,18 +189,11 @@ def _name_worst(axes: Axes, network: Network, values: Sequence[Floats], worst: i
         )
 
 
-def worst_operators(values: Sequence[Floats], worst: int) -> list[int]:
-    """Positions of the `worst` operators by their highest NSR in any series, in graph order."""
-    highest = _highest(values)
-    known = np.flatnonzero(highest > 0)
-    order = np.argsort(-highest[known], kind="stable")[:worst]
+def worst_operators(nsr: Floats, worst: int) -> list[int]:
+    """Positions of the `worst` operators by their NSR, in graph order."""
+    known = np.flatnonzero(np.isfinite(nsr) & (nsr > 0))
+    order = np.argsort(-nsr[known], kind="stable")[:worst]
     return sorted(int(position) for position in known[order])
-
-
-def _highest(values: Sequence[Floats]) -> Floats:
-    """The highest finite NSR of each operator in any series; 0 where there is none."""
-    stacked = np.stack(values)
-    return np.asarray(np.where(np.isfinite(stacked), stacked, 0.0).max(axis=0))
 
 
 def spread(wanted: Sequence[float], widths: Sequence[float], limits: tuple[float, float]) -> list[float]:
@@ -210,9 +227,12 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
     for index, name in enumerate(names):
         look, label = series(index), display_name(name)
         handles.append(Line2D([], [], color=look.colour, marker=look.marker, markersize=5, label=label))
-    zero = Line2D([], [], color=GREY, marker=ZERO_MARKER, markersize=4, linestyle="none")
-    zero.set_label("NSR = 0, off the scale")
-    handles.append(zero)
+    marks: list[tuple[Any, str]] = [
+        (ZERO_MARKER, "NSR = 0, off the scale"),
+        (MORE_MARKER, f"… with {display_name(names[0])} alone"),
+    ]
+    for marker, said in marks[: 1 + (len(names) > 1)]:
+        handles.append(Line2D([], [], color=GREY, marker=marker, markersize=4, linestyle="none", label=said))
     widest = 0.6 + 0.085 * max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, int(figure.get_size_inches()[0] / widest))
     figure.legend(handles=handles, loc="outside upper right", ncols=min(columns, len(handles)))

@@ -19,6 +19,7 @@ from ptq2themoon.vocabulary.errors import UserError, at_least, nearest
 Array = npt.NDArray[Any]
 Extend = Literal["neither", "max"]
 
+FEW_PIXELS = 64  # along a side of an image
 OVERLAY_OPACITY = (0.3, 0.8)  # at weight 0 and at the end of the scale
 PERCEPTUALLY_UNIFORM = ("viridis", "plasma", "inferno", "magma", "cividis")
 
@@ -41,13 +42,16 @@ def show_image(axes: Axes, image: Array) -> None:
     """Draw a uint8 [C, H, W] image on axes that count in pixels."""
     height, width = image.shape[1:]
     pixels = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), aspect="auto")
+    # As it is an SVG keeps its pixels, which the reader's program enlarges; a large one is brought to size.
+    shown = "none" if max(height, width) <= FEW_PIXELS else "auto"
+    place: dict[str, Any] = {"extent": (0, width, height, 0), "aspect": "auto", "interpolation": shown}
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, **place)
     _bare(axes)
 
 
 def show_map(axes: Axes, attention: Array, scale: Normalize, colormap: str) -> None:
     """Draw the weights as they are, one square per patch."""
-    axes.imshow(attention, cmap=colormap, norm=scale, interpolation="nearest", aspect="auto")
+    axes.imshow(attention, cmap=colormap, norm=scale, interpolation="none", aspect="auto")
     _bare(axes)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ptq2themoon.plots.by_layer import WIDTH, entitle, layers_of
-from ptq2themoon.plots.style import GREY, Series, series, styled
+from ptq2themoon.plots.style import Series, series, styled
 from ptq2themoon.study.names import CLASS, KINDS, QUANTIZERS
 
 MEASURES = {
@@ -111,14 +112,10 @@ def errors_average(averages: pd.DataFrame) -> Figure:
 
 
 @styled
-def error_histograms(histograms: pd.DataFrame, quantizer: str) -> Figure:
-    """Channels by percentage error: one row per block, one column per layer, which has one y axis.
-
-    Args:
-        histograms: of both quantizers, so that their two figures have the same axes.
-    """
+def error_histograms(histograms: pd.DataFrame) -> Figure:
+    """Channels by percentage error, both quantizers in a panel: one row per block, one column per layer."""
     layers, blocks = layers_of(histograms), sorted(histograms["block"].unique())
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.74 * len(blocks)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.4 + 0.74 * len(blocks)), layout="constrained")
     grid = figure.subplots(len(blocks), len(layers), squeeze=False, sharex=True, sharey="col")
     for block, row in zip(blocks, grid, strict=True):
         row[0].set_ylabel(f"block {block}", rotation="horizontal", ha="right", va="center")
@@ -127,37 +124,58 @@ def error_histograms(histograms: pd.DataFrame, quantizer: str) -> Figure:
             if place.empty:
                 axes.set_visible(False)
                 continue
-            _draw_histogram(axes, place[place["quantizer"] == quantizer], quantizer)
-            axes.set_ylim(0, max(axes.get_ylim()[1], 1.25 * place["channels"].max()))
+            _draw_histograms(axes, place)
     for axes, layer in zip(grid[0], layers, strict=True):
         axes.set_title(f"input of {layer}")
+        axes.set_ylim(0, 1.45 * histograms.loc[histograms["layer"] == layer, "channels"].max())
     figure.supxlabel(
         "percentage error of a channel, 100 · sum |quantized \N{MINUS SIGN} float| / sum |float| "
         "over images and tokens; lower is better",
         fontsize=9,
     )
     figure.supylabel("channels", fontsize=9)
-    figure.suptitle(f"Channels by percentage error, quantized {quantizer}", x=0.01, ha="left", fontsize=9.5)
+    handles, names = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper right", ncols=2)
+    figure.suptitle("Channels by percentage error; numbers are medians", x=0.01, ha="left", fontsize=9.5)
     return figure
 
 
-def _draw_histogram(axes: Axes, rows: pd.DataFrame, quantizer: str) -> None:
-    """Bars on a log axis; the outermost bins are as wide as the others, whatever they hold."""
-    edges = np.append(rows["low"].to_numpy(dtype=float), 100.0)
-    step = edges[2] / edges[1]
-    edges[0], edges[-1] = edges[1] / step, edges[-2] * step
-    look = _look(quantizer)
-    axes.stairs(rows["channels"], edges, fill=True, color=look.colour, linewidth=0)
-    median = float(rows["median"].iloc[0])
-    drawn = float(np.clip(median, edges[0], edges[-1]))
-    axes.axvline(drawn, color=GREY, linestyle=(0, (4, 2)), linewidth=0.9)
+def _draw_histograms(axes: Axes, place: pd.DataFrame) -> None:
+    """Per tensor filled, per channel as an outline; a triangle and a number at the median of each."""
+    said = []
+    for quantizer in QUANTIZERS:
+        rows, look, filled = (
+            place[place["quantizer"] == quantizer],
+            _look(quantizer),
+            quantizer == QUANTIZERS[0],
+        )
+        edges = _drawn_edges(rows["low"].to_numpy(dtype=float))
+        style: dict[str, Any] = (
+            {"fill": True, "linewidth": 0, "alpha": 0.55} if filled else {"linewidth": 1.3}
+        )
+        axes.stairs(rows["channels"], edges, color=look.colour, label=quantizer, **style)
+        median = float(rows["median"].iloc[0])
+        drawn = float(np.clip(median, edges[0], edges[-1]))
+        marker: dict[str, Any] = {
+            "transform": axes.get_xaxis_transform(),
+            "clip_on": False,
+            "linestyle": "none",
+        }
+        axes.plot([drawn], [0.0], color=look.colour, marker=look.marker, markersize=4, zorder=5, **marker)
+        said.append(f"{median:.2f}")
+    axes.text(0.99, 0.96, " → ".join(said) + " %", transform=axes.transAxes, ha="right", va="top", fontsize=7)
     axes.set_xscale("log")
     axes.set_xlim(edges[0], edges[-1])
-    ticks = (0.1, 1, 10, edges[-2])
-    axes.set_xticks(ticks, ["0.1", "1", "10", "99.5"])
+    axes.set_xticks((0.1, 1, 10, edges[-2]), ["0.1", "1", "10", "99.5"])
     axes.minorticks_off()
-    side, anchor = (0.99, "right") if drawn < 5 else (0.01, "left")
-    axes.text(side, 0.97, f"median {median:.2f} %", transform=axes.transAxes, ha=anchor, va="top", fontsize=7)
+
+
+def _drawn_edges(low: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Of the bins on a log axis; the outermost are as wide as the others, whatever they hold."""
+    edges = np.append(low, 100.0)
+    step = edges[2] / edges[1]
+    edges[0], edges[-1] = edges[1] / step, edges[-2] * step
+    return edges
 
 
 def _combinations(table: pd.DataFrame) -> list[tuple[str, str]]:

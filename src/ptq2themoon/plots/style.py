@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import wraps
@@ -11,6 +12,7 @@ from typing import NamedTuple, ParamSpec
 import matplotlib.style
 from matplotlib.figure import Figure
 
+from ptq2themoon.plots.small_files import small_png, small_svg
 from ptq2themoon.stage import Stage
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.layout import FP32
@@ -22,10 +24,14 @@ GREY, LIGHT_GREY, PALE = "#4D4D4D", "#9A9A9A", "#F1F1F1"
 # Okabe and Ito's palette, the colours that print well on white first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-HATCHES = ("///", "...", "\\\\\\", "xxx", "ooo", "---", "+++", "|||")
+# Of lines but for the last: a hatch of dots takes a hundred kilobytes in an SVG.
+HATCHES = ("///", "|||", "\\\\\\", "xxx", "---", "+++", "//", "..")
 
 RC: dict[str, object] = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib, so that text is the same everywhere
+    # The first ships with matplotlib, so that a PNG is the same everywhere; the others have its widths, for
+    # the reader of an SVG, whose text stays text: small, searchable and read aloud.
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Bitstream Vera Sans", "Verdana", "sans-serif"],
     "font.size": 8.5,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9,
@@ -44,7 +50,7 @@ RC: dict[str, object] = {
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.5,
     "hatch.linewidth": 0.6,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "svg.hashsalt": "ptq2themoon",
 }
 
@@ -88,10 +94,12 @@ def save(figure: Figure, stage: Stage, png: Path, svg: Path, dpi: int) -> None:
 
     `dpi` is the resolution of the PNG and of the images inside the SVG.
     """
+    pixels, drawing = io.BytesIO(), io.StringIO()
     with context():
-        figure.savefig(stage.temporary(png), format="png", dpi=dpi, metadata={"Software": None})
-        metadata = {"Date": None, "Creator": None}
-        figure.savefig(stage.temporary(svg), format="svg", dpi=dpi, metadata=metadata)
+        figure.savefig(pixels, format="png", dpi=dpi, metadata={"Software": None})
+        figure.savefig(drawing, format="svg", dpi=dpi, metadata={"Date": None, "Creator": None})
+    stage.temporary(png).write_bytes(small_png(pixels.getvalue()))
+    stage.temporary(svg).write_text(small_svg(drawing.getvalue()), encoding="utf-8")
 
 
 def check_dpi(dpi: int) -> None:

@@ -12,7 +12,7 @@ from ptq2themoon.vocabulary.errors import UserError, nearest
 
 COLUMNS = (
     "model", "recipe", "bits", "calibration_images", "seed", "images",
-    "top1", "logits_sqnr_db", "output_cosine",
+    "top1", "agreement", "logits_sqnr_db", "output_cosine",
 )  # fmt: skip
 
 

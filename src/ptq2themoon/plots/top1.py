@@ -30,7 +30,7 @@ def wilson_interval(percent: float, images: int) -> tuple[float, float]:
 def top1(summary: pd.DataFrame, model: str) -> Figure:
     """One bar per row of `summary` for `model`, from zero; beside it the difference from FP32, enlarged.
 
-    Whiskers are 95 % Wilson intervals for the number of images; the band is FP32's own interval.
+    Whiskers are 95 % intervals: of the bars Wilson's, of the differences for images that both share.
     """
     rows = _rows(summary, model)
     names, series = labels(rows), looks(rows)
@@ -80,11 +80,23 @@ def _draw_bars(axes: Axes, rows: pd.DataFrame, series: list[Series]) -> None:
     axes.set_xlabel(f"top-1 (%), n = {count(rows)} images\nwhiskers: 95 % interval (Wilson)")
 
 
+def paired_half_width(difference: float, agreement: float, images: int) -> float:
+    """Half of a 95 % interval of a difference of top-1 on the same images, in points; an upper bound.
+
+    Only where the class changed can one side be right and the other wrong. Were all images without agreement
+    such, the difference d of n images would have the variance (1 - agreement - d²) / n (McNemar's, by Wald).
+
+    Args:
+        difference: in percentage points.
+        agreement: percent of images with the same class on both sides.
+    """
+    changed = max(1 - agreement / 100, abs(difference) / 100)
+    return 100 * NORMAL_QUANTILE_95 * sqrt(max(changed - (difference / 100) ** 2, 0.0) / images)
+
+
 def _draw_differences(axes: Axes, rows: pd.DataFrame, series: list[Series]) -> None:
     """Top-1 less FP32's; what lies beyond `LARGEST_DROP` becomes a triangle at the edge."""
     full = rows.iloc[0]
-    low, high = wilson_interval(full.top1, full.images)
-    axes.axvspan(low - full.top1, high - full.top1, color="#E4E4E4", linewidth=0)
     axes.axvline(0, color=GREY, linewidth=0.8)
     for y, (row, look) in enumerate(zip(rows.itertuples(), series, strict=True)):
         difference = row.top1 - full.top1
@@ -92,12 +104,12 @@ def _draw_differences(axes: Axes, rows: pd.DataFrame, series: list[Series]) -> N
         if difference < -LARGEST_DROP:
             axes.plot(-LARGEST_DROP, y, marker="<", clip_on=False, **style)
         else:
-            errors = _whiskers(row.top1, row.images)
-            axes.errorbar(difference, y, xerr=errors, capsize=2.5, linewidth=1.2, marker=look.marker, **style)
+            half = paired_half_width(difference, row.agreement, row.images) if y else None
+            axes.errorbar(difference, y, xerr=half, capsize=2.5, linewidth=1.2, marker=look.marker, **style)
         text = f"{difference:+.2f}".replace("-", "\N{MINUS SIGN}") if y else "0.00"
         axes.text(1.12, y, text, transform=axes.get_yaxis_transform(), ha="right", va="center")
     axes.margins(x=0.08)
-    label = "difference from FP32 (percentage points)\nenlarged; band: FP32's 95 % interval"
+    label = "difference from FP32 (percentage points), enlarged\nwhiskers: 95 % interval at most, same images"
     if (rows["top1"] - full.top1 < -LARGEST_DROP).any():
         axes.set_xlim(left=-LARGEST_DROP)
         label += f"\ntriangles: below \N{MINUS SIGN}{LARGEST_DROP:.0f}"

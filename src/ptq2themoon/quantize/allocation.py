@@ -1,7 +1,7 @@
 """Give each of several places one of its options, so that losses are least within a limit of costs.
 
-The multiple-choice knapsack problem: of each place i one option k_i, to minimise sum of loss[i][k_i] with
-sum of cost[i][k_i] <= limit. It is solved exactly, by dynamic programming over the places. Kept are those
+The multiple-choice knapsack problem: of each place i one option k, to minimise the sum of loss[i, k] with
+the sum of cost[i, k] <= limit. It is solved exactly, by dynamic programming over the places. Kept are those
 beginnings that no other one beats in both cost and loss, and that can still become better than a solution
 known already. With a price p >= 0 of cost, no end of a beginning has less loss than
 

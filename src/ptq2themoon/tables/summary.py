@@ -1,8 +1,8 @@
-"""All metrics in one table: CSV for programs, Markdown for people, JSON for `dvc metrics diff`."""
+"""All metrics in one table: CSV for programs, Markdown and HTML for people; the first ones for DVC."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from ptq2themoon.deploy.deploy_records import RuntimeReport
 from ptq2themoon.evaluate.metrics_record import Metrics
+from ptq2themoon.tables.html_page import html_page, html_table
 from ptq2themoon.tables.markdown import aligned_table
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.layout import FP32, Run
@@ -87,9 +88,15 @@ def summarize(entries: Sequence[Entry]) -> pd.DataFrame:
         {**e._asdict(), **read(e.metrics, Metrics).model_dump(), **_read_runtime(e.runtime)} for e in entries
     ]
     full = {row["model"]: row["top1"] for row in rows if row["recipe"] == FP32}
+    images = {row["model"]: row["images"] for row in rows if row["recipe"] == FP32}
     for row in rows:
         if row["model"] not in full:
             raise UserError(f"{row['metrics']}: model {row['model']!r} has no fp32 entry to compare with")
+        if row["images"] != images[row["model"]]:
+            raise UserError(
+                f"{row['metrics']}: measured on {row['images']} images, floating point on "
+                f"{images[row['model']]}: of another run; run the evaluate stage again"
+            )
         if (full[row["model"]] is None) != (row["top1"] is None):
             raise UserError(f"{row['metrics']}: top1 only here or only in fp32; run the evaluate stage again")
         if row["top1"] is not None:
@@ -109,11 +116,27 @@ def _read_runtime(path: Path | None) -> dict[str, Any]:
 
 def to_markdown(table: pd.DataFrame) -> str:
     """A table rounded for reading, figures to the right; without columns of modes that are not deployed."""
+    return "\n".join(aligned_table(*_readable(table))) + "\n"
+
+
+def to_html(table: pd.DataFrame, ships: Mapping[str, Path]) -> str:
+    """A page with the same table, and the models to ship with their sizes, for the report.
+
+    Args:
+        ships: INT8 model by run.
+    """
+    sizes = [(run, str(path), f"{path.stat().st_size / 1e6:.1f}") for run, path in ships.items()]
+    models = html_table(("Run", "INT8 model to ship", "MB"), sizes, (True, True, False))
+    parts = [("Every model and recipe", html_table(*_readable(table))), ("What to ship", models)]
+    return html_page("Summary", parts if ships else parts[:1])
+
+
+def _readable(table: pd.DataFrame) -> tuple[list[str], list[tuple[str, ...]], list[bool]]:
+    """Heads, rows rounded for reading, and which columns are text."""
     heads = {**KEYS, **{name: head for name, (head, _) in METRICS.items()}}
     names = [name for name in heads if name not in RUNTIME or table[name].notna().any()]
     shown = zip(*([_shown(name, value) for value in table[name]] for name in names), strict=True)
-    lines = aligned_table([heads[name] for name in names], shown, [name in TEXT for name in names])
-    return "\n".join(lines) + "\n"
+    return [heads[name] for name in names], list(shown), [name in TEXT for name in names]
 
 
 def _shown(name: str, value: Any) -> str:
@@ -125,18 +148,13 @@ def _shown(name: str, value: Any) -> str:
     return str(value)
 
 
-def to_nested(table: pd.DataFrame) -> dict[str, Any]:
-    """{model: {"fp32": {metric: value}, recipe: {"w8a8-n256-s0": {…}}}}; unknown values are left out."""
-    nested: dict[str, Any] = {}
-    for row in table.to_dict("records"):
-        metrics = {name: float(row[name]) for name in FIGURES if not pd.isna(row[name])}
-        recipes = nested.setdefault(row["model"], {})
-        if row["recipe"] == FP32:
-            recipes[FP32] = metrics
-        else:
-            run = Run(*(row[name] for name in ("model", "recipe", "bits", "calibration_images", "seed")))
-            recipes.setdefault(row["recipe"], {})[run.key] = metrics
-    return nested
+def headline(table: pd.DataFrame, name: str) -> dict[str, dict[str, float]]:
+    """One column: {model: {"fp32": value, "recipe/w8a8-n256-s0": value}}; unknown values are left out."""
+    found: dict[str, dict[str, float]] = {model: {} for model in table["model"]}
+    for row in table[table[name].notna()].to_dict("records"):
+        run = Run(*(row[key] for key in ("model", "recipe", "bits", "calibration_images", "seed")))
+        found[run.model][run.variant] = float(row[name])
+    return found
 
 
 def parse_runtime(entries: Sequence[Entry], values: Iterable[Sequence[str]]) -> list[Entry]:

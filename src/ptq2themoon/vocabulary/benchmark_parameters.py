@@ -14,25 +14,25 @@ class Benchmark(Strict):
     """`snakemake benchmark`: speed, size and accuracy beside those of other tools, on this machine."""
 
     architectures: Annotated[list[Name], *UNIQUE] = ["deit_tiny_patch16_224", "vit_small_patch16_224"]
-    """timm models with random weights, to be timed besides `models`."""
+    """timm models with random weights, timed in addition to `models`."""
     stretched: bool = False
-    """Each timm model of `models` is timed and evaluated with outlier channels besides: the same function."""
+    """true: also measure each timm model of `models` with outlier channels and the same function."""
     recipes: Annotated[list[Name], *UNIQUE] = ["ship"]
-    """Files of recipes/, without `.yaml`, to be timed besides those of `recipes`."""
+    """Files of recipes/, without `.yaml`, measured in addition to `recipes`."""
     learned: Annotated[list[Name], *UNIQUE] = []
-    """The same, but not for the architectures: what trains says nothing of random weights."""
+    """The same, but not for `architectures`: training needs real weights."""
     images: Positive = 32
     """Calibration images of the architectures."""
     evaluation_images: Positive = 2000
-    """At most so many of the evaluation images, for each model of each tool."""
+    """Evaluation images for each model of each tool, at most."""
     batches: Annotated[list[Positive], *SOME] = [1, 8]
-    """Images at once."""
+    """Batches: images per run."""
     rounds: Positive = 21
-    """How often each model runs, by turns with all the others."""
+    """How often each model runs; each round runs all models."""
     simulation_rounds: Positive = 3
-    """The same for the simulation and the calibration, which take longer."""
+    """The same for simulation and calibration, which take longer."""
     threads: Positive = 2
-    """Of each runtime."""
+    """Threads of each runtime."""
 
     @property
     def random(self) -> dict[str, Model]:

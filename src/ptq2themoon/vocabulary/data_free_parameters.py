@@ -12,7 +12,7 @@ from ptq2themoon.vocabulary.validation import SOME, Positive, Strict
 
 
 class DataFree(Strict):
-    """`snakemake data_free`: calibration on real images, on images made from the model, and on noise."""
+    """`snakemake data_free`: calibration on real images, on images generated from the model, and on noise."""
 
     sources: Annotated[
         dict[Label, Name], Field(min_length=1, json_schema_extra={"additionalProperties": False})
@@ -21,14 +21,14 @@ class DataFree(Strict):
         "generated": "psaq_vit",
         "noise": "psaq_vit_noise",
     }
-    """What figures call a source of calibration images, and the recipe, a file of recipes/, that takes it."""
+    """Sources of calibration images: the name in figures, and the recipe, a file of recipes/."""
     bits: Annotated[list[Bits], *SOME] = ["w8a8", "w4a8", "w4a4"]
     """Bits of weights and activations."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], *SOME] = [0, 1, 2]
-    """A seed draws the real images, and is that of the noise and of all that is made from it."""
+    """A seed draws the real images, and is the seed of noise and generated images."""
     calibration_images: Positive = 32
-    """How many real images are drawn; how many are made is a setting of the method."""
+    """How many real images are drawn; the number of generated images is a setting of the method."""
     images: Positive = 500
     """Evaluation images, at most."""
     shown: Positive = 8
-    """Calibration images of each source in the figure, of the first seed."""
+    """How many images of each source the figure shows, from the first seed."""

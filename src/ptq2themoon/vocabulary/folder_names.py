@@ -11,7 +11,10 @@ from ptq2themoon.vocabulary.validation import shown
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Folders of results/ that are neither a model nor a recipe, and the suffixes of the files beside those.
-RESERVED = ("data_free", "figures", "fp32", "leaderboard", "learning_curve", "models", "study")
+RESERVED = (
+    *("benchmarks", "data_free", "example", "figures", "fp32", "leaderboard", "learning_curve"),
+    *("models", "study"),
+)
 SUFFIXES = (".csv", ".json", ".md", ".onnx", ".safetensors")
 LONGEST = 100  # characters; a folder's name holds 255 bytes, and figures have less room
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,18 @@ RECIPES = "recipes"
 SHIPPED = "fast"  # the mode of the INT8 model to ship
 FP32 = "fp32"  # stands where a recipe's name does, for floating point
 
-HEAVY = f"{RESULTS}/models/{{model}}"  # DVC keeps it
-SMALL = f"{RESULTS}/{{model}}"  # git keeps it
+EXAMPLE = (
+    f"{RESULTS}/example"  # git keeps it: the small part of the results of the repository's own params.yaml
+)
+# What the example lacks: graphs and arrays, rows of every image or channel, what benchmarks make.
+NOT_IN_EXAMPLE = (
+    *("models/*", "*.html", "*/attention.csv", "*/activations.csv", ".*", "*/.*"),
+    *("benchmarks/*/evaluation.*", "benchmarks/*/ppq.*", "benchmarks/*/*.csv"),  # rows of one model
+    *("*/attention_overview.svg", "*/attention_rollout.svg"),  # images for the most part, as in the PNG
+)
+
+HEAVY = f"{RESULTS}/models/{{model}}"
+SMALL = f"{RESULTS}/{{model}}"
 KEY = "{bits}-n{images}-s{seed}"
 KEY_PATTERN = r"w\d+a\d+-n\d+-s\d+"
 RUN = "{recipe}/{key}"
@@ -47,7 +58,9 @@ ROLLOUT = f"{HEAVY}/{{variant}}/rollout.safetensors"
 INT8, DEPLOYED = f"{HEAVY}/{RUN}/{{mode}}/int8.onnx", f"{HEAVY}/{RUN}/{{mode}}/deploy.json"
 RUNTIME, RUNTIME_OPERATORS = f"{SMALL}/{RUN}/runtime.json", f"{SMALL}/{RUN}/runtime_operators.csv"
 
-SUMMARY = tuple(f"{RESULTS}/summary.{kind}" for kind in ("csv", "md", "json"))
+SUMMARY = tuple(f"{RESULTS}/summary.{kind}" for kind in ("csv", "md", "html"))
+HEADLINES = ("top1", "fast_top1", "agreement", "logits_sqnr_db")  # columns that DVC shows, each a file
+HEADLINE_FILES = tuple(f"{RESULTS}/{name}.json" for name in HEADLINES)
 FIGURES = ("top1", "errors_along_network", "attention_overview", "attention_heads")
 
 
@@ -126,8 +139,12 @@ def calibration_draws(params: Any) -> list[tuple[int, int]]:
 
 
 def pipeline_files(params: Any) -> list[str]:
-    """Every file that DVC or git keeps: with one of them gone, the rule that makes it runs."""
-    return [*SUMMARY, *(file for model in params.models for file in _model_files(params, model))]
+    """Every file that DVC keeps: with one of them gone, the rule that makes it runs."""
+    return [
+        *SUMMARY,
+        *HEADLINE_FILES,
+        *(file for model in params.models for file in _model_files(params, model)),
+    ]
 
 
 def _model_files(params: Any, model: str) -> Iterator[str]:
@@ -146,6 +163,11 @@ def _model_files(params: Any, model: str) -> Iterator[str]:
 
 def _filled(patterns: Iterable[str], run: Run) -> Iterator[str]:
     return (fill(pattern, run) for pattern in patterns)
+
+
+def in_example(name: str) -> bool:
+    """Whether the committed example has a file of the results; `name` is relative to them, with slashes."""
+    return not any(fnmatchcase(name, pattern) for pattern in NOT_IN_EXAMPLE)
 
 
 def recipe_file(name: str) -> str:

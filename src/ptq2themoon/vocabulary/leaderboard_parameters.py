@@ -12,20 +12,20 @@ from ptq2themoon.vocabulary.validation import SOME, UNIQUE, Positive, Strict
 
 
 class Leaderboard(Strict):
-    """`snakemake leaderboard`: every method on the same images, seeds and bits, differences judged."""
+    """`snakemake leaderboard`: recipes on the same images, seeds and bits, with tests of differences."""
 
     recipes: Annotated[list[Name], *SOME] = ["papers", "repq_vit", "ship", "vanilla"]
-    """Files of recipes/, without `.yaml`: one row for each and each of `bits`."""
+    """Files of recipes/, without `.yaml`: one row per recipe and bits."""
     bases: Annotated[list[Name], *UNIQUE] = ["papers", "vanilla"]
-    """Those of `recipes` that others are judged against: a row by the first of its protocol."""
+    """Recipes to compare with; each row is compared with the first one of its protocol."""
     bits: Annotated[list[Bits], *SOME] = ["w8a8", "w6a6", "w4a4", "w3a3", "w4a8"]
     """Bits of weights and activations."""
     bits_of: dict[str, Annotated[list[Bits], *SOME]] = {}
-    """Other bits of single recipes, such as those that train for minutes: by the recipe's name."""
+    """Other bits for single recipes, such as recipes that train for minutes, by recipe name."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], *SOME] = [0, 1, 2]
-    """Each row is calibrated once for each: a seed draws its own calibration images."""
+    """Each recipe is calibrated once per seed; a seed draws its own calibration images."""
     calibration_images: Positive = 32
-    """How many images are drawn to calibrate on."""
+    """How many calibration images are drawn."""
     images: Positive = 500
     """Evaluation images, at most."""
 

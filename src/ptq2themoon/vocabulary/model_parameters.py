@@ -27,27 +27,27 @@ TIMM_ARGUMENTS = ("num_classes", "img_size", "patch_size", "in_chans", "embed_di
 
 
 class Model(Strict):
-    """Weights, and the data set that they are quantized and tested with."""
+    """A model, and the data set that it is calibrated and evaluated on."""
 
     source: str
     """A timm model, best with its tag; `local-dir:FOLDER` with timm's config.json; `hf-hub:NAME@REVISION`;
     or `onnx:FILE`, of any exporter."""
     dataset: str
-    """A key of `datasets`."""
+    """The name of a data set, a key of `datasets`."""
     checkpoint: str | None = None
     """A file of weights that replaces the source's own."""
     arguments: dict[str, JsonValue] = Field(default={})
     """Further arguments of timm.create_model, such as `img_size`."""
     exporter: Exporter = "torchscript"
-    """torch's exporter by tracing, or `dynamo`; for a timm model."""
+    """How torch exports a timm model: `torchscript` (by tracing) or `dynamo`."""
     opset: int = Field(default=13, ge=11, le=20)
     """ONNX opset of the export: 11 to 17 by `torchscript`, 18 to 20 by `dynamo`."""
     preprocessing: PreprocessingChanges | None = None
-    """Values that replace timm's; an ONNX file needs `mean` and `std`."""
+    """Preprocessing values that replace timm's; an ONNX file needs `mean` and `std`."""
     classifier: bool = True
     """`false`: the outputs are features, whatever their shape."""
     output: str | None = None
-    """Of an ONNX file with several outputs, the one to take; else that named `logits`, or the first."""
+    """The output to use of an ONNX file with several; default: the one named `logits`, else the first."""
 
     @model_validator(mode="before")
     @classmethod
@@ -82,19 +82,19 @@ class Model(Strict):
 
 
 class Dataset(Strict):
-    """Images to calibrate with and images to test on."""
+    """Calibration images and evaluation images."""
 
     kind: Literal["arrays", "folder", "csv", "torchvision"]
-    """`arrays`: safetensors files with images and labels; `folder`: one subfolder of images a class, or no
-    subfolders and no labels; `csv`: a table of path and label beside the images; `torchvision`: a data set of
-    torchvision's in local files."""
+    """`arrays`: safetensors files with images and labels; `folder`: one subfolder of images per class, or no
+    subfolders and no labels; `csv`: a table with columns path and label; `torchvision`: a data set of
+    torchvision in local files."""
     calibration: str
     """The file or folder that calibration draws from, or NAME:SPLIT:ROOT of torchvision."""
     evaluation: str
-    """The same for what the models are tested on."""
+    """The same for the evaluation images."""
     classes: Literal["imagenet"] | None = None
-    """`imagenet`: class folders are named by WordNet id or index of ImageNet-1k; null: a label is the place
-    of its folder, sorted by name."""
+    """`imagenet`: class folders are named by WordNet id or index of ImageNet-1k; null: class folders sorted
+    by name are classes 0, 1, 2, …"""
     class_order: ClassOrder | None = None
     """`string`: names of class folders are sorted as text, as torchvision does; `natural`: by the numbers in
     them and without case, as timm does; null: as text, refused where the two differ."""

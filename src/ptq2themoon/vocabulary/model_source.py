@@ -30,18 +30,18 @@ OPSETS: Mapping[str, tuple[int, int]] = {"torchscript": (11, 17), "dynamo": (18,
 
 
 class PreprocessingChanges(Strict):
-    """What replaces timm's own preprocessing; for an ONNX file, all that is known of it."""
+    """Preprocessing values that replace timm's; for an ONNX file, all preprocessing."""
 
     mean: Annotated[list[float], Field(min_length=1)] | None = None
-    """Of each channel, for pixels in 0..1."""
+    """Mean of each channel, for pixels in 0..1."""
     std: Annotated[list[Above0], Field(min_length=1)] | None = None
-    """Of each channel, for pixels in 0..1."""
+    """Standard deviation of each channel, for pixels in 0..1."""
     interpolation: Interpolation | None = None
     """How images are resized."""
     crop_pct: CropShare | None = None
-    """Side of the crop over the side of the resized image."""
+    """Side of the crop divided by the side of the resized image."""
     crop_mode: CropMode | None = None
-    """What becomes of images that are not square."""
+    """How images that are not square are fitted to the input."""
     input_size: ImageSize | None = None
     """[channels, height, width]."""
 

@@ -1,4 +1,4 @@
-"""params.yaml as a model: what may stand there, and what each entry refers to."""
+"""The parameters of params.yaml: their keys, and checks of all that they refer to."""
 
 from __future__ import annotations
 
@@ -56,25 +56,25 @@ class Calibration(Strict):
 
 class Evaluation(Strict):
     images: Positive | None
-    """How many images, drawn once and for all, as many of each class as can be; null: all."""
+    """How many images are evaluated, the same for all recipes, drawn evenly over the classes; null: all."""
     batch_size: Positive
     """Images in a batch."""
     shards: int = Field(default=1, ge=1, le=1000)
-    """Jobs that share the images of each evaluation, for clusters; no figure depends on it."""
+    """Jobs that share the images of each evaluation, for clusters; results do not depend on it."""
 
 
 class Errors(Strict):
     images: Positive = 64
-    """For the error of each operator's output."""
+    """Evaluation images for the error of each operator's output."""
     logits_images: Positive = 32
-    """For the effect of each operator on the logits, one operator quantized at a time."""
+    """Evaluation images for the error of the logits when only one operator is quantized."""
 
 
 class Attention(Strict):
     images: Positive = 4
-    """How many images are drawn with their attention maps."""
+    """How many images the attention figures show."""
     block: int = -1
-    """Which block's attention; from the end when negative."""
+    """The block whose attention is measured and drawn; a negative number counts from the end."""
 
 
 class Deployment(Strict):
@@ -105,16 +105,16 @@ class Plots(Strict):
 
 
 class Params(Strict):
-    """Everything that decides a result; recipes/ holds the quantizers themselves."""
+    """All parameters that decide a result, except those of recipes."""
 
     models: Annotated[dict[Name, Model], Field(min_length=1), _named]
-    """What is quantized."""
+    """The models to quantize, by name."""
     datasets: Annotated[dict[Name, Dataset], _named]
-    """The images, by name."""
+    """The data sets, by name."""
     recipes: Annotated[list[Name], *SOME]
-    """Files of recipes/, without `.yaml`."""
+    """The recipes: files of recipes/, without `.yaml`."""
     bits: Annotated[list[Bits], *SOME]
-    """Bits of weights and activations: `w8a8`."""
+    """Bits of weights and activations, such as `w8a8`."""
     calibration: Calibration
     evaluation: Evaluation
     errors: Errors = Errors()
@@ -127,7 +127,7 @@ class Params(Strict):
     data_free: DataFree = DataFree()
     learning_curve: LearningCurve = LearningCurve()
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: a GPU when torch sees one."""
+    """Where models run; `auto`: on a GPU if torch sees one."""
 
     @property
     def stretched(self) -> dict[str, Model]:

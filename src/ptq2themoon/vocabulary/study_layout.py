@@ -37,14 +37,13 @@ TABLES_OF = {"input": ("input", AUTO), "output": ("output",), "once": ("once", A
 FIGURES = (
     *(f"ablation_{variant}" for variant in TABLES_OF),
     *("ranking", "fusion", "activations", "activations_block", "errors", "errors_average"),
-    *("error_histograms_per_tensor", "error_histograms_per_channel"),
-    *("attention_overview", "attention_heads", "attention_rollout"),
+    *("error_histograms", "attention_overview", "attention_heads", "attention_rollout"),
 )
 PUBLISHED_FIGURES = ("fusion_published", "errors_published")  # drawn once, not for each model
 TABLES = (
     *(f"ablation_{variant}.md" for variant in TABLES_OF),
     *("bits.json", "fp32.json", "search.csv", f"{AUTO}.yaml", "fusion_operators.csv"),
-    *("activations_largest.csv", "error_histograms.csv", "error_channels.csv"),
+    *("activations_largest.csv", "error_channels.csv"),
     *("attention_fidelity.csv", "attention_fidelity.md"),
 )
 

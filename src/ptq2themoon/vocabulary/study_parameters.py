@@ -23,7 +23,7 @@ LAYERS = {"qkv": ("qkv", "q", "k", "v", "qk", "kv"), "proj": ("proj",), "fc1": (
 
 
 class Study(Strict):
-    """`snakemake study`: which operators need channel-wise quantization, and what it costs."""
+    """`snakemake study`: which operators need per-channel scales."""
 
     recipes: Annotated[list[Name], *SOME] = [
         BASE,
@@ -38,30 +38,30 @@ class Study(Strict):
         CUSTOMIZED,
         ACTIVATIONS_ONLY,
     ]
-    """Rows of the ablation, files of recipes/; leave out those that name blocks that a model lacks."""
+    """Rows of the ablation: files of recipes/; leave out recipes with blocks that a model lacks."""
     bits: Annotated[list[Bits], Field(min_length=2, json_schema_extra={"uniqueItems": True})] = [
         "w8a8",
         "w6a6",
         "w5a5",
         "w4a4",
     ]
-    """The ablation is at the first, and at the next of them at which `vanilla` loses more than `loss`."""
+    """The ablation runs at the first bits, and at the next at which `vanilla` loses more than `loss`."""
     loss: float = Field(default=5.0, ge=0)
-    """Percentage points of top-1; without labels, of agreement with FP32."""
+    """A loss of top-1 in percentage points; without labels, of agreement with FP32."""
     images: Positive = 500
     """Evaluation images of the ablation, at most."""
     calibration_images: Positive = 64
-    """Calibration images of the ablation; all else has those of `calibration`."""
+    """Calibration images of the ablation; the rest of the study uses those of `calibration`."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], *SOME] = [0, 1, 2]
     """The ablation is repeated for each: a seed draws its own calibration images."""
     share: float = Field(default=0.9, gt=0, le=1)
-    """Of the error that quantizing everything per channel removes: how much the recipe `auto` must."""
+    """The share of the removable error that the recipe `auto` must remove."""
     ranking_images: Positive = 64
-    """Calibration images that operators are ranked on, and candidates for `auto` compared."""
+    """Calibration images for the ranking of operators and the search of `auto`."""
     input_images: Positive = 64
     """Evaluation images for the ranges and errors of the layers' inputs."""
     block: int = 5
-    """Whose inputs have a figure of their own; from the end when negative."""
+    """The block whose inputs have their own figure; a negative number counts from the end."""
     rounds: Positive = 11
     """How often each graph is timed with and without fusion."""
 

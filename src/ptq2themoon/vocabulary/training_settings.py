@@ -1,4 +1,4 @@
-"""What recipes can say of a method's training, whatever it learns."""
+"""Settings of training that recipes can give, for all methods that learn."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SCALE_RATE: dict[Preset, float] = {"quick": 1e-3, "paper": 4e-5}
 
 
 class PresetSettings(Strict):
-    """Of whatever trains: figures say which of these it was."""
+    """The preset of a training; tables and figures name it."""
 
     preset: Preset = "quick"
-    """quick: what a CPU does in minutes, and far from the papers' effort; paper: theirs, for a GPU."""
+    """quick: minutes on a CPU, far less than in papers; paper: as in the paper, for a GPU."""
 
     def or_preset(self, given: Number | None, by_preset: Mapping[Preset, Number]) -> Number:
         """What a recipe gave, else what the preset has."""
@@ -29,18 +29,18 @@ class PresetSettings(Strict):
 
 
 class TrainingSettings(PresetSettings):
-    """How long, with what, and within which memory."""
+    """Length, images and memory of a training."""
 
     iterations: Annotated[int | None, Field(ge=0)] = None
-    """Steps for each unit that is trained; null: the preset's; 0: nothing is learned."""
+    """Iterations for each unit; null: as in the preset; 0: nothing is learned."""
     batch: Annotated[int | None, Field(ge=1)] = None
-    """Images in a step; null: the preset's."""
+    """Images in an iteration; null: as in the preset."""
     images: Annotated[int | None, Field(ge=1)] = None
-    """How many of the calibration images to train on, the first ones; null: all."""
+    """How many calibration images to train on, the first ones; null: all."""
     patience: Annotated[int | None, Field(ge=1)] = None
-    """End a unit when the mean loss of so many steps is less than 0.1 % below that of as many before."""
+    """A unit ends when this number of steps lowers its mean loss by less than 0.1 %; null: never."""
     memory_mb: Annotated[int, Field(ge=0)] = 2000
-    """Of activations kept for one unit; what exceeds it lies in files of the temporary folder."""
+    """Activations in memory for one unit, in MB; the rest is in files of the temporary folder."""
 
     @property
     def steps(self) -> int:
@@ -49,21 +49,21 @@ class TrainingSettings(PresetSettings):
 
     @property
     def batch_size(self) -> int:
-        """Images in a step."""
+        """Images in an iteration."""
         return self.or_preset(self.batch, BATCH)
 
 
 class RoundingSettings(TrainingSettings):
-    """Of a training that learns how weights are rounded."""
+    """Settings of a training that learns how weights are rounded."""
 
     rate: Annotated[float | None, Field(gt=0)] = None
-    """Learning rate of Adam; null: the preset's, 1e-2 for the few iterations of quick and 1e-3 for paper."""
+    """Learning rate of Adam; null: as in the preset, 1e-2 for quick and 1e-3 for paper."""
     regularizer: Annotated[float, Field(ge=0)] = 0.01
-    """How much weights that are not yet rounded to one side count; lambda in AdaRound."""
+    """Weight of the loss for weights that are not yet rounded to one side; lambda in AdaRound."""
     warm: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of the iterations before that counts at all."""
+    """Share of the iterations before the regularizer starts."""
     beta: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (20.0, 2.0)
-    """Its exponent, first and last: how soon weights near the middle are pushed to one side."""
+    """First and last exponent of the regularizer: how soon weights near the middle move to one side."""
 
     def schedule(self) -> dict[str, Any]:
         """As `Learning` takes it."""
@@ -72,12 +72,12 @@ class RoundingSettings(TrainingSettings):
 
 
 class ReconstructionSettings(RoundingSettings):
-    """Of a training that learns scales of activations too, block by block."""
+    """Settings of a training that also learns scales of activations, block by block."""
 
     loss: Literal["mse", "brecq", "aph", "fima"] = "mse"
-    """What weighs the squared errors of a block's output."""
+    """Loss of a block's output: squared errors (`mse`), or weighted ones as in the paper of that name."""
     scale_rate: Annotated[float | None, Field(ge=0)] = None
-    """Learning rate of activations' scales, falling along half a cosine; 0: they stay; null: the preset's."""
+    """Learning rate of activations' scales, with cosine decay; 0: fixed scales; null: as in the preset."""
 
     def schedule(self) -> dict[str, Any]:
         """As `Learning` takes it."""

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from ptq2themoon.stage import Stage, run_job
-from ptq2themoon.tables.summary import parse_entry, parse_runtime, summarize, to_markdown, to_nested
+from ptq2themoon.tables.summary import (
+    headline,
+    parse_entry,
+    parse_runtime,
+    summarize,
+    to_html,
+    to_markdown,
+)
+from ptq2themoon.vocabulary.job import named_paths
+from ptq2themoon.vocabulary.layout import HEADLINES
 from ptq2themoon.vocabulary.records import write_json
 from ptq2themoon.vocabulary.stages.evaluate import Summarize
 
@@ -14,7 +23,10 @@ def main(job: Summarize) -> None:
         table = summarize(entries)
         table.to_csv(stage.temporary(job.out_csv), index=False, float_format="%.8g")
         stage.temporary(job.out_md).write_text(to_markdown(table), encoding="utf-8")
-        write_json(stage.temporary(job.out_json), to_nested(table))
+        page = to_html(table, named_paths(job.ship, "--ship"))
+        stage.temporary(job.out_html).write_text(page, encoding="utf-8")
+        for name, path in zip(HEADLINES, job.out_headlines, strict=True):
+            write_json(stage.temporary(path), headline(table, name))
 
 
 if __name__ == "__main__":

@@ -12,23 +12,18 @@ from ptq2themoon.plots.input_error_figures import (
 )
 from ptq2themoon.plots.style import check_dpi, save
 from ptq2themoon.stage import Stage, run_job
-from ptq2themoon.study.names import QUANTIZERS
 from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.vocabulary.stages.study_figures import PlotStudyErrors
 
 
 def main(job: PlotStudyErrors) -> None:
     check_dpi(job.dpi)
-    of_quantizer = dict(zip(QUANTIZERS, (job.out_per_tensor, job.out_per_channel), strict=True))
     with Stage.of(job) as stage:
         histograms = read_table(job.histograms, HISTOGRAM_COLUMNS)
         save(errors_by_block(read_table(job.errors, ERROR_COLUMNS)), stage, *job.out, job.dpi)
         average = errors_average(read_table(job.average, AVERAGE_COLUMNS))
         save(average, stage, *job.out_average, job.dpi)
-        for quantizer, (table, png, svg) in of_quantizer.items():
-            rows = histograms[histograms["quantizer"] == quantizer]
-            rows.to_csv(stage.temporary(table), index=False, float_format="%.6g")
-            save(error_histograms(histograms, quantizer), stage, png, svg, job.dpi)
+        save(error_histograms(histograms), stage, *job.out_histograms, job.dpi)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from ptq2themoon.safety.sidecars import SIDECAR
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.errors import UserError
 
+# Where a folder has results: of a run, the committed ones of a clone without a run, or it is such itself.
+PLACES = (layout.RESULTS, layout.EXAMPLE, ".", Path(layout.EXAMPLE).name)
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -31,14 +34,24 @@ class Tree:
     heavy: bool
 
     def found(self, pattern: str) -> list[str]:
-        """Files of the results that match, relative to `root`, sorted."""
-        return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
+        """Files of the results that match, relative to `root`, sorted; not those of an example there."""
+        names = (path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
+        return sorted(name for name in names if not name.startswith(f"{layout.EXAMPLE}/"))
 
     def files(self) -> set[str]:
         """All files of the results, sidecars and hidden ones apart, relative to `root`."""
-        paths = (self.root / layout.RESULTS).rglob("*")
-        names = [path for path in paths if path.is_file() and not path.name.startswith(".")]
-        return {path.relative_to(self.root).as_posix() for path in names if not path.name.endswith(SIDECAR)}
+        names = (name for name in self.found(f"{layout.RESULTS}/**/*") if (self.root / name).is_file())
+        return {n for n in names if not n.rpartition("/")[2].startswith(".") and not n.endswith(SIDECAR)}
+
+    @property
+    def whole(self) -> bool:
+        """Whether it holds more than the committed example of its results would."""
+        return any(not kept(name) for name in self.files())
+
+
+def kept(name: str) -> bool:
+    """Whether an example has the file; `name` as `Tree.files` gives it."""
+    return layout.in_example(name.removeprefix(f"{layout.RESULTS}/"))
 
 
 @contextmanager
@@ -46,35 +59,41 @@ def opened(name: str) -> Iterator[Tree]:
     """The tree that a word of the command line means.
 
     Args:
-        name: a folder with `results` in it, such a folder of results itself, or a revision of the
-            repository in the working directory.
+        name: a folder in which a run wrote `results`, or with the committed example, or such results
+            themselves; or a revision of the repository in the working directory.
 
     Raises:
         UserError: it is neither, or holds no results.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(name)
+        root, folder = Path(scratch, "tree"), Path(name)
+        root.mkdir()
         if not folder.is_dir():
-            _extract(name, Path(scratch))
-            root = Path(scratch)
-        elif (folder / layout.RESULTS).is_dir():
-            root = folder
-        else:  # the results themselves, which patterns want under their name
-            root = Path(scratch)
-            (root / layout.RESULTS).symlink_to(folder.resolve(), target_is_directory=True)
-            if (folder.resolve().parent / layout.RECIPES).is_dir():
-                (root / layout.RECIPES).symlink_to(folder.resolve().parent / layout.RECIPES)
-        if not any(root.glob(f"{layout.RESULTS}/*/**/*metrics.json")) and not any(
-            root.glob(f"{layout.RESULTS}/*/leaderboard/*/*.json")
-        ):
+            folder = Path(scratch, "revision")
+            _extract(name, folder)
+        results = next(filter(_holds_results, (folder / place for place in PLACES)), None)
+        if results is None:
             raise UserError(
                 f"{name}: holds no results; give a folder in which `snakemake` ran, or its results"
             )
-        yield Tree(name, root, any(root.glob(f"{layout.RESULTS}/models/**/qparams.json")))
+        (root / layout.RESULTS).symlink_to(results.resolve(), target_is_directory=True)
+        for above in (folder, folder / "..", folder / "../.."):
+            if (above / layout.RECIPES).is_dir():
+                (root / layout.RECIPES).symlink_to((above / layout.RECIPES).resolve())
+                break
+        yield Tree(name, root, any(results.glob("models/**/qparams.json")))
+
+
+def _holds_results(folder: Path) -> bool:
+    """Whether a model's results, or rows of its leaderboard, lie in a folder."""
+    return any(
+        any(folder.glob(f"*/{files}"))
+        for files in ("*metrics.json", "*/*metrics.json", "leaderboard/*/*.json")
+    )
 
 
 def _extract(revision: str, folder: Path) -> None:
-    """Write results and recipes as of a revision into a folder."""
+    """Write the committed results and the recipes as of a revision into a folder."""
     top = _git(["rev-parse", "--show-toplevel"], Path.cwd())
     commit = top and _git(
         ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"], Path.cwd()
@@ -82,13 +101,12 @@ def _extract(revision: str, folder: Path) -> None:
     if not (top and commit):
         raise UserError(f"{revision}: neither a folder nor a revision of a git repository here")
     place, sha = Path(top.decode().strip()), commit.decode().strip()
-    wanted = [layout.RESULTS, layout.RECIPES]
-    there = (_git(["ls-tree", "-d", "--name-only", sha, *wanted], place) or b"").decode().split()
-    if layout.RESULTS not in there:
+    there = _git(["ls-tree", "-d", "--name-only", sha, layout.RESULTS, layout.RECIPES], place) or b""
+    if layout.RESULTS not in there.decode().split():
         raise UserError(f"{revision}: this revision has no folder {layout.RESULTS}")
-    packed = _git(["archive", "--format=tar", sha, *there], place)
+    packed = _git(["archive", "--format=tar", sha, *there.decode().split()], place)
     if packed is None:
-        raise UserError(f"{revision}: git could not read {layout.RESULTS} of this revision")
+        raise UserError(f"{revision}: git could not read the results of this revision")
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(folder, filter="data")
 

@@ -9,7 +9,7 @@ from typing import Any
 from ptq2themoon.console.comparison.findings import Comparison, changes
 from ptq2themoon.console.comparison.runs import figures, same_images, where
 from ptq2themoon.console.comparison.scales import moved
-from ptq2themoon.console.comparison.trees import Tree
+from ptq2themoon.console.comparison.trees import Tree, kept
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.layout import FP32, RESULTS
@@ -53,9 +53,10 @@ def _compared(first: Tree, second: Tree) -> Comparison:
 
 
 def _alone(tree: Tree, other: Tree) -> Iterator[str]:
-    """Files of `tree` that `other` has not; heavy ones only where both have such."""
-    both = tree.heavy and other.heavy
-    names = sorted(n for n in tree.files() - other.files() if both or not n.startswith(MODELS))
+    """Files of `tree` that `other` has not; heavy ones, and what an example lacks, where both have such."""
+    heavy, whole = tree.heavy and other.heavy, tree.whole and other.whole
+    found = tree.files() - other.files()
+    names = sorted(n for n in found if (heavy if n.startswith(MODELS) else whole or kept(n)))
     yield from (f"only in {tree.name}: {name}" for name in names[:SHOWN])
     if len(names) > SHOWN:
         yield f"only in {tree.name}: {len(names) - SHOWN} more files"

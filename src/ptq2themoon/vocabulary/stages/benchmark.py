@@ -40,7 +40,7 @@ CalibrationFile = Annotated[Path, Input(_calibration)]
 
 
 class BenchmarkWeights(Job):
-    """Draw random weights for an architecture, and images for it."""
+    """Draw random weights and random images for an architecture."""
 
     stage: ClassVar[str] = "benchmark_weights"
     where: ClassVar[str] = RANDOM
@@ -50,9 +50,9 @@ class BenchmarkWeights(Job):
     images: Annotated[
         int, Setting(lambda params, _: max(params.benchmark.images, params.calibration.check[0]))
     ]
-    """How many to draw."""
+    """How many images are drawn."""
     seed: Annotated[int, Setting(lambda *_: 0, recorded=False)] = 0
-    """Decides both."""
+    """Seed of weights and images."""
     out: Annotated[Path, Output(WEIGHTS)]
     """weights.safetensors."""
     out_images: Annotated[Path, Output(RANDOM_IMAGES)]
@@ -64,7 +64,7 @@ def _of_base(key: str) -> Setting:
 
 
 class BenchmarkStretch(Job):
-    """Give a model outlier channels that leave its function as it is."""
+    """Give a model outlier channels without changing its function."""
 
     stage: ClassVar[str] = "benchmark_stretch"
     where: ClassVar[str] = STRETCHED
@@ -72,13 +72,13 @@ class BenchmarkStretch(Job):
     source: Annotated[str, _of_base("source")]
     """A timm name with tag, local-dir:FOLDER or hf-hub:NAME@REVISION."""
     checkpoint: Annotated[Path | None, _of_base("checkpoint")] = None
-    """Weights in place of the source's own."""
+    """A file of weights that replaces those of the source."""
     arguments: Annotated[
         str, Setting(lambda params, w: json.dumps(params.models[w.base].arguments), recorded=False)
     ] = "{}"
-    """JSON, for timm.create_model."""
+    """Arguments of timm.create_model, as JSON."""
     seed: Annotated[int, Setting(lambda *_: 0, recorded=False)] = 0
-    """Decides which channels grow."""
+    """Seed of the choice of channels."""
     out: Annotated[Path, Output(STRETCHED_WEIGHTS)]
     """weights.safetensors."""
 
@@ -99,19 +99,19 @@ class BenchmarkImages(OnDataset):
     stage: ClassVar[str] = "benchmark_images"
 
     source: EvaluationSource
-    """File, folder or NAME:SPLIT:ROOT."""
+    """The data set: file, folder or NAME:SPLIT:ROOT."""
     info: Annotated[Path, Input(layout.MODEL_INFO)]
     """model.json."""
     manifest: Annotated[Path, Input(layout.MANIFEST)]
     """evaluation.csv."""
     images: Annotated[int, Setting("benchmark.evaluation_images")]
-    """At most so many, spread over the list."""
+    """How many images are used at most, spread over the list."""
     out: Annotated[Path, Output(EVALUATION)]
     """Images and labels."""
 
 
 class BenchmarkPpq(Job):
-    """Export an INT8 model by PPQ alone."""
+    """Quantize and export an INT8 model with PPQ alone."""
 
     stage: ClassVar[str] = "benchmark_ppq"
     runs_on: ClassVar[str] = "cpu"
@@ -127,7 +127,7 @@ class BenchmarkPpq(Job):
 
 
 class BenchmarkRuntimes(Job):
-    """Time and evaluate our models and those of other tools, by turns."""
+    """Time and evaluate our models and those of other tools, in rounds."""
 
     stage: ClassVar[str] = "benchmark_runtimes"
     runs_on: ClassVar[str] = "cpu"
@@ -148,18 +148,18 @@ class BenchmarkRuntimes(Job):
             lambda params, w: layout.fill(EVALUATION, w) if w.model not in params.benchmark.random else None
         ),
     ] = None
-    """Images and labels; without, no accuracy."""
+    """Images and labels; without them, accuracy is not measured."""
     ours: Annotated[
         tuple[str, ...],
         Input(lambda params, w: named(*map(list, zip(*deployed(params, w.model).items(), strict=True)))),
     ] = ()
     """RECIPE/MODE=int8.onnx of each model."""
     batches: Annotated[tuple[int, ...], Setting("benchmark.batches")]
-    """Images at once."""
+    """Batches: images per run."""
     rounds: Rounds
-    """How often each model runs."""
+    """Rounds; each round runs all models."""
     threads: Threads
-    """Of each runtime."""
+    """Threads of each runtime."""
     out_machine: Annotated[Path, Output(of_model("machine.json"))]
     """machine.json."""
     out_latency: Annotated[Path, Output(of_model("latency.csv"))]
@@ -200,19 +200,19 @@ class BenchmarkSimulation(OnModel):
     images: CalibrationFile
     """Calibration images."""
     recipe: Annotated[Path, Input(lambda params, _: layout.recipe_file(params.recipes[0]), recipe_files)]
-    """To calibrate by."""
+    """The recipe to calibrate."""
     int8: Annotated[Path | None, Input(_first(layout.INT8, "faithful"))] = None
     """The faithful INT8 model of these parameters."""
     count: int = 32
-    """Images to calibrate with, and to simulate at once."""
+    """Calibration images, and images per run of the simulation."""
     batch_size: int = 4
-    """Of the calibration."""
+    """Images in a batch of the calibration."""
     rounds: Annotated[int, Setting("benchmark.simulation_rounds")]
     """How often each is timed."""
     threads: Threads
-    """Of each engine."""
+    """Threads of each engine."""
     bits: Annotated[str, Setting(lambda params, _: params.bits[0])]
-    """As w8a8."""
+    """Bits of weights and activations, such as w8a8."""
     out: Annotated[Path, Output(of_model("simulation.csv"))]
     """simulation.csv."""
 
@@ -250,7 +250,7 @@ class BenchmarkTables(Job):
     out_md: Annotated[Path, Output(of_all_models("benchmarks.md"))]
     """Markdown."""
     out_tables: Annotated[tuple[Path, ...], TABLES_OF_ALL]
-    """By the names of the tables."""
+    """CSV tables, by name."""
 
 
 class BenchmarkLoading(Job):
@@ -268,7 +268,7 @@ class BenchmarkLoading(Job):
     repeats: int = 5
     """How often each is timed."""
     cores: int | None = None
-    """Threads of each; as many as there are cores by default."""
+    """Threads for reading and for the model; default: all cores."""
     model: str = "deit_tiny_patch16_224"
     """A timm model, weights random."""
     out: Annotated[Path, Output(of_all_models("loading.csv"))] = Path(of_all_models("loading.csv"))

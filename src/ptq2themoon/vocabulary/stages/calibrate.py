@@ -11,7 +11,7 @@ from ptq2themoon.vocabulary.stages.common import OnDevice, OnModel, RecipeFile, 
 
 
 class Calibrate(OnModel, OnDevice):
-    """Quantize a fused model by a recipe: its methods, and observers on calibration images."""
+    """Quantize a fused model by a recipe: calibrate its observers and run its methods."""
 
     stage: ClassVar[str] = "calibrate"
     where: ClassVar[str] = f"{{model}}/{{recipe}}/{layout.KEY}"
@@ -21,11 +21,11 @@ class Calibrate(OnModel, OnDevice):
     recipe: RecipeFile
     """A file of recipes/."""
     bits: Annotated[str, Setting("{bits}")]
-    """Of weights and activations, as w8a8."""
+    """Bits of weights and activations, such as w8a8."""
     batch_size: Annotated[int, Setting("calibration.batch_size")]
     """Images in a batch."""
     seed: Annotated[int, Setting("{seed}", recorded=False)] = 0
-    """Of what methods draw."""
+    """Seed of methods."""
     out: Annotated[Path, Output(layout.QPARAMS_OF_KEY[0])]
     """qparams.json."""
     out_arrays: Annotated[Path, Output(layout.QPARAMS_OF_KEY[1])]

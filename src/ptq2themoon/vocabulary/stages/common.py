@@ -1,4 +1,4 @@
-"""Options that several stages have: the model, its images, recipes, a figure."""
+"""Options that several stages share: the model, its images, recipes, figures."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class OnDevice(Job):
     """A stage that computes on a device of choice."""
 
     device: Annotated[str, Setting("device", recorded=False)] = "auto"
-    """auto, cpu or cuda."""
+    """Where the model runs: auto, cpu or cuda."""
 
 
 class OnDataset(Job):
     """A stage that reads a data set."""
 
     kind: Kind
-    """Of the data set: arrays, folder, csv or torchvision."""
+    """Kind of the data set: arrays, folder, csv or torchvision."""
 
     def unmarked_inputs(self) -> list[Path]:
         source: Path = self.source  # type: ignore[attr-defined]
@@ -76,13 +76,13 @@ class OnImages(OnModel, OnDataset, OnDevice):
     """A stage that runs a fused model on the evaluation images."""
 
     manifest: Annotated[Path, Input(layout.MANIFEST)]
-    """evaluation.csv."""
+    """evaluation.csv: the list of evaluation images."""
     source: EvaluationSource
-    """The data set."""
+    """The data set: file, folder or NAME:SPLIT:ROOT."""
 
 
 class Figure(Job):
     """A stage that draws."""
 
     dpi: Annotated[int, Setting("plots.dpi")] = 150
-    """Resolution of the PNG."""
+    """Resolution of the PNG file."""

@@ -1,4 +1,4 @@
-"""The stages that compare sources of calibration images: real ones, made ones, noise."""
+"""The stages that compare sources of calibration images: real images, generated images, noise."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Sources = Annotated[
 
 
 class DataFreeRun(OnStudyImages):
-    """Calibrate a recipe at some bits, measure each, and keep the images that it calibrated on."""
+    """Calibrate and measure a recipe at some bits, and keep its calibration images."""
 
     stage: ClassVar[str] = "data_free_run"
     where: ClassVar[str] = "{model}/data_free/{recipe}-n{images}-s{seed}"
 
     calibration: Annotated[Path, Input(layout.CALIBRATION)]
-    """Drawn images; a recipe that makes its own reads none of them."""
+    """Real calibration images; a recipe that generates its own reads none of them."""
     images: Annotated[int, Setting("data_free.images")]
-    """Of the manifest, at most."""
+    """How many evaluation images are used, at most."""
     recipe: RecipeFile
     """A file of recipes/."""
     bits: Annotated[tuple[str, ...], Setting("data_free.bits")]
-    """As w8a8."""
+    """Bits of weights and activations, such as w8a8."""
     seed: Annotated[int, Setting("{seed}", recorded=False)] = 0
-    """Of what methods draw."""
+    """Seed of methods."""
     out: Annotated[Path, Output(MEASURED)]
-    """CSV, one row for each bits."""
+    """CSV, one row per bits."""
     out_images: Annotated[Path, Output(IMAGES)]
-    """safetensors: the images that calibrated, float32 normalised and uint8."""
+    """The calibration images as safetensors: float32 normalised, and uint8."""
 
     def parameters(self) -> dict[str, Any]:
         return {**recipe_parameters(self.recipe), **super().parameters()}
@@ -58,7 +58,7 @@ class DataFreeTable(Job):
     ]
     """CSV of each recipe and seed."""
     out: Annotated[Path, Output(TABLE)]
-    """CSV, one row for each source and bits."""
+    """CSV, one row per source and bits."""
 
 
 def _shown(params: Any, wildcards: Any) -> list[str]:
@@ -72,16 +72,16 @@ def _shown(params: Any, wildcards: Any) -> list[str]:
 
 
 class PlotDataFree(Figure):
-    """Draw the sources: some of their images, and what calibration on them reaches."""
+    """Draw some images of each source, and the results of calibration on it."""
 
     stage: ClassVar[str] = "plot_data_free"
 
     model: Annotated[str, Setting("{model}")]
-    """Its name."""
+    """The name of the model."""
     table: Annotated[Path, Input(TABLE)]
     """data_free.csv."""
     images: Annotated[tuple[str, ...], Input(_shown)]
-    """NAME=PATH of each source: its images."""
+    """NAME=IMAGES.safetensors of each source."""
     shown: Annotated[int, Setting("data_free.shown")] = 8
     """Images of each source, at most."""
     out_png: Annotated[Path, Output(FIGURE[0])]

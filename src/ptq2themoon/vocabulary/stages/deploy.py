@@ -1,4 +1,4 @@
-"""The stages from quantization parameters to an INT8 model that a runtime was seen to run."""
+"""The stages from quantization parameters to an INT8 model and its check in a runtime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ptq2themoon.vocabulary.stages.evaluate import OF_RUN, BatchSize, OfShard, R
 
 
 class Deploy(OnModel):
-    """Write an INT8 model."""
+    """Write an INT8 model as ONNX."""
 
     stage: ClassVar[str] = "deploy"
     where: ClassVar[str] = f"{OF_RUN}/{{mode}}"
@@ -41,7 +41,7 @@ def of_modes(pattern: str) -> Input:
 
 
 class VerifyRuntime(OnImages):
-    """Run the INT8 models in ONNX Runtime, and compare them with the simulation, whole and by operator."""
+    """Run the INT8 models in ONNX Runtime, and compare whole models and operators with the simulation."""
 
     stage: ClassVar[str] = "verify_runtime"
     where: ClassVar[str] = OF_RUN
@@ -51,7 +51,7 @@ class VerifyRuntime(OnImages):
     int8: Annotated[tuple[Path, ...], of_modes(layout.INT8)]
     """int8.onnx of each mode."""
     deployed: Annotated[tuple[Path, ...], of_modes(layout.DEPLOYED)]
-    """deploy.json beside each."""
+    """deploy.json of each mode."""
     reference: ReferenceFile
     """reference.safetensors."""
     simulated: Annotated[Path, Input(layout.SIMULATED)]
@@ -59,11 +59,11 @@ class VerifyRuntime(OnImages):
     batch_size: BatchSize
     """Images in a batch."""
     operator_images: int = 4
-    """For the comparison by operator."""
+    """Images for the comparison of operators."""
     threads: Annotated[int, Machine("{threads}")] = 1
-    """Of the runtime."""
+    """Threads of the runtime."""
     parts: Annotated[tuple[Path, ...], Parts(layout.RUNTIME_PART)] = ()
-    """What shards found, in their order; left out: computed here."""
+    """Results of the shards, in order; without them, this stage computes all."""
     out: Annotated[Path, Output(layout.RUNTIME)]
     """runtime.json."""
     out_operators: Annotated[Path, Output(layout.RUNTIME_OPERATORS)]
@@ -78,16 +78,16 @@ class RuntimePart(OnModel, OnDataset, OfShard):
     runs_on: ClassVar[str | None] = "cpu"
 
     manifest: Annotated[Path, Input(layout.MANIFEST)]
-    """evaluation.csv."""
+    """evaluation.csv: the list of evaluation images."""
     source: EvaluationSource
-    """The data set."""
+    """The data set: file, folder or NAME:SPLIT:ROOT."""
     int8: Annotated[tuple[Path, ...], of_modes(layout.INT8)]
     """int8.onnx of each mode."""
     modes: Annotated[tuple[Mode, ...], Setting("deploy.modes")]
-    """Their names."""
+    """The modes, in the same order."""
     batch_size: BatchSize
     """Images in a batch."""
     threads: Annotated[int, Machine("{threads}")] = 1
-    """Of the runtime."""
+    """Threads of the runtime."""
     out: Annotated[Path, Output(layout.RUNTIME_PART)]
-    """A safetensors file."""
+    """The results of the shard, a safetensors file."""

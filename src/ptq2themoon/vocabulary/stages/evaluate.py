@@ -16,12 +16,12 @@ OF_RUN = "{model}/{recipe}/{key}"
 
 
 class OnAllImages(OnImages):
-    """A stage that looks at outputs and attention of all evaluation images."""
+    """A stage that measures outputs and attention of all evaluation images."""
 
     batch_size: BatchSize
     """Images in a batch."""
     block: Block = -1
-    """Whose attention is kept or compared; from the end when negative."""
+    """The block whose attention is measured; a negative number counts from the end."""
 
 
 class Reference(OnAllImages):
@@ -31,7 +31,7 @@ class Reference(OnAllImages):
     where: ClassVar[str] = "{model}/fp32"
 
     parts: Annotated[tuple[Path, ...], Parts(layout.REFERENCE_PART)] = ()
-    """What shards found, in their order; left out: computed here."""
+    """Results of the shards, in order; without them, this stage computes all."""
     out: Annotated[Path, Output(layout.FP32_METRICS)]
     """metrics.json."""
     out_reference: Annotated[Path, Output(layout.REFERENCE)]
@@ -49,7 +49,7 @@ class Evaluate(OnAllImages):
     reference: ReferenceFile
     """reference.safetensors."""
     parts: Annotated[tuple[Path, ...], Parts(layout.SIMULATED_PART)] = ()
-    """What shards found, in their order; left out: computed here."""
+    """Results of the shards, in order; without them, this stage computes all."""
     out: Annotated[Path, Output(layout.METRICS)]
     """metrics.json."""
     out_attention: Annotated[Path, Output(layout.ATTENTION)]
@@ -59,10 +59,10 @@ class Evaluate(OnAllImages):
 
 
 class OfShard(Job):
-    """A stage that takes one shard of the evaluation images."""
+    """A stage that runs on one shard of the evaluation images."""
 
     shard: Annotated[str, Setting("{scatteritem}")]
-    """Which of how many, as 2-of-3."""
+    """Number of the shard, such as 2-of-3."""
 
 
 class ReferencePart(OnAllImages, OfShard):
@@ -72,7 +72,7 @@ class ReferencePart(OnAllImages, OfShard):
     where: ClassVar[str] = "{model}/fp32/{scatteritem}"
 
     out: Annotated[Path, Output(layout.REFERENCE_PART)]
-    """A safetensors file."""
+    """The results of the shard, a safetensors file."""
 
 
 class EvaluatePart(OnAllImages, OfShard):
@@ -86,7 +86,7 @@ class EvaluatePart(OnAllImages, OfShard):
     reference: ReferenceFile
     """reference.safetensors."""
     out: Annotated[Path, Output(layout.SIMULATED_PART)]
-    """A safetensors file."""
+    """The results of the shard, a safetensors file."""
 
 
 class OperatorErrors(OnImages):
@@ -100,9 +100,9 @@ class OperatorErrors(OnImages):
     reference: ReferenceFile
     """reference.safetensors."""
     images: Annotated[int, asked_images("errors", "images")]
-    """For the errors of the outputs."""
+    """Evaluation images for the errors of operators' outputs."""
     logits_images: Annotated[int, asked_images("errors", "logits_images")]
-    """For the effect on the logits."""
+    """Evaluation images for the errors of the logits."""
     batch_size: int = 16
     """Images in a batch."""
     out: Annotated[Path, Output(layout.OPERATOR_ERRORS)]
@@ -112,17 +112,17 @@ class OperatorErrors(OnImages):
 
 
 class OfVariant(OnImages):
-    """A stage for floating point as for each quantization."""
+    """A stage that runs on floating point and on each quantized model."""
 
     recipe: Annotated[str, Setting(lambda _, wildcards: wildcards.variant.partition("/")[0])]
-    """Name for the figure; fp32 for floating point."""
+    """Name in the figure; fp32 for floating point."""
     qparams: Annotated[
         tuple[Path, Path] | None,
         Input(lambda _, wildcards: qparams_of_variant(wildcards.model, wildcards.variant)),
     ] = None
-    """qparams.json and qparams.safetensors; left out: floating point."""
+    """qparams.json and qparams.safetensors; without them, floating point."""
     images: Annotated[int, asked_images("attention", "images")]
-    """How many images are drawn."""
+    """How many images the figure shows."""
 
 
 def qparams_of_variant(model: str, variant: str) -> list[str]:
@@ -133,13 +133,13 @@ def qparams_of_variant(model: str, variant: str) -> list[str]:
 
 
 class AttentionMaps(OfVariant):
-    """Keep the attention maps of a few images."""
+    """Compute the attention maps of a few images."""
 
     stage: ClassVar[str] = "attention_maps"
     where: ClassVar[str] = "{model}/{variant}"
 
     block: Block = -1
-    """Whose attention; from the end when negative."""
+    """The block whose attention is drawn; a negative number counts from the end."""
     out: Annotated[Path, Output(layout.ATTENTION_MAPS)]
     """attention_maps.safetensors."""
 
@@ -154,18 +154,22 @@ class Summarize(Job):
         tuple[tuple[str, str, str, str, str, Path], ...],
         Setting(lambda params, _: list(entries(params, layout.METRICS))),
     ]
-    """MODEL RECIPE BITS IMAGES SEED and its metrics.json; fp32: MODEL fp32 fp32 - - and its metrics.json."""
+    """MODEL RECIPE BITS IMAGES SEED METRICS.JSON of each row; floating point: MODEL fp32 fp32 - - FILE."""
     runtime: Annotated[
         tuple[tuple[str, str, str, str, str, Path], ...],
         Setting(lambda params, _: list(entries(params, layout.RUNTIME)) if params.deploy.modes else []),
     ] = ()
-    """The runtime.json of an entry's deployed models, as an entry."""
+    """The same with runtime.json, for rows with deployed models."""
+    ship: Annotated[tuple[str, ...], Input(lambda params, _: ships(params))] = ()
+    """RUN=int8.onnx of each run's model to ship."""
     out_csv: Annotated[Path, Output(layout.SUMMARY[0])]
     """summary.csv."""
     out_md: Annotated[Path, Output(layout.SUMMARY[1])]
     """summary.md."""
-    out_json: Annotated[Path, Output(layout.SUMMARY[2])]
-    """summary.json."""
+    out_html: Annotated[Path, Output(layout.SUMMARY[2])]
+    """summary.html, for the report."""
+    out_headlines: Annotated[tuple[Path, ...], Output(layout.HEADLINE_FILES)]
+    """Files of single figures, which DVC shows as metrics."""
 
     def unmarked_inputs(self) -> list[Path]:
         runtime = {row[:5]: row[5] for row in self.runtime}
@@ -173,6 +177,14 @@ class Summarize(Job):
 
     def parameters(self) -> dict[str, Any]:
         return {"entries": [_row(entry) for entry in self.entry]}
+
+
+def ships(params: Any) -> list[str]:
+    """RUN=PATH of each model to ship, where one is deployed."""
+    if layout.SHIPPED not in params.deploy.modes:
+        return []
+    runs = [run.as_mode(layout.SHIPPED) for model in params.models for run in layout.runs_of(params, model)]
+    return [f"{run.model}/{run.variant}={layout.fill(layout.INT8, run)}" for run in runs]
 
 
 def _row(entry: tuple[str, str, str, str, str, Path]) -> list[Any]:

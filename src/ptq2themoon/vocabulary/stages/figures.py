@@ -53,9 +53,9 @@ class PlotErrors(Figure):
     ]
     """NAME=operators.csv of each recipe."""
     mode_images: Annotated[tuple[str, ...], Setting(_mode_images)] = ()
-    """MODE=N: images behind a mode's numbers, named in its title."""
+    """MODE=N: how many images each way of measuring used, for the titles."""
     worst: int = 3
-    """Operators named, of each recipe and mode."""
+    """How many operators are named, per recipe and way of measuring."""
     out_png: Annotated[Path, Output(layout.figure("errors_along_network", "png"))]
     """The figure."""
     out_svg: Annotated[Path, Output(layout.figure("errors_along_network", "svg"))]
@@ -67,7 +67,7 @@ class PlotErrors(Figure):
 
 
 class PlotTop1(Figure):
-    """Draw the top-1 of every recipe, or the error of its output."""
+    """Draw the top-1 of every recipe; without labels, the error of its output."""
 
     stage: ClassVar[str] = "plot_top1"
 
@@ -82,14 +82,14 @@ class PlotTop1(Figure):
 
 
 class MapsFigure(Figure):
-    """A stage that draws maps over images."""
+    """A stage that draws attention maps over images."""
 
     label_names: Annotated[Path | None, Input(layout.MODEL_INFO)] = None
     """JSON list of class names, or a model.json."""
     rows: Annotated[int, Setting("attention.images")] = 4
-    """Images below each other, at most."""
+    """Rows of the figure, one image each, at most."""
     colormap: Annotated[str, Setting("plots.colormap")] = "viridis"
-    """Any colour map of matplotlib."""
+    """A colour map of matplotlib."""
 
 
 def maps_of(pattern: str) -> Input:
@@ -121,9 +121,9 @@ class PlotAttention(MapsFigure):
     out_heads_svg: Annotated[Path, Output(layout.figure("attention_heads", "svg"))]
     """Maps of every head."""
     out_overview_csv: Annotated[Path | None, Output(lambda *_: None)] = None
-    """The numbers drawn."""
+    """The numbers in the figure."""
     out_heads_csv: Annotated[Path | None, Output(lambda *_: None)] = None
-    """The numbers drawn."""
+    """The numbers in the figure."""
 
     def parameters(self) -> dict[str, Any]:
         found = super().parameters()

@@ -10,7 +10,7 @@ from ptq2themoon.vocabulary.job import Input, Job, Output
 
 
 class Fuse(Job):
-    """Fuse LayerNorm, GELU and MatMul+Add, find every role, and check the logits."""
+    """Fuse LayerNorm, GELU and MatMul+Add, find the role of every operator, and check the logits."""
 
     stage: ClassVar[str] = "fuse"
 
@@ -24,7 +24,7 @@ class Fuse(Job):
     ]
     """Calibration images for the check."""
     check_images: int = 16
-    """At most so many of them."""
+    """How many of them are used, at most."""
     out: Annotated[Path, Output(layout.FUSED_GRAPH)]
     """fused.onnx."""
     out_report: Annotated[Path, Output(layout.FUSION)]

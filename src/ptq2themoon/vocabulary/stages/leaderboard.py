@@ -53,13 +53,13 @@ def _runs(params: Any, wildcards: Any) -> list[layout.Run]:
 
 
 class LeaderboardRow(OnAllImages):
-    """Measure a recipe at some bits on the same images with every seed, image by image."""
+    """Measure a recipe at some bits with every seed, image by image."""
 
     stage: ClassVar[str] = "leaderboard_row"
     where: ClassVar[str] = "{model}/{recipe}/{bits}-n{images}"
 
     seeds: Seeds
-    """One quantized model each."""
+    """The seeds; each has its own quantized model."""
     qparams: Annotated[tuple[Path, ...], _of_row(layout.QPARAMS[0])]
     """qparams.json of each seed."""
     arrays: Annotated[tuple[Path, ...], _of_row(layout.QPARAMS[1])]
@@ -73,36 +73,36 @@ class LeaderboardRow(OnAllImages):
 
 
 class LeaderboardKernels(OnModel):
-    """Say what of a recipe runs on integer kernels, and what stays in floating point."""
+    """Say which operators of a recipe run on integer kernels, and which in floating point."""
 
     stage: ClassVar[str] = "leaderboard_kernels"
     where: ClassVar[str] = OF_RECIPE
 
     bits: Bits
-    """As w8a8."""
+    """Bits of weights and activations, such as w8a8."""
     qparams: Annotated[tuple[Path, ...], _of_bits(layout.QPARAMS[0])]
     """qparams.json at each bits."""
     arrays: Annotated[tuple[Path, ...], _of_bits(layout.QPARAMS[1])]
     """qparams.safetensors at each bits."""
     out: Annotated[Path, Output(KERNELS)]
-    """kernels.csv, one row for each bits."""
+    """kernels.csv, one row per bits."""
 
 
 class LeaderboardCost(Job):
-    """Keep the time and the memory that calibrations took, as Snakemake measured them."""
+    """Collect time and memory of calibrations, as Snakemake measured them."""
 
     stage: ClassVar[str] = "leaderboard_cost"
     where: ClassVar[str] = OF_RECIPE
 
     bits: Bits
-    """As w8a8."""
+    """Bits of weights and activations, such as w8a8."""
     seeds: Seeds
-    """Of each bits."""
+    """The seeds at each bits."""
     qparams: Annotated[
         tuple[Path, ...],
         Input(lambda params, w: [layout.fill(layout.QPARAMS[0], r) for r in _runs(params, w)]),
     ]
-    """qparams.json of each bits and seed: what was timed."""
+    """qparams.json of each bits and seed, whose calibration was timed."""
     times: Annotated[
         tuple[Path, ...],
         Setting(
@@ -110,9 +110,9 @@ class LeaderboardCost(Job):
             recorded=False,
         ),
     ]
-    """What Snakemake wrote of each; not kept, so a clone lacks them until calibrations run again."""
+    """Snakemake's measurements; a clone lacks them until calibrations run again."""
     out: Annotated[Path, Output(COST)]
-    """cost.csv, one row for each bits and seed."""
+    """cost.csv, one row per bits and seed."""
 
 
 def _entries(params: Any, _: Any) -> list[list[str]]:
@@ -135,21 +135,21 @@ def _of_recipes(pattern: str) -> Input:
 
 
 class LeaderboardTables(Job):
-    """Put all rows in one table, each difference judged on the same images."""
+    """Put all rows in one table, with tests of their differences on the same images."""
 
     stage: ClassVar[str] = "leaderboard_tables"
     where: ClassVar[str] = ""
 
     entry: Annotated[tuple[tuple[str, str, str, int, Path], ...], Setting(_entries)]
-    """MODEL RECIPE BITS IMAGES and the row's file."""
+    """MODEL RECIPE BITS IMAGES FILE of each row."""
     kernels: Annotated[tuple[Path, ...], _of_recipes(KERNELS)]
     """kernels.csv of each model and recipe."""
     costs: Annotated[tuple[Path, ...], _of_recipes(COST)]
     """cost.csv of each model and recipe."""
     bases: Annotated[tuple[str, ...], Setting("leaderboard.bases")] = ()
-    """Recipes that others of their protocol are judged against."""
+    """Recipes that rows of the same protocol are compared with."""
     out: Annotated[Path, Output(TABLE)]
-    """CSV, without times: equal bits give equal bytes."""
+    """CSV without times; equal results give equal bytes."""
     out_costs: Annotated[Path, Output(COSTS)]
     """CSV of times and memory."""
     out_md: Annotated[Path, Output(PAGE)]
@@ -163,7 +163,7 @@ class LeaderboardTables(Job):
 
 
 class LeaderboardPublished(Job):
-    """Put the published figures in tables, with what they cannot be compared for."""
+    """Put published figures in tables, with the reasons why they cannot be compared."""
 
     stage: ClassVar[str] = "leaderboard_published"
     where: ClassVar[str] = ""

@@ -1,4 +1,4 @@
-"""The stages that show what more iterations bring."""
+"""The stages that measure accuracy against iterations of training."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from ptq2themoon.vocabulary.stages.study import OnStudyImages
 
 
 class LearningCurveRun(OnStudyImages):
-    """Train a recipe's methods for so many iterations each, and measure what comes out."""
+    """Train a recipe for several numbers of iterations, and measure each result."""
 
     stage: ClassVar[str] = "learning_curve_run"
     where: ClassVar[str] = "{model}/learning_curve/{recipe}-n{images}-s{seed}"
 
     calibration: Annotated[Path, Input(layout.CALIBRATION)]
-    """Drawn images, to train on."""
+    """Calibration images, to train on."""
     images: Annotated[int, Setting("learning_curve.images")]
-    """Of the manifest, at most."""
+    """How many evaluation images are used, at most."""
     recipe: RecipeFile
     """A file of recipes/ with a method that trains."""
     bits: Annotated[str, Setting("learning_curve.bits")]
-    """As w3a3."""
+    """Bits of weights and activations, such as w3a3."""
     iterations: Annotated[tuple[int, ...], Setting("learning_curve.iterations")]
-    """Of each unit, one model for each."""
+    """Iterations of each trained unit; one model per number."""
     seed: Annotated[int, Setting("{seed}", recorded=False)] = 0
-    """Of what methods draw."""
+    """Seed of methods."""
     out: Annotated[Path, Output(CURVE)]
-    """CSV, one row for each number of iterations."""
+    """CSV, one row per number of iterations."""
 
     def parameters(self) -> dict[str, Any]:
         return {**recipe_parameters(self.recipe), **super().parameters()}
@@ -46,7 +46,7 @@ class PlotAccuracyByIterations(Figure):
     stage: ClassVar[str] = "plot_accuracy_by_iterations"
 
     model: Annotated[str, Setting("{model}")]
-    """Its name."""
+    """The name of the model."""
     curves: Annotated[
         tuple[Path, ...],
         Input(lambda params, w: [layout.fill(CURVE, run) for run in curves_of(params, w.model)]),

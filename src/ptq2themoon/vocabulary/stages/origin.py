@@ -46,25 +46,25 @@ class Export(Job):
     source: Annotated[str, _model("source")]
     """A timm name with tag, local-dir:FOLDER, hf-hub:NAME@REVISION or onnx:FILE."""
     checkpoint: Annotated[Path | None, _model("checkpoint")] = None
-    """Weights, .safetensors or .pth, in place of the source's own."""
+    """A file of weights, .safetensors or .pth, that replaces those of the source."""
     arguments: Annotated[
         str, Setting(lambda params, w: json.dumps(params.every_model[w.model].arguments))
     ] = "{}"
-    """JSON, for timm.create_model."""
+    """Arguments of timm.create_model, as JSON."""
     exporter: Annotated[Exporter, _model("exporter")] = "torchscript"
-    """Of torch: by tracing, or dynamo."""
+    """How torch exports: torchscript (by tracing) or dynamo."""
     opset: Annotated[int, _model("opset")] = 13
     """ONNX opset."""
     preprocessing: Annotated[str, Setting(_changes)] = "{}"
-    """JSON, in place of timm's."""
+    """Preprocessing values that replace timm's, as JSON."""
     features: Annotated[
         bool, Setting(lambda params, wildcards: not params.every_model[wildcards.model].classifier)
     ] = False
-    """The outputs are no logits."""
+    """The outputs are features, not logits."""
     output: Annotated[str | None, _model("output")] = None
-    """Of an ONNX file, the output to take."""
+    """The output to use of an ONNX file."""
     label_names: Annotated[str, Setting(_label_names)] = "[]"
-    """JSON, names of the classes where the source has none; left out where the model has another number."""
+    """Class names, as JSON, if the source has none; ignored if the model has another number of classes."""
     out_model: Annotated[Path, Output(layout.ONNX_MODEL)]
     """model.onnx."""
     out_info: Annotated[Path, Output(layout.MODEL_INFO)]
@@ -109,11 +109,11 @@ class _Listing(OnDataset):
     classes: Annotated[str | None, Setting(lambda params, wildcards: dataset(params, wildcards).classes)] = (
         None
     )
-    """imagenet: class folders by WordNet id or index."""
+    """imagenet: class folders are named by WordNet id or index."""
     class_order: Annotated[
         ClassOrder | None, Setting(lambda params, wildcards: dataset(params, wildcards).class_order)
     ] = None
-    """string or natural: what orders class folders, and so their labels."""
+    """Order of class folders, which decides labels: string or natural."""
     info: Annotated[Path, Input(layout.MODEL_INFO)]
     """model.json of the model."""
     threads: Annotated[int | None, Machine("{threads}")] = None
@@ -126,37 +126,37 @@ class _Listing(OnDataset):
 
 
 class DrawCalibration(_Listing):
-    """Draw calibration images, as many of each class as can be."""
+    """Draw calibration images, evenly over the classes."""
 
     stage: ClassVar[str] = "draw_calibration"
     where: ClassVar[str] = "{model}/n{images}-s{seed}"
 
     source: Annotated[Path, Setting(lambda params, wildcards: dataset(params, wildcards).calibration)]
-    """File, folder or NAME:SPLIT:ROOT."""
+    """The data set: file, folder or NAME:SPLIT:ROOT."""
     images: Annotated[int, Setting("{images}")]
-    """How many to draw."""
+    """How many images are drawn."""
     seed: Annotated[int, Setting("{seed}")]
-    """Decides which."""
+    """Seed of the draw."""
     out: Annotated[Path, Output(layout.CALIBRATION)]
     """calibration.safetensors."""
 
 
 class ListEvaluation(_Listing):
-    """List the evaluation images, drawn once and for all."""
+    """List the evaluation images; all recipes use the same."""
 
     stage: ClassVar[str] = "list_evaluation"
     SEED: ClassVar[int] = 0
 
     source: EvaluationSource
-    """File, folder or NAME:SPLIT:ROOT."""
+    """The data set: file, folder or NAME:SPLIT:ROOT."""
     images: Annotated[int | Literal["all"], Setting(lambda params, _: params.evaluation.images or "all")]
-    """A number, or all."""
+    """How many images are listed: a number, or all."""
     out: Annotated[Path, Output(layout.MANIFEST)]
     """evaluation.csv."""
 
     @property
     def most(self) -> int | None:
-        """So many images at most; None: all."""
+        """The number of images; None: all."""
         return None if self.images == "all" else self.images
 
     def parameters(self) -> dict[str, Any]:

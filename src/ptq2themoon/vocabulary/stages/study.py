@@ -39,24 +39,24 @@ class OnStudyImages(OnImages):
     calibration_batch_size: Annotated[int, Setting("calibration.batch_size")]
     """Calibration images in a batch."""
     images: Annotated[int, Setting("study.images")]
-    """Of the manifest, at most."""
+    """How many evaluation images are used, at most."""
     batch_size: BatchSize
     """Images in a batch."""
     block: Block = -1
-    """Whose attention is compared; from the end when negative."""
+    """The block whose attention is compared; a negative number counts from the end."""
 
 
 class StudyBits(OnStudyImages):
-    """Find the first bits at which a recipe loses more than so many points."""
+    """Find the first bits at which a recipe loses more than a limit."""
 
     stage: ClassVar[str] = "study_bits"
 
     recipe: Annotated[Path, _recipe(BASE)]
     """The recipe that is tried."""
     bits: Annotated[tuple[str, ...], Setting(lambda params, _: params.study.bits[1:])]
-    """To try, in this order."""
+    """Bits to try, in this order."""
     loss: Annotated[float, Setting("study.loss")]
-    """Percentage points."""
+    """The limit, in percentage points."""
     out: Annotated[Path, Output(study_layout.NARROW_BITS)]
     """bits.json."""
     out_metrics: Annotated[Path, Output(studied("fp32.json"))]
@@ -67,14 +67,14 @@ class StudyBits(OnStudyImages):
 
 
 class StudyAuto(OnModel, OnDevice):
-    """Rank what per-channel scales gain at each operator, and find the recipe that needs fewest."""
+    """Rank the gain of per-channel scales at each operator, and find a recipe that needs few of them."""
 
     stage: ClassVar[str] = "study_auto"
 
     base: Annotated[Path, _recipe(BASE)]
-    """Recipe that is per-tensor."""
+    """The recipe with per-tensor scales."""
     channelwise: Annotated[Path, _recipe(CHANNELWISE)]
-    """Recipe with all that may be per-channel."""
+    """The recipe with all per-channel scales that may be chosen."""
     bits_from: Annotated[Path, Input(study_layout.NARROW_BITS)]
     """bits.json of study_bits."""
     calibration: Annotated[Path, Input(_drawn)]
@@ -82,9 +82,9 @@ class StudyAuto(OnModel, OnDevice):
     batch_size: Annotated[int, Setting("calibration.batch_size")]
     """Images in a batch."""
     images: Annotated[int, Setting("study.ranking_images")]
-    """Of the calibration's, to rank on."""
+    """How many calibration images the ranking uses."""
     share: Annotated[float, Setting("study.share")]
-    """Of the removable error, to remove."""
+    """Share of the removable error that the recipe must remove."""
     seed: Annotated[int, Setting(lambda params, _: params.study.seeds[0], recorded=False)]
     """Seed that drew the images; for the sidecar."""
     out: Annotated[Path, Output(study_layout.AUTO_RECIPE)]
@@ -144,7 +144,7 @@ class StudyAblation(OnStudyImages):
     bits: Annotated[
         str | None, Setting(lambda params, w: params.study.bits[0] if w.width == "wide" else None)
     ] = None
-    """As w8a8."""
+    """Bits of weights and activations, such as w8a8."""
     bits_from: Annotated[
         Path | None,
         Input(lambda _, w: layout.fill(study_layout.NARROW_BITS, w) if w.width == "narrow" else None),
@@ -171,7 +171,7 @@ class StudyActivations(OnImages):
     stage: ClassVar[str] = "study_activations"
 
     images: InputImages
-    """At most."""
+    """How many evaluation images are used, at most."""
     batch_size: int = 16
     """Images in a batch."""
     out: Annotated[Path, Output(studied("activations.csv"))]
@@ -198,11 +198,11 @@ class StudyErrors(OnImages):
     per_channel: Annotated[tuple[Path, Path], _qparams(CHANNELWISE)]
     """qparams.json and .safetensors with one scale per channel of an input."""
     images: InputImages
-    """At most."""
+    """How many evaluation images are used, at most."""
     batch_size: int = 16
     """Images in a batch."""
     block: Annotated[int, Setting("study.block")]
-    """Whose channels have a table of their own; from the end when negative."""
+    """The block whose channels have their own table; a negative number counts from the end."""
     out: Annotated[Path, Output(studied("errors.csv"))]
     """errors.csv."""
     out_average: Annotated[Path, Output(studied("errors_average.csv"))]
@@ -238,18 +238,18 @@ class StudyFusion(Job):
     recipe: Annotated[Path, _recipe(BASE)]
     """A recipe that names no role, block or operator."""
     bits: Annotated[str, Setting(lambda params, _: params.study.bits[0])]
-    """As w8a8."""
+    """Bits of weights and activations, such as w8a8."""
     images: Annotated[
         Path,
         Input(lambda params, w: layout.check_images(params, w.model)),
     ]
     """Calibration images."""
     calibration_count: int = 8
-    """Of them, at most."""
+    """How many of them are used, at most."""
     rounds: Annotated[int, Setting("study.rounds")]
     """How often each graph is timed."""
     threads: Annotated[int, Setting("benchmark.threads")]
-    """Of each executor."""
+    """Threads of each executor."""
     out: Annotated[Path, Output(studied("fusion.csv"))]
     """fusion.csv."""
     out_operators: Annotated[Path, Output(studied("fusion_operators.csv"))]

@@ -60,7 +60,7 @@ class PlotStudyRanking(Figure):
     bits_from: Annotated[Path, Input(NARROW_BITS)]
     """bits.json of study_bits."""
     share: Annotated[float, Setting("study.share")]
-    """As study_auto was asked for."""
+    """Share of the removable error, as in study_auto."""
     out_png: Annotated[Path, Output(studied("ranking.png"))]
     """The figure."""
     out_svg: Annotated[Path, Output(studied("ranking.svg"))]
@@ -130,7 +130,7 @@ class PlotStudyActivations(Figure):
     largest: Annotated[Path, of_study("activations_largest.csv")]
     """activations_largest.csv."""
     block: Annotated[int, Setting("study.block")]
-    """Drawn closely; from the end when negative."""
+    """The block in the detailed figure; a negative number counts from the end."""
     out_png: Annotated[Path, Output(studied("activations.png"))]
     """All blocks."""
     out_svg: Annotated[Path, Output(studied("activations.svg"))]
@@ -162,14 +162,8 @@ class PlotStudyErrors(Figure):
     """PNG and SVG, by block."""
     out_average: Annotated[tuple[Path, Path], _files("errors_average", "png", "svg")]
     """PNG and SVG, mean over blocks."""
-    out_per_tensor: Annotated[
-        tuple[Path, Path, Path], _files("error_histograms_per_tensor", "csv", "png", "svg")
-    ]
-    """CSV, PNG and SVG of the histograms."""
-    out_per_channel: Annotated[
-        tuple[Path, Path, Path], _files("error_histograms_per_channel", "csv", "png", "svg")
-    ]
-    """CSV, PNG and SVG of the histograms."""
+    out_histograms: Annotated[tuple[Path, Path], _files("error_histograms", "png", "svg")]
+    """PNG and SVG of the histograms."""
 
 
 class PlotStudyAttention(PlotAttention):
@@ -188,9 +182,9 @@ class PlotStudyAttention(PlotAttention):
     out_heads_svg: Annotated[Path, Output(studied("attention_heads.svg"))]
     """Maps of every head."""
     out_overview_csv: Annotated[Path | None, Output(studied("attention_overview.csv"))] = None
-    """The numbers drawn."""
+    """The numbers in the figure."""
     out_heads_csv: Annotated[Path | None, Output(studied("attention_heads.csv"))] = None
-    """The numbers drawn."""
+    """The numbers in the figure."""
 
 
 class PlotRollout(MapsFigure):
@@ -205,7 +199,7 @@ class PlotRollout(MapsFigure):
     out_svg: Annotated[Path, Output(studied("attention_rollout.svg"))]
     """The figure."""
     out_csv: Annotated[Path, Output(studied("attention_rollout.csv"))]
-    """The numbers drawn."""
+    """The numbers in the figure."""
 
     def parameters(self) -> dict[str, Any]:
         return {"graphs": names_of(self.maps)} | super().parameters()

@@ -110,7 +110,7 @@ def of_looked_at(pattern: str, *, floating: bool = True) -> Input:
 
 
 class StudyFidelity(Job):
-    """Say how near each recipe's attention keeps to floating point, over all images."""
+    """Measure how close the attention of each recipe is to floating point, over all images."""
 
     stage: ClassVar[str] = "study_fidelity"
 
@@ -119,9 +119,9 @@ class StudyFidelity(Job):
     table: Annotated[tuple[str, ...], of_looked_at(layout.ATTENTION, floating=False)] = ()
     """NAME=attention.csv of each recipe."""
     bits: Annotated[str, Setting(lambda params, _: params.study.bits[0])]
-    """Of all the tables, as in w8a8."""
+    """Bits of all tables, such as w8a8."""
     block: Block = -1
-    """Whose attention the tables compare; from the end when negative."""
+    """The block whose attention the tables compare; a negative number counts from the end."""
     out_csv: Annotated[Path, Output(studied("attention_fidelity.csv"))]
     """CSV."""
     out_md: Annotated[Path, Output(studied("attention_fidelity.md"))]

@@ -373,6 +373,24 @@ def test_one_role_of_several_is_enough(tmp_path: Path) -> None:
     load_recipe(path).check(DEIT)
 
 
+@pytest.mark.parametrize("role", ["qkv", "qk", "kv", "q"])
+@pytest.mark.parametrize("recipe", ["papers", "ship"])
+def test_a_layer_that_makes_several_of_query_key_and_value_is_quantized_as_each(
+    recipe: str, role: str
+) -> None:
+    layer = Operator("layer", "Gemm", role, 0)
+    read = load_recipe(RECIPES / f"{recipe}.yaml")
+    assert all(read.spec(layer, operand, 4, 4).quantize for operand in ("input", "weight"))
+
+
+def test_a_rule_for_one_part_does_not_select_the_layer_that_makes_two(tmp_path: Path) -> None:
+    parts = [Operator(role, "Gemm", role, 0) for role in ("qk", "kv", "q")]
+    for roles, selected in ((["q"], {"q"}), (["k", "v"], {"kv"}), (["q", "k"], {"qk", "q"})):
+        path = write(tmp_path, "mine", base({"select": {"role": roles}, "bits": 4}))
+        found = {o.name for o in parts if load_recipe(path).spec(o, "weight", 8, 8).bits == 4}
+        assert found == selected
+
+
 # Too much of it -----------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from itertools import product
 from math import prod
 from typing import TYPE_CHECKING
 
-from ptq2themoon.vocabulary.operators import ROLES, Operator, Role
+from ptq2themoon.vocabulary.operators import Operator, Role
 from ptq2themoon.vocabulary.recipe_language import OPERANDS, Operand, Select
 from ptq2themoon.vocabulary.validation import failure
 
@@ -38,7 +38,7 @@ def _selected(recipe: Recipe) -> dict[tuple[Role, int | None], dict[tuple[Operan
     selects = [Select(), *(located.rule.select for located in recipe.rules)]
     parts = [
         (
-            tuple(dict.fromkeys(s.role or ROLES)),
+            s.roles,
             tuple(dict.fromkeys(s.block or (None,))),
             tuple(dict.fromkeys(s.operand or OPERANDS)),
             tuple(dict.fromkeys(s.position or (0,))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, NamedTuple, get_args
 
 # fmt: off
@@ -12,6 +13,19 @@ Role = Literal[
 ]
 # fmt: on
 ROLES: tuple[Role, ...] = get_args(Role)
+# One layer that makes several of query, key and value, and the roles of the layers that it stands for.
+JOINT: dict[Role, frozenset[Role]] = {
+    "qkv": frozenset(("q", "k", "v")),
+    "qk": frozenset(("q", "k")),
+    "kv": frozenset(("k", "v")),
+}
+
+
+@cache
+def with_joint(roles: tuple[Role, ...]) -> tuple[Role, ...]:
+    """These roles, and those of layers that make several of them at once, in the order of `ROLES`."""
+    joint = {role for role, parts in JOINT.items() if parts.issubset(roles)}
+    return tuple(role for role in ROLES if role in roles or role in joint)
 
 
 class Operator(NamedTuple):

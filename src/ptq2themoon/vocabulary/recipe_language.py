@@ -1,4 +1,4 @@
-"""The language of recipe files: what may stand in one, as models of each part."""
+"""The language of recipe files: a model for each part of a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from ptq2themoon.vocabulary.errors import nearest
-from ptq2themoon.vocabulary.operators import ROLES, Operator, Role
+from ptq2themoon.vocabulary.operators import ROLES, Operator, Role, with_joint
 from ptq2themoon.vocabulary.validation import Key, Strict, one_or_many
 
 Operand = Literal["input", "weight", "bias", "output"]
@@ -70,32 +70,32 @@ Operands = Annotated[
     SomeOperands, BeforeValidator(one_or_many, json_schema_input_type=Operand | SomeOperands)
 ]
 
-SetQuantize = Annotated[bool, Field(description="false: stay in floating point.")]
-SetBits = Annotated[int, Field(ge=2, le=16, description="Instead of those of params.yaml.")]
+SetQuantize = Annotated[bool, Field(description="false: the tensors stay in floating point.")]
+SetBits = Annotated[int, Field(ge=2, le=16, description="Bits that replace those of params.yaml.")]
 SetKind = Annotated[Kind, Field(description="The formula of the quantizer.")]
 SetSymmetry = Annotated[
-    Symmetry, Field(description="Of kind uniform: zero point 0, or one that fits the range of the values.")
+    Symmetry, Field(description="For kind uniform: zero point 0, or one that fits the range of the values.")
 ]
 SetCodes = Annotated[
-    Codes, Field(description="Of kind uniform: -2^(bits-1) to 2^(bits-1)-1, or 0 to 2^bits-1.")
+    Codes, Field(description="For kind uniform: -2^(bits-1) to 2^(bits-1)-1, or 0 to 2^bits-1.")
 ]
 SetGranularity = Annotated[
-    Granularity, Field(description="One scale for the tensor, for each channel, or for each head.")
+    Granularity, Field(description="One scale for the tensor, one per channel, or one per head.")
 ]
 SetObserver = Annotated[
-    Observer, Field(description="What finds the scale; per channel only minmax and percentiles can.")
+    Observer, Field(description="How the range is chosen; per-channel needs minmax or percentiles.")
 ]
 SetPercentile = Annotated[
     float,
     Field(
         ge=50,
         le=100,
-        description="In percent: the percentile observer clips what lies beyond, on either side.",
+        description="In percent, for the observer percentile: values beyond it, on either side, are clipped.",
     ),
     BeforeValidator(_percent),
 ]
 SetWeightAxis = Annotated[
-    Axis, Field(description="Whose channels have a scale each in a weight that is per channel.")
+    Axis, Field(description="Per-channel weights have one scale per input channel, or per output channel.")
 ]
 
 
@@ -124,16 +124,21 @@ class Sparse(Strict):
 
 
 class Select(Sparse):
-    """The tensors that a rule is for: those that meet every condition; `{}` means all."""
+    """Which tensors a rule is for: those that meet every condition; `{}` means all."""
 
     role: Roles | None = None
-    """What the operator does in the transformer."""
+    """What the operator does in the transformer; `q` and `k` together also select `qk`, and so on."""
     block: Blocks | None = None
     """Which transformer blocks, from 0."""
     operand: Operands | None = None
     """Which of the operator's tensors; `input` and `output` are its activations."""
     position: Positions | None = None
-    """Which of its inputs or outputs, from 0: of an attention product, 0 is the left side and 1 the right."""
+    """Which input or output, from 0; of an attention product, 0 is the left side and 1 the right."""
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """All roles that `role` asks for; with `q` and `k` also the layer that makes both, and so on."""
+        return with_joint(tuple(self.role)) if self.role else ROLES
 
     def matches(self, operator: Operator, operand: Operand, position: int) -> bool:
         """Whether every condition fits."""
@@ -145,18 +150,18 @@ class Select(Sparse):
 
     def finds(self, operator: Operator) -> bool:
         """Whether role and block fit; operand and position may be others."""
-        return (self.role is None or operator.role in self.role) and (
+        return (self.role is None or operator.role in self.roles) and (
             self.block is None or operator.block in self.block
         )
 
     def misses(self, operators: Sequence[Operator]) -> Iterator[tuple[Key, str]]:
         """What is asked for here and not found in a model of these operators."""
         present = {operator.role for operator in operators}
-        if self.role and not present.intersection(self.role):
+        if self.role and not present.intersection(self.roles):
             hint = nearest(self.role[0], [role for role in ROLES if role in present])
             yield ("role",), f"selects no operator with {_listed(self.role)}; {hint}"
             return
-        there = [o.block for o in operators if self.role is None or o.role in self.role]
+        there = [o.block for o in operators if self.role is None or o.role in self.roles]
         blocks = sorted({block for block in there if block is not None})
         for block in self.block or ():
             what = _listed(self.role) if self.role else "this model"
@@ -168,7 +173,7 @@ class Select(Sparse):
 
 
 class Defaults(Strict):
-    """What holds where no rule says otherwise; bits are those of params.yaml."""
+    """Settings of tensors that no rule selects; bits are those of params.yaml."""
 
     quantize: SetQuantize = True
     kind: SetKind = "uniform"
@@ -185,7 +190,7 @@ class Rule(Sparse):
 
     select: Select
     optional: bool = False
-    """true: a model that has nothing of what it selects is none the worse."""
+    """true: the rule may select nothing in a model."""
     quantize: SetQuantize | None = None
     bits: SetBits | None = None
     kind: SetKind | None = None
@@ -215,7 +220,7 @@ class Rule(Sparse):
 
 
 class MethodCall(Strict):
-    """A published method, run as a pass; its other keys are its settings."""
+    """A published method; its other keys are its settings."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -228,19 +233,19 @@ class MethodCall(Strict):
 
 
 class RecipeFile(Sparse):
-    """A quantizer: the defaults, or a recipe to extend, and rules of which the last one wins."""
+    """A recipe: defaults, or a recipe to extend, and rules; the last matching rule wins."""
 
     description: str = ""
-    """What it is for."""
+    """The purpose of the recipe."""
     extends: str | None = None
     """A recipe of the same folder, without `.yaml`."""
     activations: Activations | None = None
-    """`twice`: quantized by the operator that makes it and by those that read it; `once`: by these alone."""
+    """`twice`: the operator that writes an activation quantizes it, and each reader; `once`: only readers."""
     defaults: Defaults | None = None
     rules: list[Rule] = Field(default=[], max_length=MOST_RULES)
-    """In order; for each setting the last rule that selects a tensor decides."""
+    """Rules in order; for each setting, the last rule that selects a tensor decides."""
     methods: list[MethodCall] = Field(default=[], max_length=50)
-    """Published methods, run as passes in this order, those of the extended recipe first."""
+    """Published methods, in this order, those of the extended recipe first."""
 
     model_config = ConfigDict(
         json_schema_extra={"oneOf": [{"required": ["extends"]}, {"required": ["defaults"]}]}

@@ -32,7 +32,7 @@ def planned(file: Path = ROOT / "params.yaml", **changes: Any) -> dict[str, Line
 
 
 def test_jobs_are_those_of_the_default_run() -> None:
-    with open(ROOT / "results/timings.csv", newline="") as file:
+    with open(ROOT / "results/example/timings.csv", newline="") as file:
         counted = {row["rule"]: int(row["jobs"]) for row in csv.DictReader(file)}
     lines = planned()
     assert {name: line.jobs for name, line in lines.items() if name != "all"} == {

@@ -434,7 +434,7 @@ def test_missing_results_are_named_with_what_to_do() -> None:
     assert only_problem() == "results/summary.md: missing; run `snakemake results/summary.md`"
     shutil.rmtree("results")
     found = problems()
-    assert len(found) == len(set(found)) == 44
+    assert len(found) == len(set(found)) == 48
     assert all(": missing" in line for line in found)
 
 

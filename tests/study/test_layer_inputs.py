@@ -97,7 +97,7 @@ class Studied:
             activations_block(of_block(t["channels"], -1), t["largest"]),
             errors_by_block(t["errors"]),
             errors_average(t["averages"]),
-            *(error_histograms(t["histograms"], quantizer) for quantizer in QUANTIZERS),
+            error_histograms(t["histograms"]),
         ]
 
 

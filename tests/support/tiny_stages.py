@@ -105,7 +105,7 @@ STAGES: dict[str, Options] = {
             "tiny layernorm w8a8 24 3 out/q/metrics.json",
         ],
         "runtime": ["tiny layernorm w8a8 24 3 out/q/runtime.json"],
-        "ship": "tiny/layernorm=out/q/faithful/int8.onnx",
+        "ship": "tiny/layernorm=out/q/faithful/deploy.json",
         "out-csv": "out/summary.csv", "out-md": "out/summary.md", "out-html": "out/summary.html",
         "out-headlines": [f"out/{name}.json" for name in HEADLINES],
     },

@@ -119,13 +119,13 @@ def to_markdown(table: pd.DataFrame) -> str:
     return "\n".join(aligned_table(*_readable(table))) + "\n"
 
 
-def to_html(table: pd.DataFrame, ships: Mapping[str, Path]) -> str:
+def to_html(table: pd.DataFrame, ships: Mapping[str, tuple[Path, int]]) -> str:
     """A page with the same table, and the models to ship with their sizes, for the report.
 
     Args:
-        ships: INT8 model by run.
+        ships: INT8 model and its bytes by run.
     """
-    sizes = [(run, str(path), f"{path.stat().st_size / 1e6:.1f}") for run, path in ships.items()]
+    sizes = [(run, str(path), f"{count / 1e6:.1f}") for run, (path, count) in ships.items()]
     models = html_table(("Run", "INT8 model to ship", "MB"), sizes, (True, True, False))
     parts = [("Every model and recipe", html_table(*_readable(table))), ("What to ship", models)]
     return html_page("Summary", parts if ships else parts[:1])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ptq2themoon.deploy.deploy_records import DeployReport
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.tables.summary import (
     headline,
@@ -11,10 +14,12 @@ from ptq2themoon.tables.summary import (
     to_html,
     to_markdown,
 )
+from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.job import named_paths
-from ptq2themoon.vocabulary.layout import HEADLINES
-from ptq2themoon.vocabulary.records import write_json
+from ptq2themoon.vocabulary.records import read, write_json
 from ptq2themoon.vocabulary.stages.evaluate import Summarize
+
+INT8 = Path(layout.INT8).name
 
 
 def main(job: Summarize) -> None:
@@ -23,9 +28,13 @@ def main(job: Summarize) -> None:
         table = summarize(entries)
         table.to_csv(stage.temporary(job.out_csv), index=False, float_format="%.8g")
         stage.temporary(job.out_md).write_text(to_markdown(table), encoding="utf-8")
-        page = to_html(table, named_paths(job.ship, "--ship"))
+        reports = named_paths(job.ship, "--ship")
+        ships = {
+            run: (path.with_name(INT8), read(path, DeployReport).bytes.int8) for run, path in reports.items()
+        }
+        page = to_html(table, ships)
         stage.temporary(job.out_html).write_text(page, encoding="utf-8")
-        for name, path in zip(HEADLINES, job.out_headlines, strict=True):
+        for name, path in zip(layout.HEADLINES, job.out_headlines, strict=True):
             write_json(stage.temporary(path), headline(table, name))
 
 

@@ -161,7 +161,7 @@ class Summarize(Job):
     ] = ()
     """The same with runtime.json, for rows with deployed models."""
     ship: Annotated[tuple[str, ...], Input(lambda params, _: ships(params))] = ()
-    """RUN=int8.onnx of each run's model to ship."""
+    """RUN=deploy.json of each run's model to ship."""
     out_csv: Annotated[Path, Output(layout.SUMMARY[0])]
     """summary.csv."""
     out_md: Annotated[Path, Output(layout.SUMMARY[1])]
@@ -180,11 +180,11 @@ class Summarize(Job):
 
 
 def ships(params: Any) -> list[str]:
-    """RUN=PATH of each model to ship, where one is deployed."""
+    """RUN=PATH of the report of each model to ship, where one is deployed."""
     if layout.SHIPPED not in params.deploy.modes:
         return []
     runs = [run.as_mode(layout.SHIPPED) for model in params.models for run in layout.runs_of(params, model)]
-    return [f"{run.model}/{run.variant}={layout.fill(layout.INT8, run)}" for run in runs]
+    return [f"{run.model}/{run.variant}={layout.fill(layout.DEPLOYED, run)}" for run in runs]
 
 
 def _row(entry: tuple[str, str, str, str, str, Path]) -> list[Any]:

@@ -139,7 +139,7 @@ def make_figures() -> None:
     quantized = [["tiny", name, "w8a8", 8, 0] for name in RECIPES]
     parameters = {"entries": [["tiny", "fp32", "fp32", None, None], *quantized]}
     outputs = [*layout.SUMMARY, *layout.HEADLINE_FILES]
-    metrics = [f"{HEAVY}/{f}/fast/int8.onnx" for f in folders[1:]]
+    metrics = [f"{HEAVY}/{f}/fast/deploy.json" for f in folders[1:]]
     metrics += [f"{LIGHT}/{f}/metrics.json" for f in folders]
     metrics += [f"{LIGHT}/{f}/runtime.json" for f in folders[1:]]
     made("summarize", outputs, metrics, parameters)

@@ -6,7 +6,7 @@ ARGS ?=
 # Recipes, and the jobs that they start, see the environment as if it were activated.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help run test slow faults env peers site pull example lint format lock matrix fuzz architecture coverage clean
+.PHONY: help run test slow faults env peers site pull example lint format lock matrix fuzz numerics architecture coverage clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' Makefile
@@ -70,6 +70,9 @@ matrix: env  ## compute the tables of docs/models.md: every family of models by 
 
 fuzz: env  ## read 100,000 inputs broken by chance, some 10 minutes of a core; ARGS="--inputs 1000" fewer
 	PYTHONPATH=tests/support OMP_NUM_THREADS=1 python tools/fuzz.py $(ARGS)
+
+numerics: env  ## run the default with kernels of older processors and other threads, some 15 minutes; docs/workflow.md
+	PYTHONPATH=tests/support python tools/numerics.py $(ARGS)
 
 architecture: env  ## draw the packages and the stages into their pages, from the code
 	python tools/architecture.py

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from clones import ROOT, clone
+from clones import ROOT, ended, ready, started
+from finished_run import differing
 
-from ptq2themoon.safety.sidecars import SIDECAR
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.tables.csv_rows import write_csv
 from ptq2themoon.vocabulary.errors import UserError
 
 COLUMNS = ("run", "jobs", "slurm_jobs", "cancelled", "drained", "seconds", "differing_files")
+ALONE = ("--max-threads", "1")  # sums over several threads have other last bits
 LOCAL = ("--cores", "2")
 # Of a Slurm without accounting; statuses are asked for as often as so short jobs need.
 SLURM = (
@@ -51,7 +50,9 @@ def check(
     text, rows = params.read_text(encoding="utf-8"), []
     with Stage("slurm", inputs=[params], outputs=[out], parameters={}) as stage, scratch() as folder:
         for name in names:
-            tree = prepared(folder / name.replace(", ", "_"), text, weights)
+            tree = ready(folder / name.replace(", ", "_"), text)
+            if weights is not None:
+                shutil.copytree(weights, tree / weights.name)
             row = {"run": name, **(local(tree) if name == "local" else on_slurm(tree, disturbed="," in name))}
             row["differing_files"] = "" if name == "local" else len(differing(folder / "local", tree))
             rows.append(row)
@@ -66,21 +67,10 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def prepared(tree: Path, params: str, weights: Path | None) -> Path:
-    """The repository's files, without results."""
-    tree.mkdir()
-    clone(tree)
-    (tree / "resources").symlink_to(ROOT / "resources")
-    if weights is not None:
-        shutil.copytree(weights, tree / weights.name)
-    (tree / "params.yaml").write_text(params, encoding="utf-8")
-    return tree
-
-
 def local(tree: Path) -> dict[str, Any]:
     """A run on this machine."""
     start = time.monotonic()
-    said = finished(started(tree, *LOCAL))
+    said = ended(started(tree, *LOCAL, *ALONE))
     return {"jobs": jobs_in(said), "slurm_jobs": 0, "seconds": round(time.monotonic() - start)}
 
 
@@ -88,10 +78,10 @@ def on_slurm(tree: Path, disturbed: bool) -> dict[str, Any]:
     """Run the workflow through two nodes; a disturbed run loses a job, and then a node."""
     with nodes(tree.with_name(f"{tree.name}.d")) as daemons:
         start = time.monotonic()
-        process = started(tree, *SLURM)
+        process = started(tree, *SLURM, *ALONE)
         try:
             done = disturb(process) if disturbed else {}
-            said = finished(process)
+            said = ended(process)
         finally:
             process.kill()
         seconds = round(time.monotonic() - start)
@@ -141,45 +131,10 @@ def asked(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def started(tree: Path, *options: str) -> subprocess.Popen[str]:
-    """Start Snakemake with one thread per job: sums over several threads have other last bits."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    variables = {**os.environ, "PYTHONPATH": str(tree / "src"), "PATH": path}
-    words = [sys.executable, "-m", "snakemake", *options, "--max-threads", "1"]
-    return subprocess.Popen(
-        words, cwd=tree, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finished(process: subprocess.Popen[str]) -> str:
-    """What a run said, once it has ended well."""
-    said, _ = process.communicate()
-    if process.returncode:
-        raise UserError(f"Snakemake ended with status {process.returncode}:\n{said[-3000:]}")
-    return said
-
-
 def jobs_in(said: str) -> int:
     """Snakemake's own count, but for the rule that only names targets."""
     found = re.findall(r"^total +(\d+)$", said, re.MULTILINE)
     return int(found[0]) - 1
-
-
-def differing(one: Path, other: Path) -> list[str]:
-    """Results that are not the same to the byte; of sidecars all but the time that it took."""
-    trees = [contents(tree / "results") for tree in (one, other)]
-    return sorted(name for name in {**trees[0], **trees[1]} if trees[0].get(name) != trees[1].get(name))
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """Of each file its bytes, or what a sidecar says."""
-    found: dict[str, Any] = {}
-    for path in folder.rglob("*"):
-        if path.name.endswith(SIDECAR):
-            found[str(path.relative_to(folder))] = json.loads(path.read_bytes()) | {"wall_time_s": 0}
-        elif path.is_file():
-            found[str(path.relative_to(folder))] = path.read_bytes()
-    return found
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -243,6 +244,47 @@ def test_bad_input_is_one_line(
     assert status == 2
     assert text.startswith(said)
     assert text.startswith("Usage") or text.count("\n") == 1
+
+
+def doubled(text: str) -> str:
+    return text + "\n".join(text.splitlines()[1:]) + "\n"
+
+
+def of_words(text: str) -> str:
+    header, *rows = text.splitlines()
+    return "\n".join([header, *(",".join(["word"] * (row.count(",") + 1)) for row in rows)]) + "\n"
+
+
+SPOILED = [
+    (f"{VANILLA}/operators.csv", doubled, "operators.csv: holds no such results on both sides ("),
+    (f"{VANILLA}/operators.csv", of_words, "operators.csv: holds no such results on both sides ("),
+    (f"{VANILLA}/attention.csv", of_words, "metrics.json: holds no such results on both sides ("),
+    (f"{VANILLA}/metrics.json", lambda text: "[" * 100_000, "lists and objects lie more than 100 deep"),
+    (
+        f"{VANILLA}/metrics.sidecar.json",
+        lambda text: "[1]",
+        "no sidecar; run its stage",
+    ),
+    (f"{VANILLA}/metrics.sidecar.json", lambda text: '{"a":' * 500 + "1" + "}" * 500, "more than 100 deep"),
+]
+
+
+@pytest.mark.parametrize(("name", "spoil", "message"), SPOILED)
+def test_results_of_another_form_are_refused_in_a_line(
+    sides: tuple[Path, Path], name: str, spoil: Callable[[str], str], message: str
+) -> None:
+    path = sides[1] / name
+    path.write_text(spoil(path.read_text()))
+    status, said = compare(*sides)
+    assert status != 0
+    assert message in said
+
+
+def test_a_pipe_among_results_is_not_waited_for(sides: tuple[Path, Path]) -> None:
+    for side in sides:
+        (side / VANILLA / "metrics.sidecar.json").unlink()
+        os.mkfifo(side / VANILLA / "metrics.sidecar.json")
+    assert compare(*sides)[0] == 0
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))

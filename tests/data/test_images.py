@@ -5,10 +5,12 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from broken_inputs import pictures
 from PIL import ExifTags, Image
 from tiny_images import picture
 
@@ -137,6 +139,35 @@ def test_broken_metadata_leave_the_pixels(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         found = read_image(tmp_path / "x.jpg", "x", 3)
     assert np.array_equal(found, as_image_folder(tmp_path / "x.jpg"))
+
+
+def test_a_jpeg_of_many_scans_is_not_gone_over(tmp_path: Path) -> None:
+    """Each scan of some bytes is decoded over all pixels: 60 KB would take minutes."""
+    buffer = BytesIO()
+    Image.new("L", (64, 64)).save(buffer, "JPEG", progressive=True)
+    whole, end = buffer.getvalue()[:-2], buffer.getvalue()[-2:]
+    last = whole[whole.rindex(b"\xff\xda") :]
+    for scans, refused in ((0, False), (80, False), (100, True), (10_000, True)):
+        (tmp_path / "x.jpg").write_bytes(whole + last * scans + end)
+        if refused:
+            with pytest.raises(UnreadableImage, match=r"^x.jpg: a JPEG of more than 100 scans$"):
+                check_image(tmp_path / "x.jpg", "x.jpg")
+        else:
+            check_image(tmp_path / "x.jpg", "x.jpg")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_byte_of_a_format_ends_in_another_error(tmp_path: Path) -> None:
+    ended = {"read": 0, "unreadable": 0}
+    for content in pictures():
+        for place in range(0, min(len(content), 600), 3):
+            (tmp_path / "x").write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+            try:
+                read_image(tmp_path / "x", "x", 3)
+                ended["read"] += 1
+            except UnreadableImage:
+                ended["unreadable"] += 1
+    assert min(ended.values()) > 500
 
 
 def test_what_has_no_agreed_range_is_unreadable_for_both(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ptq2themoon.data import (
     Row,
     batches,
     check_classes,
+    csv_source,
     draw_calibration,
     list_evaluation,
     open_source,
@@ -26,6 +27,7 @@ from ptq2themoon.data import (
     write_manifest,
 )
 from ptq2themoon.tables.csv_frames import read_table
+from ptq2themoon.vocabulary.csv_lines import short_lines
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.image_folders import ordered
 from ptq2themoon.vocabulary.model_info import ModelInfo
@@ -178,13 +180,25 @@ def test_a_csv_that_is_a_pipe(tmp_path: Path) -> None:
     assert refusal("csv", tmp_path / "list.csv").endswith("can't be read as CSV: it is no regular file")
 
 
+def test_a_table_is_read_no_further_than_its_first_slip(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of 10^8 lines would fill the memory before its second line is refused."""
+    (flat / "list.csv").write_text("path,label\n" + "0.png,0\n" * 50_000)
+    read = []
+    monkeypatch.setattr(
+        csv_source, "short_lines", lambda file: (read.append(line) or line for line in short_lines(file))
+    )
+    with pytest.raises(UserError, match=r"list\.csv:3: '0\.png' is listed twice, first in line 2"):
+        CsvSource(flat / "list.csv")
+    assert len(read) == 3
+
+
 def test_names_that_a_spreadsheet_would_compute(tmp_path: Path) -> None:
     """They are written so that it does not, and read as they are."""
-    names = ["+1.png", "-1.png", "./=1.png", "=1+1.png", "@SUM(A1).png", "plain.png"]
+    names = ["+1.png", "-1.png", "./=1.png", "=1+1.png", "@SUM(A1).png", "\t=1.png", "plain.png"]
     rows = [Row(name, 0) for name in names]
     write_manifest(tmp_path / "m.csv", rows)
     cells = [line.split(",")[0] for line in (tmp_path / "m.csv").read_text().splitlines()]
-    assert not [cell for cell in cells if cell[0] in "=+-@"]
+    assert not [cell for cell in cells if cell[0] in "=+-@\t"]
     assert read_manifest(tmp_path / "m.csv") == rows
 
 

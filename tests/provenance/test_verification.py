@@ -62,6 +62,7 @@ def make_inputs() -> None:
     Path("weights").mkdir()
     for name in ("weights/config.json", "weights/model.safetensors", "train.safetensors", "test.safetensors"):
         Path(name).write_text(name)
+    Path("weights/config.json").write_text("{}")
     Path("recipes").mkdir()
     Path("recipes/plain.yaml").write_text(yaml.dump({"description": "p", "defaults": DEFAULTS}))
     finer = {"description": "f", "extends": "plain", "rules": [RULE]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,11 +69,44 @@ def test_another_content_of_a_small_file_is_seen(tree: Path, name: str) -> None:
     assert found() == {name: ("other content than was recorded", [TABLE, NOTE])}
 
 
-@pytest.mark.parametrize("content", [b"", b'{"stage": "ma', b"[]", b'{"inputs": {}}', b"\xff"])
+NOT_WHOLE = [
+    b"",
+    b'{"stage": "ma',
+    b"[]",
+    b'{"inputs": {}}',
+    b"\xff",
+    b"[" * 100_000,
+    b'{"a":' * 150 + b"1" + b"}" * 150,
+    b'{"inputs": {"a": ["x"]}, "outputs": {}}',
+    b'{"inputs": {}, "outputs": {}, "bytes": [1]}',
+    b'{"inputs": {}, "outputs": {}, "bytes": {"a": "1"}}',
+    b'{"inputs": {}, "outputs": {}, "seed": ' + b"9" * 5_000 + b"}",
+]
+
+
+@pytest.mark.parametrize("content", NOT_WHOLE)
 def test_a_sidecar_that_is_not_whole_is_in_doubt_with_all_beside_it(tree: Path, content: bytes) -> None:
     Path("results/m/table.sidecar.json").write_bytes(content)
     Path("results/m/tables.csv").touch()  # another result's
     assert found() == {"results/m/table.sidecar.json": ("not readable", [TABLE])}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("nowhere", path)])
+def test_a_sidecar_that_is_no_file_is_not_waited_for(tree: Path, make: Callable[[str], None]) -> None:
+    path = "results/m/table.sidecar.json"
+    Path(path).unlink()
+    make(path)
+    assert found() == {path: ("not readable", [TABLE])}
+
+
+def test_a_sidecar_of_many_files_takes_time_by_their_number(tree: Path) -> None:
+    path = Path("results/m/table.sidecar.json")
+    record = json.loads(path.read_text())
+    record["inputs"] = {f"image{number}.png": "0" for number in range(20_000)}
+    path.write_text(json.dumps(record))
+    start = time.process_time()
+    assert found() == {}
+    assert time.process_time() - start < 5
 
 
 def test_a_newer_input_is_no_secret(tree: Path) -> None:

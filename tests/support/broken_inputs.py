@@ -259,22 +259,41 @@ def _onnx(content: bytes, folder: Path) -> object:
 # Images -----------------------------------------------------------------------------------------------
 
 
+FORMS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("PNG", "RGB", {}), ("PNG", "I;16", {}), ("PNG", "P", {}), ("JPEG", "RGB", {}), ("JPEG", "CMYK", {}),
+    ("JPEG", "RGB", {"progressive": True}), ("GIF", "P", {}), ("BMP", "RGB", {}), ("PPM", "RGB", {}),
+    ("TIFF", "RGB", {}), ("TIFF", "L", {"compression": "tiff_lzw"}), ("WEBP", "RGB", {}), ("AVIF", "RGB", {}),
+    ("WEBP", "RGBA", {"lossless": True}), ("JPEG2000", "RGB", {}),
+)  # fmt: skip
+
+
 @cache
-def _pictures() -> tuple[bytes, ...]:
+def pictures() -> tuple[bytes, ...]:
+    """Of each form a small one."""
     found = []
-    for form, mode in (("PNG", "RGB"), ("JPEG", "RGB"), ("GIF", "P"), ("PNG", "I;16"), ("BMP", "RGB")):
+    for form, mode, options in FORMS:
         buffer = BytesIO()
-        (Image.new("I;16", (9, 7)) if mode == "I;16" else picture(0, 9, 7, mode)).save(buffer, form)
+        image = Image.new("I;16", (9, 7)) if mode == "I;16" else picture(0, 9, 7).convert(mode)
+        image.save(buffer, form, **options)
         found.append(buffer.getvalue())
     return tuple(found)
 
 
 _names = st.builds(str.__add__, st.sampled_from(NAMES), st.sampled_from(SUFFIXES))
-_whats = st.sampled_from(["picture", "broken", "pipe", "link", "loop", "empty", "text"])
-# (folder in it, name, what it is, which picture, where it is cut) of each entry.
+_whats = st.sampled_from(["picture", "cut", "changed", "changed", "pipe", "link", "loop", "empty", "text"])
+# A place in a file, and what comes to stand there.
+_changes = st.lists(
+    st.tuples(st.integers(0, 400), st.sampled_from(["ff", "00", "ffffffff", "7fffffff", "01000000"]))
+)
+# (folder in it, name, what it is, which picture, where it is cut, what is changed) of each entry.
 entries = st.lists(
     st.tuples(
-        st.sampled_from(["", "a", "b/c", "10"]), _names, _whats, st.integers(0, 4), st.integers(0, 200)
+        st.sampled_from(["", "a", "b/c", "10"]),
+        _names,
+        _whats,
+        st.integers(0, len(FORMS) - 1),
+        st.integers(0, 200),
+        _changes,
     ),
     min_size=1,
     max_size=6,
@@ -294,11 +313,11 @@ tables = st.none() | st.lists(
 def _images(content: tuple[Any, list[str] | None], folder: Path) -> object:
     found, table = content
     root = folder / "images"
-    for place, name, what, which, cut in found:
+    for place, name, what, which, cut, changes in found:
         path = root / place / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.path.lexists(path):
-            _make(path, what, _pictures()[which], cut)
+            _make(path, what, pictures()[which], cut, changes)
     kind = "folder"
     if table is not None:
         (root / "list.csv").unlink(missing_ok=True)
@@ -309,14 +328,18 @@ def _images(content: tuple[Any, list[str] | None], folder: Path) -> object:
     return [source.pixels(row.source, preprocessing(3, 8)) for row in rows[:1]]
 
 
-def _make(path: Path, what: str, content: bytes, cut: int) -> None:
+def _make(path: Path, what: str, content: bytes, cut: int, changes: list[tuple[int, str]]) -> None:
     if what == "pipe":
         os.mkfifo(path)
     elif what in ("link", "loop"):
         path.symlink_to(path.name if what == "loop" else "..")
     else:
-        changed = {"broken": content[:cut], "empty": b"", "text": b"path,label\n"}
-        path.write_bytes(changed.get(what, content))
+        instead = {"cut": content[:cut], "empty": b"", "text": b"path,label\n"}
+        content = instead.get(what, content)
+        for place, put in changes if what == "changed" else ():
+            new, place = bytes.fromhex(put), place % len(content)
+            content = content[:place] + new + content[place + len(new) :]
+        path.write_bytes(content)
 
 
 KINDS = {

@@ -188,6 +188,15 @@ def test_what_was_fetched_is_used_and_recorded(
     }
 
 
+def test_sizes_of_a_fetched_config_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_network(monkeypatch)
+    config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}, "model_args": {"depth": 10**9}}
+    in_the_cache(tmp_path / "cache", "someone/model", "v2", "0" * 40, config_json=json.dumps(config).encode())
+    arguments = json.dumps({"cache_dir": str(tmp_path / "cache")})
+    line = run_stage(tmp_path, "export", source="hf-hub:someone/model@v2", arguments=arguments).err
+    assert "timm cannot make it (its config.json: model_args.depth: 1000000000 is too large" in line
+
+
 def test_a_name_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_network(monkeypatch)
     line = run_stage(tmp_path, "export", source="levit_256d").err

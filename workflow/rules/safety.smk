@@ -7,12 +7,13 @@ from snakemake.persistence.file import FilePersistence
 from snakemake_interface_executor_plugins.settings import ExecMode
 
 from ptq2themoon.safety import one_run, run_folders, recorded
+from ptq2themoon.vocabulary.errors import printable
 
 HELD = []  # the lock on this folder, until this process ends
 
 
 def tell(line):
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 def refuse_second_run():

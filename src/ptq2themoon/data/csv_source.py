@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -29,7 +29,11 @@ class CsvSource(ImageFiles):
         super().__init__(path, path.parent)
         self.files = [path]
         self._lines: dict[str, int] = {}
-        columns, rows = self._read()
+        rows = self._rows()
+        _, header = next(rows, (0, []))
+        if not header:
+            raise UserError(f"{path}: is empty; a first line path,label expected")
+        columns = [name.strip() for name in header]
         self._check_columns(columns)
         where = {name: columns.index(name) for name in columns}
         labels = []
@@ -46,21 +50,18 @@ class CsvSource(ImageFiles):
     def _error(self, line: int, what: str) -> UserError:
         return UserError(f"{self.path}:{line}: {what}")
 
-    def _read(self) -> tuple[list[str], list[tuple[int, list[str]]]]:
-        """The header, and each row that is not empty with the number of its line."""
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """The header and each row that is not empty, with the number of its line; none is kept."""
         if self.path.exists() and not self.path.is_file():
             raise UserError(f"{self.path}: can't be read as CSV: it is no regular file")
         try:
             with open(self.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 reader = csv.reader(short_lines(file), strict=True, skipinitialspace=True)
-                rows = [(reader.line_num, row) for row in reader if row]
+                yield from ((reader.line_num, row) for row in reader if row)
         except FileNotFoundError:
             raise UserError(f"{self.path}: not found; give a CSV file of path,label") from None
         except (OSError, ValueError, csv.Error) as error:
             raise UserError(f"{self.path}: can't be read as CSV: {error}") from error
-        if not rows:
-            raise UserError(f"{self.path}: is empty; a first line path,label expected")
-        return [name.strip() for name in rows[0][1]], rows[1:]
 
     def _check_columns(self, columns: Sequence[str]) -> None:
         for name in columns:

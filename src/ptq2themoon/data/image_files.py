@@ -17,6 +17,7 @@ from ptq2themoon.vocabulary.errors import UserError, at_least
 from ptq2themoon.vocabulary.validation import shown
 
 COLUMNS = ["source", "label"]
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with what a spreadsheet takes a cell for a formula
 LABEL = re.compile(r"-1|[0-9]{1,9}")
 PLAIN = "./"  # before a name that could be taken for something else
 A = TypeVar("A")
@@ -82,9 +83,8 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> None:
     with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        # A spreadsheet would take a name such as `=1+1.png` for a formula.
         writer.writerows(
-            (f"{PLAIN}{source}" if source.startswith(("=", "+", "-", "@", PLAIN)) else source, label)
+            (f"{PLAIN}{source}" if source.startswith((*FORMULA, PLAIN)) else source, label)
             for source, label in rows
         )
 

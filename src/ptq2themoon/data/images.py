@@ -7,6 +7,8 @@ image is turned as its EXIF orientation says, and grey of 16 bits is scaled to 8
 
 from __future__ import annotations
 
+import mmap
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -32,6 +34,8 @@ TURNS = {
 }
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb
 MAX_RATIO = 1000  # of the longer side to the shorter, which is resized to the model's
+MAX_SCANS = 100  # of a progressive JPEG; programs write some ten
+MARK, SCAN, END = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]"), b"\xff\xda", b"\xff\xd9"
 # What Pillow's decoders raise on broken data; anything else is a fault of ours and must not pass as one.
 BROKEN = (
     OSError,
@@ -41,6 +45,8 @@ BROKEN = (
     IndexError,
     KeyError,
     TypeError,
+    RuntimeError,  # AVIF's
+    ArithmeticError,
     struct.error,
     zlib.error,
 )
@@ -55,6 +61,7 @@ def _opened(path: Path, name: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image, name)
+            _check_scans(image, path, name)
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"{name}: more than {MAX_PIXELS} pixels") from error
@@ -71,6 +78,19 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise UnreadableImage(f"{size}, more than {MAX_PIXELS}")
     if max(image.size) > MAX_RATIO * min(image.size):
         raise UnreadableImage(f"{size}, one side more than {MAX_RATIO} times the other")
+
+
+def _check_scans(image: Image.Image, path: Path, name: str) -> None:
+    """Refuse a progressive JPEG that goes over all its pixels more often than any camera or program does."""
+    if not image.info.get("progressive"):
+        return
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        place, scans = 2, 0
+        while (mark := MARK.search(data, place)) and mark[0] != END:
+            scans += mark[0] == SCAN
+            place = mark.end() + int.from_bytes(data[mark.end() : mark.end() + 2], "big")
+            if scans > MAX_SCANS:
+                raise UnreadableImage(f"{name}: a JPEG of more than {MAX_SCANS} scans")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

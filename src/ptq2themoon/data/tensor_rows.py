@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 KINDS = {"F32": torch.float32, "F64": torch.float64, "U8": torch.uint8}
@@ -30,7 +30,7 @@ class TensorRows:
         rows: of which of its rows, in a file of more; None: all.
 
     Raises:
-        SafetensorError, OSError: no whole safetensors file, or no such tensor.
+        SafetensorError, OSError: no whole safetensors file, or no such tensor of rows.
     """
 
     def __init__(self, path: Path, name: str, rows: range | None = None) -> None:
@@ -40,6 +40,8 @@ class TensorRows:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115  (read as long as this lives)
         length = int.from_bytes(os.pread(self._file.fileno(), 8, 0), "little")
         entry = json.loads(os.pread(self._file.fileno(), length, 8))[name]
+        if entry["dtype"] not in KINDS or not entry["shape"]:
+            raise SafetensorError(f"tensor {name!r} is {entry['dtype']} {entry['shape']}")
         self._kind, whole = KINDS[entry["dtype"]], entry["shape"]
         self._rows = range(whole[0]) if rows is None else rows
         self.shape = (len(self._rows), *whole[1:])

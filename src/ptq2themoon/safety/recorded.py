@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ptq2themoon.safety.sidecars import SIDECAR, sha256
+from ptq2themoon.vocabulary.records import parsed
 
 SMALL = 1_000_000  # bytes: Snakemake too holds content against content up to here, and times above
+LARGEST = 50_000_000  # bytes of a sidecar: one with a line for each of 200,000 files
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,11 @@ def doubts(results: Path) -> Iterator[Doubt]:
         if record is None:
             yield Doubt(sidecar, "not readable", again)
             continue
-        given = [path for path in map(Path, record["inputs"]) if path not in made and _older(path, sidecar)]
-        for path in (*outputs[sidecar], *given):
-            digest = {**record["inputs"], **record["outputs"]}[path.as_posix()]
-            if what := _otherwise(path, digest, record.get("bytes", {}).get(path.as_posix()), content):
+        digests, sizes = {**record["inputs"], **record["outputs"]}, record.get("bytes", {})
+        given = [name for name in record["inputs"] if Path(name) not in made and _older(Path(name), sidecar)]
+        for name in (*record["outputs"], *given):
+            path = Path(name)
+            if what := _otherwise(path, digests[name], sizes.get(name), content):
                 yield Doubt(path, what, again)
 
 
@@ -64,15 +66,21 @@ def _sidecars(results: Path) -> Iterator[Path]:
 
 
 def _record(sidecar: Path) -> Mapping[str, Any] | None:
-    """What a sidecar holds; None where it is no longer whole."""
+    """What a sidecar holds; None where it is not whole, or no file: a pipe is not waited for."""
     try:
-        record = json.loads(sidecar.read_text(encoding="utf-8"))
-    except ValueError:
+        if not sidecar.is_file() or sidecar.stat().st_size > LARGEST:
+            return None
+        record = parsed(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    whole = isinstance(record, dict) and all(
-        isinstance(record.get(key), dict) for key in ("inputs", "outputs")
-    )
-    return record if whole else None
+    if not isinstance(record, dict):
+        return None
+    whole = [_maps_to(record.get(key), str) for key in ("inputs", "outputs")]
+    return record if all(whole) and _maps_to(record.get("bytes", {}), int) else None
+
+
+def _maps_to(value: Any, kind: type) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, kind) for one in value.values())
 
 
 def _outputs(sidecar: Path, record: Mapping[str, Any] | None) -> list[Path]:
@@ -95,4 +103,7 @@ def _otherwise(path: Path, digest: str, size: int | None, content: Callable[[Pat
     now = path.stat().st_size
     if size is not None and now != size:
         return f"{now} bytes, {size} when it was recorded"
-    return "other content than was recorded" if now <= SMALL and content(path) != digest else ""
+    try:
+        return "other content than was recorded" if now <= SMALL and content(path) != digest else ""
+    except OSError as error:
+        return f"not readable ({error.strerror})"

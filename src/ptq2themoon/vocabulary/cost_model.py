@@ -8,13 +8,14 @@ each stage, and of a calibration also of each recipe. Without torch, for the Sna
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.job import Job
+from ptq2themoon.vocabulary.model_source import local_config
 from ptq2themoon.vocabulary.stages.study import ablated
 from ptq2themoon.vocabulary.study_parameters import AUTO
 
@@ -152,7 +153,7 @@ def _size_of_file(source: str) -> Size | None:
     if kind == "onnx" and path.is_file():
         return _guessed(path.stat().st_size, {})
     if kind == "local-dir" and (path / "model.safetensors").is_file():
-        return _guessed((path / "model.safetensors").stat().st_size, _arguments(path / "config.json"))
+        return _guessed((path / "model.safetensors").stat().st_size, _arguments(path))
     return None
 
 
@@ -165,12 +166,12 @@ def _guessed(weights: int, arguments: dict[str, int]) -> Size:
     return Size(parameters / 1e6, parameters * tokens / 1e9, classes, heads * (tokens - 1), pixels)
 
 
-def _arguments(config: Path) -> dict[str, int]:
+def _arguments(folder: Path) -> dict[str, int]:
     try:
-        found = json.loads(config.read_text(encoding="utf-8"))["model_args"]
-        return {name: value for name, value in found.items() if isinstance(value, int) and value > 0}
-    except (OSError, ValueError, KeyError, AttributeError):
+        found = local_config(folder).get("model_args") or {}
+    except UserError:  # which the check of the parameters says
         return {}
+    return {name: value for name, value in found.items() if isinstance(value, int) and value > 0}
 
 
 @cache

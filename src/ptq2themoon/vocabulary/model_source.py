@@ -15,9 +15,11 @@ from pydantic import Field
 from ptq2themoon.vocabulary.errors import UserError, nearest
 from ptq2themoon.vocabulary.model_info import Above0, CropMode, CropShare, ImageSize, Interpolation
 from ptq2themoon.vocabulary.onnx_data import data_files
+from ptq2themoon.vocabulary.records import parsed
 from ptq2themoon.vocabulary.validation import Strict, shown
 
 INDEX = ".index.json"  # says in which file beside it each tensor lies
+CONFIG, LONGEST_CONFIG = "config.json", 1_000_000  # of timm's folder; bytes
 LOCAL, HUB, ONNX = "local-dir:", "hf-hub:", "onnx:"
 # Of the numbers in `arguments`, which decide how much memory a model takes.
 LARGEST, MOST_OF = 16_384, {"num_classes": 1_000_000, "depth": 200, "depths": 200}
@@ -81,9 +83,14 @@ def source_problem(source: str) -> str | None:
         name = source.removeprefix(HUB)
         return None if ON_HUB.fullmatch(name) else f"{source!r}: no name of the hub; write {HUB}NAME@REVISION"
     if source.startswith(LOCAL):
-        config = Path(source.removeprefix(LOCAL)) / "config.json"
+        folder = Path(source.removeprefix(LOCAL))
+        config = folder / CONFIG
         if not config.is_file():
             return f"{source!r}: no file {config}"
+        try:
+            local_config(folder)
+        except UserError as error:
+            return str(error)
         return next(filter(None, (name_problem(str(path)) for path in Source(source).files())), None)
     if source.startswith(ONNX):
         file = Path(source.removeprefix(ONNX))
@@ -173,6 +180,29 @@ def shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
+def local_config(folder: Path) -> dict[str, Any]:
+    """What config.json in a folder of timm's says of its model.
+
+    Raises:
+        UserError: no JSON object, sizes that no model has, or a file of the folder that is none to read.
+    """
+    config = folder / CONFIG
+    try:
+        if config.stat().st_size > LONGEST_CONFIG:
+            raise ValueError(f"more than {LONGEST_CONFIG} bytes")
+        found = parsed(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config}: not readable as JSON ({error}); save the model with timm again") from None
+    if not isinstance(found, dict) or not isinstance(found.get("model_args") or {}, dict):
+        raise UserError(f"{config}: must hold an object, and so must its model_args, as timm saves a model")
+    if problem := arguments_problem(found):
+        raise UserError(f"{config}: {problem[0]}: {problem[1]}")
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: is a pipe or a device; a folder of weights holds files alone")
+    return found
+
+
 def arguments_problem(arguments: Any, key: str = "") -> tuple[str, str] | None:
     """(key, what is wrong there) of sizes that no model has: a model of them would fill the memory."""
     if isinstance(arguments, Mapping):
@@ -182,7 +212,7 @@ def arguments_problem(arguments: Any, key: str = "") -> tuple[str, str] | None:
         return next(filter(None, (arguments_problem(value, key) for value in arguments)), None)
     most = MOST_OF.get(key.rpartition(".")[2], LARGEST)
     if isinstance(arguments, int | float) and abs(arguments) > most:
-        return key, f"{arguments} is too large; at most {most}"
+        return key, f"{shown(arguments)} is too large; at most {most}"
     return None
 
 

@@ -23,16 +23,35 @@ class Record(Strict):
     version: Literal[1] = 1
 
 
+DEEPEST = 100  # lists and objects within each other; readers call themselves for each
+DEEP = f"lists and objects lie more than {DEEPEST} deep"
+
+
 def parsed(text: str) -> Any:
     """What a JSON text holds.
 
     Raises:
-        ValueError: no JSON, or lists and objects so deep that no reader ends with them.
+        ValueError: no JSON, or lists and objects more than `DEEPEST` deep.
     """
     try:
-        return json.loads(text)
+        data = json.loads(text)
     except RecursionError:
-        raise ValueError("lists and objects lie too deep") from None
+        raise ValueError(DEEP) from None
+    if _is_deep(data):
+        raise ValueError(DEEP)
+    return data
+
+
+def _is_deep(data: Any) -> bool:
+    level = [data]
+    for _ in range(DEEPEST + 1):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)
 
 
 def read(path: Path, model: type[R]) -> R:

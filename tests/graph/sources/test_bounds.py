@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,59 @@ def summed(nodes: Sequence[NodeProto], constants: dict[str, Any], large: str = "
         helper.make_node("Add", ["z", "sum"], ["y"]),
     ]
     return model([*nodes, *end], constants)
+
+
+# Sizes ------------------------------------------------------------------------------------------------
+
+
+def by_value(*nodes: NodeProto, **constants: Any) -> onnx.ModelProto:
+    """A model whose operators `nodes` take `n`, a whole number that is made of the image's values."""
+    number = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["whole"], to=INT64),
+        helper.make_node("Reshape", ["whole", "one"], ["n"]),
+    ]
+    return summed([*number, *nodes], {"one": np.array([1]), **constants})
+
+
+def node(kind: str, *inputs: str, **attributes: Any) -> NodeProto:
+    return helper.make_node(kind, inputs, ["big"], f"the {kind}", **attributes)
+
+
+SQUEEZED = helper.make_node("Squeeze", ["n"], ["s"])
+FLAT = helper.make_node("Reshape", ["x", "all"], ["row"])
+BRANCHES = {
+    name: helper.make_graph(
+        [helper.make_node("ConstantOfShape", ["n"], [name], f"the {name}")], name, [],
+        [helper.make_tensor_value_info(name, FLOAT, None)],
+    )
+    for name in ("then_branch", "else_branch")
+}  # fmt: skip
+BY_VALUE = {
+    "ConstantOfShape": by_value(node("ConstantOfShape", "n")),
+    "Expand": by_value(node("Expand", "most", "n")),
+    "Tile": by_value(FLAT, node("Tile", "row", "n"), all=np.array([-1])),
+    "OneHot": by_value(node("OneHot", "whole", "n", "v"), v=np.array([0, 1], np.float32)),
+    "Range": by_value(SQUEEZED, node("Range", "a", "s", "b"), a=np.int64(0), b=np.int64(1)),
+    "HannWindow": by_value(SQUEEZED, node("HannWindow", "s")),
+    "NonZero": by_value(node("NonZero", "x")),
+    "If": by_value(helper.make_node("Cast", ["n"], ["b"], to=TensorProto.BOOL), node("If", "b", **BRANCHES)),
+}
+
+
+@pytest.mark.parametrize("kind", BY_VALUE)
+def test_sizes_that_values_of_images_decide(tmp_path: Path, kind: str) -> None:
+    line = refusal(tmp_path, BY_VALUE[kind])
+    said = "makes as many numbers as the values of the images say; export the model"
+    assert re.match(rf"operator 'the \w+' \(\w+\) {said}", line)
+
+
+def test_sizes_that_shapes_decide_are_taken(tmp_path: Path) -> None:
+    size = helper.make_node("Shape", ["x"], ["shape"])
+    content = summed([size, node("Expand", "half", "shape")], {"half": np.float32(0.5)})
+    (tmp_path / "mine.onnx").write_bytes(content.SerializeToString())
+    spec = Source(f"onnx:{tmp_path / 'mine.onnx'}", preprocessing={"mean": [0.5], "std": [0.5]})
+    export(spec, "torchscript", 13, tmp_path / "model.onnx")
 
 
 # Lies -------------------------------------------------------------------------------------------------

@@ -268,6 +268,31 @@ def test_images_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], message
     assert refused(tmp_path, preprocessing=changes) == f"model 'local-dir:weights': preprocessing.{message}"
 
 
+CONFIGS: list[tuple[dict[str, Any], str]] = [
+    ({"pretrained_cfg": {"std": [0]}}, "preprocessing: std[0]: "),
+    ({"pretrained_cfg": {"mean": "x"}}, "preprocessing: "),
+    ({"pretrained_cfg": {"interpolation": 5}}, "preprocessing: "),
+    ({"pretrained_cfg": {"crop_pct": 1e-9}}, "preprocessing: crop_pct: "),
+    ({"pretrained_cfg": {"input_size": 28}}, "timm cannot make it ("),
+    ({"label_names": 5}, "label_names: must be a list"),
+    ({"label_names": [1]}, "label_names[0]: "),
+    ({"pretrained_cfg": 5}, "timm cannot make it ("),
+    ({"architecture": ["x"]}, "timm cannot make it ("),
+    ({"model_args": {"depth": 10**9}}, "timm cannot make it (weights/config.json: model_args.depth: "),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), CONFIGS, ids=[str(changes) for changes, _ in CONFIGS])
+def test_a_config_of_nonsense_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    write_weights(tmp_path / "weights")
+    path = tmp_path / "weights/config.json"
+    config = json.loads(path.read_text())
+    for key, value in changes.items():
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(config))
+    assert message in refused(tmp_path)
+
+
 def test_a_size_that_the_layers_refuse(tmp_path: Path) -> None:
     save_file(state_of("mobilevit_xxs"), tmp_path / "w.safetensors")
     options = {"source": "mobilevit_xxs", "checkpoint": "w.safetensors"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from ptq2themoon.evaluate.row_record import Row
 from ptq2themoon.tables.csv_frames import read_table
 from ptq2themoon.tables.leaderboard_rows import MEASURES, Hits, hits_of
 from ptq2themoon.vocabulary import layout
+from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.layout import FP32, RESULTS
 from ptq2themoon.vocabulary.records import read
 
@@ -36,6 +37,8 @@ HITS = ("top1", "top5", "agreement")
 OTHERS = ("loss", "logits_sqnr_db", "output_cosine", "attention_cosine", "attention_kl")
 SIMULATED = Path(layout.SIMULATED).name
 PER_IMAGE = {"attention_cosine": "cosine", "attention_kl": "kl"}  # metric: column of attention.csv
+# What tables and records of another form make of the code that reads them.
+UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, OSError)
 STUDY_KEYS = ["recipe", "bits", "variant", "calibration_images", "seed"]
 
 
@@ -45,19 +48,30 @@ def figures(first: Tree, second: Tree) -> Iterator[Figure]:
     Raises:
         UserError: a file that cannot be read.
     """
-    both = set(first.files()) & set(second.files())
-    for name in sorted(both):
-        parts = name.split("/")
-        if parts[-1] == "metrics.json":
-            yield from _metrics(first, second, name)
-        elif parts[-1] == "runtime.json":
-            yield from _runtime(first, second, name)
-        elif parts[-1] == "operators.csv" and parts[1] != "benchmarks":
-            yield from _operators(first, second, name)
-        elif parts[2:4] == ["study", "ablation"]:
-            yield from _ablation(first, second, name)
-        elif parts[2:3] == ["leaderboard"] and parts[-1].endswith(".json"):
-            yield from _row(first, second, name)
+    for name in sorted(first.files() & second.files()):
+        if find := _finder(name.split("/")):
+            try:
+                yield from find(first, second, name)
+            except UserError:
+                raise
+            except UNREADABLE as error:
+                why = " ".join(str(error).split())
+                raise UserError(
+                    f"{name}: holds no such results on both sides ({type(error).__name__}: {why})"
+                ) from error
+
+
+def _finder(parts: Sequence[str]) -> Callable[[Tree, Tree, str], Iterator[Figure]] | None:
+    """What reads the figures of a file, by the parts of its path."""
+    if parts[-1] == "metrics.json":
+        return _metrics
+    if parts[-1] == "runtime.json":
+        return _runtime
+    if parts[-1] == "operators.csv" and parts[1] != "benchmarks":
+        return _operators
+    if parts[2:4] == ["study", "ablation"]:
+        return _ablation
+    return _row if parts[2:3] == ["leaderboard"] and parts[-1].endswith(".json") else None
 
 
 def same_images(first: Tree, second: Tree, model: str) -> bool:
@@ -162,6 +176,8 @@ def _operators(first: Tree, second: Tree, name: str) -> Iterator[Figure]:
         for tree in (first, second)
     )
     change = (b - a.reindex(b.index)).dropna().abs()
+    if change.empty and len(a) and len(b):
+        raise ValueError("no operator in common")
     for mode, of_mode in change.groupby(level="mode", sort=False):
         operator = str(of_mode.idxmax()[0])
         one, other = float(a[operator, mode]), float(b[operator, mode])

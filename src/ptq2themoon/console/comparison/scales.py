@@ -10,12 +10,11 @@ import torch
 from ptq2themoon.console.comparison.noise import SCALE
 from ptq2themoon.console.comparison.runs import where
 from ptq2themoon.console.comparison.trees import Tree
-from ptq2themoon.quantize.qparams import QParams, read_qparams
+from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.quantize.quantizers import Quantizer
 from ptq2themoon.vocabulary.layout import RESULTS
 
 ARRAYS = "qparams.safetensors"
-Slots = dict[str, Quantizer]  # `blocks.0.fc2 input 0`: its quantizer
 
 
 def moved(first: Tree, second: Tree) -> Iterator[str]:
@@ -24,7 +23,7 @@ def moved(first: Tree, second: Tree) -> Iterator[str]:
     for name in first.found(f"{RESULTS}/models/**/qparams.json"):
         if name not in there:
             continue
-        a, b = (_slots(read_qparams(tree.root / name, _arrays(tree.root / name))) for tree in (first, second))
+        a, b = (quantizers(tree.root / name) for tree in (first, second))
         lines = [f"{slot}: {what}" for slot in a.keys() & b.keys() if (what := _difference(a[slot], b[slot]))]
         lines += [f"{slot}: only in {first.name}" for slot in a.keys() - b.keys()]
         lines += [f"{slot}: only in {second.name}" for slot in b.keys() - a.keys()]
@@ -33,14 +32,11 @@ def moved(first: Tree, second: Tree) -> Iterator[str]:
             yield f"{where(name).removeprefix('models/')}: {min(lines)}{more}"
 
 
-def _arrays(path: Path) -> Path:
-    return path.with_name(ARRAYS)
-
-
-def _slots(qparams: QParams) -> Slots:
+def quantizers(path: Path) -> dict[str, Quantizer]:
+    """The quantizers of a `qparams.json` by place: `blocks.0.fc2 input 0`."""
     return {
         f"{item.operator.name} {tensor.operand} {tensor.position}": tensor.ready()
-        for item in qparams.quantized
+        for item in read_qparams(path, path.with_name(ARRAYS)).quantized
         for tensor in item.tensors
     }
 

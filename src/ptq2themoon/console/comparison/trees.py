@@ -34,8 +34,9 @@ class Tree:
     heavy: bool
 
     def found(self, pattern: str) -> list[str]:
-        """Files of the results that match, relative to `root`, sorted; not those of an example there."""
-        names = (path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
+        """Files of the results that match, relative to `root`, sorted; no pipe, and none of an example."""
+        paths = (path for path in self.root.glob(pattern) if path.is_file())
+        names = (path.relative_to(self.root).as_posix() for path in paths)
         return sorted(name for name in names if not name.startswith(f"{layout.EXAMPLE}/"))
 
     def files(self) -> set[str]:

@@ -99,6 +99,8 @@ def _sidecars(first: Tree, second: Tree) -> Iterator[tuple[str, dict[str, Any], 
                 sides = [parsed((t.root / name).read_text(encoding="utf-8")) for t in (first, second)]
             except ValueError as error:
                 raise UserError(f"{name}: not readable as JSON ({error})") from None
+            if not all(isinstance(side, dict) for side in sides):
+                raise UserError(f"{name}: no sidecar; run its stage again")
             yield f"{where(name)}, {sides[0].get('stage')}", *sides
 
 

@@ -23,6 +23,14 @@ MOST_OPERATORS = 30_000  # with functions written out; a ViT of 48 blocks has so
 DEEPEST = 20  # branches and bodies within each other
 REPEATING = ("Loop", "Scan", "SequenceMap")
 JOINING = ("Concat", "SequenceConstruct", "ConcatFromSequence")
+# Which inputs of an operator say, by their values, how large its result is.
+SIZED: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("ConstantOfShape", "HannWindow", "HammingWindow", "BlackmanWindow"), (0,)),
+    **dict.fromkeys(("NonZero", "Unique", "Compress"), (0, 1)),
+    **dict.fromkeys(("Expand", "Tile", "Pad", "Upsample", "OneHot", "CenterCropPad", "AffineGrid"), (1,)),
+    **dict.fromkeys(("Range", "MelWeightMatrix", "NonMaxSuppression"), (0, 1, 2, 3, 4)),
+    **{"Resize": (1, 2, 3), "DFT": (1,), "STFT": (1, 3), "Col2Im": (1, 2), "MaxUnpool": (2,)},
+}
 HIGHEST_RANK = 8  # of a tensor in any model
 MOST_JOINED = 5_000_000  # numbers of constants, joined or passed on, that inference may meet
 # Fields of a tensor's values, but for raw bytes.
@@ -75,6 +83,30 @@ def refuse_large(model: onnx.ModelProto, path: Path) -> None:
                     f"{path}: operator {node.name or name!r} ({node.op_type}) {what} {found} numbers; "
                     f"at most {limit}; export the model for smaller images"
                 )
+
+
+def refuse_sizes_of_values(model: onnx.ModelProto, image: str, path: Path) -> None:
+    """Refuse operators whose result is as large as the values of the images say, which no bound holds.
+
+    Args:
+        image: name of the input; its shape may decide sizes, and so may constants.
+    """
+    depends = {image}
+    for node in model.graph.node:
+        inner = [*all_nodes([node])]
+        for one in inner:
+            sized = SIZED.get(one.op_type, ())
+            names = [name for place, name in enumerate(one.input) if place in sized and name in depends]
+            if names:
+                called = f"operator {one.name or one.output[0]!r} ({one.op_type})"
+                raise UserError(
+                    f"{path}: {called} makes as many numbers as the values of the images say; "
+                    "export the model for one image of fixed size"
+                )
+            if one.op_type not in ("Shape", "Size") and depends.intersection(one.input):
+                depends.update(one.output)
+        if len(inner) > 1 and any(depends.intersection(one.output) for one in inner):
+            depends.update(node.output)
 
 
 def refuse_growing(model: onnx.ModelProto, path: Path) -> None:

@@ -66,6 +66,7 @@ def _export_timm(model: nn.Module, spec: Source, exporter: Exporter, opset: int,
         ) from error
     onnx.checker.check_model(path, full_check=True)
     pretrained = getattr(model, "pretrained_cfg", {})
+    names = pretrained.get("label_names") or None
     facts = {
         "architecture": pretrained.get("architecture"),
         "weights": _weights(model, spec),
@@ -74,7 +75,7 @@ def _export_timm(model: nn.Module, spec: Source, exporter: Exporter, opset: int,
         "input_size": preprocessing["input_size"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "preprocessing": preprocessing,
-        "label_names": list(pretrained.get("label_names") or []) or None,
+        "label_names": list(names) if isinstance(names, tuple) else names,
     }
     return _described(spec, kind, facts, expected, run_onnx(path, images.numpy()))
 

@@ -20,7 +20,7 @@ from ptq2themoon.graph.editing.onnx_graph import (
     live_nodes,
 )
 from ptq2themoon.graph.forms.written_out import can_write_out
-from ptq2themoon.graph.sources.bounds import refuse_growing, refuse_large
+from ptq2themoon.graph.sources.bounds import refuse_growing, refuse_large, refuse_sizes_of_values
 from ptq2themoon.graph.sources.channels_last import take_channels_first
 from ptq2themoon.graph.sources.endings import refuse_choices, say_outputs, to_logits
 from ptq2themoon.graph.sources.onnx_files import read_graph
@@ -68,6 +68,7 @@ def read_foreign(path: Path, spec: Source) -> Foreign:
     _check_operators(model, path)
     refuse_training(model, path)
     image = _image_input(model, path)
+    refuse_sizes_of_values(model, image.name, path)
     input_size = _image_size(image, path, spec)
     _check_preprocessing(spec, input_size)
     original, (output, *left_out) = copied(original), _outputs(model, spec, path)

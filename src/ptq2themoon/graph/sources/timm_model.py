@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.data.model_config import resolve_input_data_config
 from timm.layers import set_fused_attn
+from timm.models import load_model_config_from_hf
 from torch import nn
 
-from ptq2themoon.graph.sources.checkpoints import first_line, load_weights
+from ptq2themoon.graph.sources.checkpoints import FOREIGN, first_line, load_weights
 from ptq2themoon.graph.sources.hub import how_to_provide, hub_access
 from ptq2themoon.quiet import quiet
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.model_info import PreprocessingInfo
-from ptq2themoon.vocabulary.model_source import HUB, LOCAL, Source, check_channels, of_each_channel
+from ptq2themoon.vocabulary.model_source import (
+    HUB,
+    LOCAL,
+    Source,
+    arguments_problem,
+    check_channels,
+    local_config,
+    of_each_channel,
+)
+from ptq2themoon.vocabulary.validation import validate
 
 
 def load_model(spec: Source) -> nn.Module:
@@ -47,6 +58,7 @@ def _created(spec: Source) -> nn.Module:
     remote = spec.source.startswith(HUB) or (own_weights and not spec.source.startswith(LOCAL))
     with hub_access(remote) as reachable, quiet("timm"):
         try:
+            _check_config(spec)
             model = timm.create_model(spec.source, pretrained=own_weights, **arguments)
             if headless:
                 model.reset_classifier(0)  # type: ignore[operator]
@@ -55,13 +67,25 @@ def _created(spec: Source) -> nn.Module:
     return model
 
 
+def _check_config(spec: Source) -> None:
+    """Refuse sizes in a config.json that no model has: timm would make one of them and fill the memory."""
+    if spec.source.startswith(LOCAL):
+        local_config(Path(spec.source.removeprefix(LOCAL)))
+    elif spec.source.startswith(HUB):
+        name, place = spec.source.removeprefix(HUB), spec.arguments.get("cache_dir")
+        facts, _, sizes = load_model_config_from_hf(name, cache_dir=place)
+        if problem := arguments_problem({"pretrained_cfg": facts, "model_args": sizes}):
+            raise UserError(f"its config.json: {problem[0]}: {problem[1]}")
+
+
 def _why_not(spec: Source, error: Exception, reachable: bool) -> str:
     if not reachable and isinstance(error, OSError):
         return f"no network, and not fetched before; {how_to_provide(spec.source)}"
     if str(error).startswith("No pretrained weights exist"):
         return "timm knows no weights for it; name a tag that has some, or give `checkpoint: FILE`"
     hint = f"; {how_to_provide(spec.source)}" if isinstance(error, ConnectionError) else ""
-    return f"timm cannot make it ({first_line(error)}){hint}"
+    what = str(error) if isinstance(error, UserError) else first_line(error)
+    return f"timm cannot make it ({what}){hint}"
 
 
 def _check_classes(model: nn.Module, spec: Source) -> None:
@@ -83,16 +107,24 @@ def preprocessing_of(model: nn.Module, spec: Source) -> dict[str, Any]:
     """
     where, changes = f"model {spec.source!r}: preprocessing", dict(spec.preprocessing)
     with quiet("timm"):
-        own = resolve_input_data_config(model)
-        channels, *size = own["input_size"]
+        try:
+            own = resolve_input_data_config(model)
+            channels, *size = own["input_size"]
+        except FOREIGN as error:  # of a config.json that anybody wrote
+            raise UserError(f"{where}: timm cannot tell it ({first_line(error)})") from None
         asked = tuple(changes.get("input_size", own["input_size"]))
         check_channels(changes, asked[0], where)
         try:
             config = resolve_input_data_config(model, args=changes)
         except ValueError:
             raise UserError(f"{where}.{_wrong_size(asked, (channels, *size))}") from None
-    values = of_each_channel({key: config[key] for key in PreprocessingInfo.model_fields}, channels)
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    try:
+        values = of_each_channel({key: config[key] for key in PreprocessingInfo.model_fields}, channels)
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    except FOREIGN as error:
+        raise UserError(f"{where}: timm cannot tell it ({first_line(error)})") from None
+    validate(PreprocessingInfo, values, where)
+    return values
 
 
 def _wrong_size(asked: tuple[int, ...], own: tuple[int, ...]) -> str:

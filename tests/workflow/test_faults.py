@@ -110,9 +110,16 @@ def test_snakemake_killed_in_its_midst_goes_on_without_a_word_from_the_user(
     is_done(folder)
 
 
+def lock(folder: Path) -> None:
+    """Snakemake's own lock of an output, as a run leaves it that was killed."""
+    locks = folder / ".snakemake/locks"
+    locks.mkdir(exist_ok=True)
+    (locks / "0.output.lock").write_text("results/summary.csv\n")
+
+
 def test_a_lock_of_another_machine_is_one_line_with_the_way_out(broken: Path) -> None:
     (broken / ".snakemake/held_by").write_text("another-machine 12\n")
-    (broken / ".snakemake/locks/0.output.lock").write_text("results/summary.csv\n")
+    lock(broken)
     line = refused(broken, "--forcerun", "summarize")
     assert line.startswith(
         f"{broken}: another run (process 12 on another-machine) works here or was killed; "
@@ -125,7 +132,7 @@ def test_a_lock_of_another_machine_is_one_line_with_the_way_out(broken: Path) ->
 @pytest.mark.parametrize("locks", [False, True])
 def test_a_second_run_in_one_folder_says_so(broken: Path, locks: bool) -> None:
     if locks:  # the first has got as far as Snakemake's own
-        (broken / ".snakemake/locks/0.output.lock").write_text("results/summary.csv\n")
+        lock(broken)
     with open(broken / ".snakemake/held_by", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(f"{socket.gethostname()} 12\n")

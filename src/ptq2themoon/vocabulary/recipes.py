@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ptq2themoon.vocabulary.recipe_language import (
 )
 from ptq2themoon.vocabulary.tensor_spec import TensorSpec, refuse_contradiction
 from ptq2themoon.vocabulary.validation import failure, place, validate
-from ptq2themoon.vocabulary.yaml_files import read_yaml
+from ptq2themoon.vocabulary.yaml_files import LARGEST, read_yaml
 
 __all__ = [
     "OPERANDS", "ROLES", "Axis", "Granularity", "Observer", "Operand", "Operator", "Recipe",
@@ -242,6 +243,16 @@ def _chain(path: Path) -> tuple[Defaults, dict[Path, RecipeFile]]:
 
 
 def _read(path: Path) -> RecipeFile:
+    """One file; of the same content it is understood once, for each job of a recipe asks for it again."""
+    try:
+        content = path.read_bytes() if path.stat().st_size <= LARGEST and path.is_file() else None
+    except OSError:
+        content = None
+    return _understood(path, content)
+
+
+@lru_cache(maxsize=256)
+def _understood(path: Path, _content: bytes | None) -> RecipeFile:
     file = validate(RecipeFile, read_yaml(path), str(path))
     for index, method in enumerate(file.methods):
         _check_method(path, index, method)

@@ -202,11 +202,11 @@ def has_mounts() -> bool:
 
 @pytest.mark.skipif(not has_mounts(), reason="may mount no disk")
 def test_a_full_disk_is_named_and_leaves_no_half_file(finished: Path, tmp_path: Path) -> None:
-    """results/models lies on a disk of a size that takes the graphs, and no outputs of all images."""
+    """results/models lies on a disk of a size that takes the graphs, and not all that is made of them."""
     folder = fresh(tmp_path / "clone")
     heavy, kept = folder / "results/models", tmp_path / "kept"
     heavy.mkdir(parents=True)
-    mount = f"mount -t tmpfs -o size=400k tmpfs '{heavy}'"
+    mount = f"mount -t tmpfs -o size=280k tmpfs '{heavy}'"
     words = f"{mount} && snakemake --cores 2; s=$?; cp -a '{heavy}' '{kept}'; exit $s"
     said = run(folder, "unshare", "-m", "sh", "-c", words, status=1)
     full = [line for line in errors(said) if "No space left on device" in line]

@@ -83,6 +83,7 @@ def node(kind: str, *inputs: str, **attributes: Any) -> NodeProto:
 
 SQUEEZED = helper.make_node("Squeeze", ["n"], ["s"])
 FLAT = helper.make_node("Reshape", ["x", "all"], ["row"])
+TRUE = helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True)))
 BRANCHES = {
     name: helper.make_graph(
         [helper.make_node("ConstantOfShape", ["n"], [name], f"the {name}")], name, [],
@@ -96,9 +97,8 @@ BY_VALUE = {
     "Tile": by_value(FLAT, node("Tile", "row", "n"), all=np.array([-1])),
     "OneHot": by_value(node("OneHot", "whole", "n", "v"), v=np.array([0, 1], np.float32)),
     "Range": by_value(SQUEEZED, node("Range", "a", "s", "b"), a=np.int64(0), b=np.int64(1)),
-    "HannWindow": by_value(SQUEEZED, node("HannWindow", "s")),
     "NonZero": by_value(node("NonZero", "x")),
-    "If": by_value(helper.make_node("Cast", ["n"], ["b"], to=TensorProto.BOOL), node("If", "b", **BRANCHES)),
+    "If": by_value(TRUE, node("If", "yes", **BRANCHES)),
 }
 
 
@@ -107,6 +107,26 @@ def test_sizes_that_values_of_images_decide(tmp_path: Path, kind: str) -> None:
     line = refusal(tmp_path, BY_VALUE[kind])
     said = "makes as many numbers as the values of the images say; export the model"
     assert re.match(rf"operator 'the \w+' \(\w+\) {said}", line)
+
+
+@pytest.mark.parametrize("kind", ["HannWindow", "HammingWindow", "BlackmanWindow"])
+def test_windows_of_any_length(tmp_path: Path, kind: str) -> None:
+    """ONNX's shape inference fills the memory with this one."""
+    line = refusal(tmp_path, summed([node(kind, "size")], {"size": np.int64(4 * 10**9)}))
+    assert line.startswith(f"operator 'the {kind}' ({kind}) is for sound, and of any length; ")
+
+
+def test_a_branch_that_values_of_images_choose(tmp_path: Path) -> None:
+    """Its results may be of any size, of which shape inference says nothing."""
+    condition = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Greater", ["most", "half"], ["b"]),
+    ]
+    constants = {"half": np.float32(0.5), "n": np.array([50_000, 50_000])}
+    line = refusal(tmp_path, summed([*condition, node("If", "b", **BRANCHES)], constants))
+    assert line.startswith(
+        "operator 'the If' (If) chooses by the values of the images, which does not become"
+    )
 
 
 def test_sizes_that_shapes_decide_are_taken(tmp_path: Path) -> None:

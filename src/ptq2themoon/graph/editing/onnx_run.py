@@ -45,7 +45,7 @@ def session(
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors only
+    options.log_severity_level = 4  # its errors are raised, and said by who reads them
     # No thread may still turn when another session is timed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if quantized:

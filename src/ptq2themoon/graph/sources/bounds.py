@@ -21,14 +21,22 @@ from ptq2themoon.vocabulary.errors import UserError
 
 MOST_OPERATORS = 30_000  # with functions written out; a ViT of 48 blocks has some 5,000
 DEEPEST = 20  # branches and bodies within each other
-REPEATING = ("Loop", "Scan", "SequenceMap")
+REFUSED = {
+    **dict.fromkeys(
+        ("Loop", "Scan", "SequenceMap"),
+        "repeats others, which does not become a fixed graph; export the model for a fixed image size",
+    ),
+    **dict.fromkeys(  # shape inference writes them out
+        ("HannWindow", "HammingWindow", "BlackmanWindow"),
+        "is for sound, and of any length; export the model without it",
+    ),
+}
 JOINING = ("Concat", "SequenceConstruct", "ConcatFromSequence")
 # Which inputs of an operator say, by their values, how large its result is.
 SIZED: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(("ConstantOfShape", "HannWindow", "HammingWindow", "BlackmanWindow"), (0,)),
-    **dict.fromkeys(("NonZero", "Unique", "Compress"), (0, 1)),
+    **dict.fromkeys(("ConstantOfShape", "NonZero", "Unique", "Compress"), (0, 1)),
     **dict.fromkeys(("Expand", "Tile", "Pad", "Upsample", "OneHot", "CenterCropPad", "AffineGrid"), (1,)),
-    **dict.fromkeys(("Range", "MelWeightMatrix", "NonMaxSuppression"), (0, 1, 2, 3, 4)),
+    **dict.fromkeys(("Range", "NonMaxSuppression"), (0, 1, 2, 3, 4)),
     **{"Resize": (1, 2, 3), "DFT": (1,), "STFT": (1, 3), "Col2Im": (1, 2), "MaxUnpool": (2,)},
 }
 HIGHEST_RANK = 8  # of a tensor in any model
@@ -86,7 +94,7 @@ def refuse_large(model: onnx.ModelProto, path: Path) -> None:
 
 
 def refuse_sizes_of_values(model: onnx.ModelProto, image: str, path: Path) -> None:
-    """Refuse operators whose result is as large as the values of the images say, which no bound holds.
+    """Refuse results as large as the values of the images say, and branches that those choose.
 
     Args:
         image: name of the input; its shape may decide sizes, and so may constants.
@@ -94,6 +102,11 @@ def refuse_sizes_of_values(model: onnx.ModelProto, image: str, path: Path) -> No
     depends = {image}
     for node in model.graph.node:
         inner = [*all_nodes([node])]
+        if node.op_type == "If" and node.input[0] in depends:
+            raise UserError(
+                f"{path}: operator {node.name or node.output[0]!r} (If) chooses by the values of the images, "
+                "which does not become a fixed graph; export the model for one image of fixed size"
+            )
         for one in inner:
             sized = SIZED.get(one.op_type, ())
             names = [name for place, name in enumerate(one.input) if place in sized and name in depends]
@@ -185,11 +198,9 @@ def _count(model: onnx.ModelProto, path: Path) -> None:
         total = 0
         for node in nodes:
             _refuse_bytes((node.name, node.op_type, node.domain, *node.input, *node.output), path)
-            if node.op_type in REPEATING:
-                raise UserError(
-                    f"{path}: operator {node.name or node.op_type!r} ({node.op_type}) repeats others, which "
-                    "does not become a fixed graph; export the model for a fixed image size"
-                )
+            if node.op_type in REFUSED:
+                called = f"{node.name or node.op_type!r} ({node.op_type})"
+                raise UserError(f"{path}: operator {called} {REFUSED[node.op_type]}")
             total += 1 + _called(node)
             total += sum(size(graph.node, depth + 1) for item in node.attribute for graph in _graphs(item))
             if total > MOST_OPERATORS:

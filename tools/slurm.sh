@@ -22,7 +22,8 @@ fail() {
 }
 
 write_conf() {
-    local nodes=$1 gres=() number
+    local nodes=$1 gres=() number cpus
+    cpus=${SLURM_TEST_CPUS:-$(env -u OMP_NUM_THREADS nproc)}  # which would be taken for their number
     if [[ ${SLURM_TEST_GPUS:-0} -gt 0 ]]; then gres=(Gres=gpu:1); fi
     cat >"$conf" <<END
 ClusterName=test
@@ -63,7 +64,7 @@ ${gres:+GresTypes=gpu}
 END
     for ((number = 1; number <= nodes; number++)); do
         printf 'NodeName=n%s NodeHostname=%s NodeAddr=127.0.0.1 Port=%s CPUs=%s RealMemory=%s %s State=UNKNOWN\n' \
-            "$number" "$host" $((port + number)) "${SLURM_TEST_CPUS:-$(nproc)}" "${SLURM_TEST_MEM_MB:-4000}" "${gres[*]:-}" >>"$conf"
+            "$number" "$host" $((port + number)) "$cpus" "${SLURM_TEST_MEM_MB:-4000}" "${gres[*]:-}" >>"$conf"
     done
     printf 'PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n' >>"$conf"
     rm -f "$folder/gres.conf"

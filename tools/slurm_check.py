@@ -122,6 +122,7 @@ def disturb(process: subprocess.Popen[str]) -> dict[str, str]:
             done["drained"] = "n2"
         time.sleep(0.3)
     if len(done) < 2:
+        ended(process)  # raises what it said, where it failed
         raise UserError(f"the run ended before a job was cancelled and a node drained; done: {list(done)}")
     return done
 

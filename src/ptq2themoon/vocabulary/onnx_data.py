@@ -14,6 +14,7 @@ from ptq2themoon.vocabulary.errors import UserError
 GRAPH, INITIALIZER, EXTERNAL, KEY, VALUE = 7, 5, 13, 1, 2  # numbers of fields in onnx.proto
 VARINT, EIGHT_BYTES, WITH_LENGTH, FOUR_BYTES = 0, 1, 2, 5  # types of fields
 LONGEST_NAME = 4096  # bytes
+MOST_BYTES = 2**31 - 2**20  # of weights: a protobuf file holds 2 GB, the graph among them
 
 
 def data_files(path: Path) -> list[Path]:
@@ -22,12 +23,27 @@ def data_files(path: Path) -> list[Path]:
     Raises:
         UserError: a file that is not in the folder of the ONNX file or below.
     """
-    try:
-        with path.open("rb") as file:
-            names = sorted(set(_locations(file, path.stat().st_size)))
-    except (OSError, _NoMessage):
-        return []
-    return [place_of(path, name) for name in names]
+    return [place_of(path, name) for name in sorted({entry["location"] for entry in _outside(path)})]
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of an ONNX file with the constants outside of it, as far as the file says their lengths."""
+    return path.stat().st_size + sum(whole_number(entry.get("length", "")) or 0 for entry in _outside(path))
+
+
+def whole_number(text: str) -> int | None:
+    """A number of 0 or more that a file may state."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
+def size_problem(weights: int) -> str | None:
+    """What keeps a model with so many bytes of weights from being brought in."""
+    if weights <= MOST_BYTES:
+        return None
+    return (
+        f"its weights are {weights / 1e9:.1f} GB; the fused graph is one file, which holds 2 GB at most; "
+        "give a smaller model"
+    )
 
 
 def place_of(path: Path, location: str) -> Path:
@@ -56,19 +72,32 @@ class _NoMessage(Exception):
     """Bytes that are no protobuf."""
 
 
-def _locations(file: BinaryIO, size: int) -> Iterator[str]:
-    """Names of files, one for each constant outside."""
+def _outside(path: Path) -> list[dict[str, str]]:
+    """Where each constant outside lies: location and, where the file says so, offset and length."""
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            return []  # its own size is enough to refuse it
+        with path.open("rb") as file:
+            return list(_entries(file, size))
+    except (OSError, _NoMessage):
+        return []
+
+
+def _entries(file: BinaryIO, size: int) -> Iterator[dict[str, str]]:
     for number, start, end in _fields(file, 0, size):
         if number != GRAPH:
             continue
         for inner, first, last in _fields(file, start, end):
             if inner != INITIALIZER:
                 continue
+            found = {}
             for what, begin, stop in _fields(file, first, last):
                 if what == EXTERNAL:
                     entry = {key: (a, b) for key, a, b in _fields(file, begin, stop)}
-                    if _text(file, *entry.get(KEY, (0, 0))) == "location":
-                        yield _text(file, *entry.get(VALUE, (0, 0)))
+                    found[_text(file, *entry.get(KEY, (0, 0)))] = _text(file, *entry.get(VALUE, (0, 0)))
+            if "location" in found:
+                yield found
 
 
 def _fields(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -77,6 +106,8 @@ def _fields(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, in
     while at < end:
         tag, at = _varint(file, at)
         kind = tag & 7
+        if not tag >> 3:
+            raise _NoMessage  # no field has the number 0; else zeros would be read one by one
         if kind == VARINT:
             _, at = _varint(file, at)
         elif kind == WITH_LENGTH:

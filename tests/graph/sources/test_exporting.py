@@ -18,6 +18,7 @@ from tiny_models import random_images, randomised, run_all
 from tiny_stages import Ended, files, run_stage, write_weights
 
 from ptq2themoon.graph.sources.checkpoints import load_weights, outline
+from ptq2themoon.vocabulary import onnx_data
 
 SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 VIT = "vit_tiny_patch16_224"
@@ -309,6 +310,17 @@ def test_outlines() -> None:
 
 
 # Exporters -------------------------------------------------------------------------------------------
+
+
+def test_more_weights_than_a_file_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before the exporter of torch fails in its own words."""
+    monkeypatch.setattr(onnx_data, "MOST_BYTES", 10_000)
+    write_weights(tmp_path / "weights")
+    line = refused(tmp_path)
+    assert line == (
+        "model 'local-dir:weights': its weights are 0.0 GB; the fused graph is one file, which holds 2 GB at "
+        "most; give a smaller model"
+    )
 
 
 def test_a_model_that_keeps_tensors_of_its_first_run(tmp_path: Path) -> None:

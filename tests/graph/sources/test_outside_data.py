@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from tiny_models import random_images, run_all, tiny_module, to_onnx
 from tiny_stages import files, run_stage
 
-from ptq2themoon.graph.sources import outside_data
 from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.model_source import Source, source_problem
@@ -116,13 +115,48 @@ def test_data_that_do_not_hold_the_constant(
         read_graph(path, outside=True)
 
 
-def test_more_than_one_file_can_hold(
-    tmp_path: Path, whole: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = save(whole, tmp_path)
-    monkeypatch.setattr(outside_data, "LIMIT", 10_000)
-    with pytest.raises(UserError, match=r"weights are 0\.\d GB; the fused graph is one file, which"):
+def claimed(path: Path, constant: str, length: int) -> None:
+    """A file whose constant has that length, of which no byte is there."""
+    tensor = TensorProto(name=constant, data_type=TensorProto.FLOAT, dims=[length // 4])
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "mine.onnx.data"), ("offset", "0"), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+    node = helper.make_node("Identity", [constant], ["y"])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "claimed", [], [output], [tensor])
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    with path.with_name("mine.onnx.data").open("wb") as file:
+        file.truncate(length)
+
+
+TOO_LARGE = r"weights are 2\.[2-9] GB; the fused graph is one file, which holds 2 GB at most; give a smaller"
+
+
+def test_more_beside_than_one_file_can_hold(tmp_path: Path) -> None:
+    """Known before anything runs, from the lengths that the file states; no weight is read."""
+    path = tmp_path / "mine.onnx"
+    claimed(path, "weight", 2_400_000_000)
+    assert re.search(TOO_LARGE, source_problem(f"onnx:{path}") or "")
+    with pytest.raises(UserError, match=TOO_LARGE):
         read_graph(path, outside=True)
+
+
+def test_a_file_of_more_than_2_gb(tmp_path: Path) -> None:
+    """No file of ONNX has as much; it is refused by its size, and not read."""
+    path = tmp_path / "mine.onnx"
+    with path.open("wb") as file:
+        file.truncate(2_200_000_000)
+    assert re.search(TOO_LARGE, source_problem(f"onnx:{path}") or "")
+    with pytest.raises(UserError, match=TOO_LARGE):
+        read_graph(path)
+
+
+def test_zeros_are_no_outline(tmp_path: Path) -> None:
+    """They would be read for minutes as fields of number 0."""
+    path = tmp_path / "mine.onnx"
+    with path.open("wb") as file:
+        file.truncate(2_000_000_000)
+    assert data_files(path) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 40, b"\x3a\x7f", b"\x3a\x02\x2a\x05", b"PK\x03\x04 zip"])

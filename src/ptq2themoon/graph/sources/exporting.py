@@ -22,6 +22,7 @@ from ptq2themoon.quiet import quiet
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.model_info import ModelInfo
 from ptq2themoon.vocabulary.model_source import LOCAL, Exporter, Source, opset_problem
+from ptq2themoon.vocabulary.onnx_data import size_problem
 from ptq2themoon.vocabulary.validation import validate
 
 CHECK_IMAGES = 4
@@ -49,6 +50,9 @@ def export(spec: Source, exporter: Exporter, opset: int, path: Path) -> ModelInf
 
 
 def _export_timm(model: nn.Module, spec: Source, exporter: Exporter, opset: int, path: Path) -> ModelInfo:
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    if problem := size_problem(weights):
+        raise UserError(f"model {spec.source!r}: {problem}")
     preprocessing = preprocessing_of(model, spec)
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randn(CHECK_IMAGES, *preprocessing["input_size"], generator=generator)

@@ -15,6 +15,7 @@ from ptq2themoon.graph.editing.onnx_graph import all_nodes
 from ptq2themoon.graph.sources.bounds import refuse_unbounded, tensors
 from ptq2themoon.graph.sources.outside_data import take_inside
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.onnx_data import size_problem
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 Check = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -41,6 +42,8 @@ def read_graph(path: Path, check: Check = checked, *, outside: bool = False) -> 
 
 
 def _read(path: Path, check: Check, outside: bool) -> onnx.ModelProto:
+    if problem := size_problem(path.stat().st_size):
+        raise UserError(f"{path}: {problem}")
     model = onnx.load(path, load_external_data=False)
     if outside:
         take_inside(model, path)

@@ -9,9 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.onnx_data import place_of
-
-LIMIT = 2**31 - 2**20  # bytes: a protobuf file holds 2 GB, the graph among them
+from ptq2themoon.vocabulary.onnx_data import place_of, size_problem, whole_number
 
 
 def take_inside(model: onnx.ModelProto, path: Path) -> None:
@@ -24,16 +22,13 @@ def take_inside(model: onnx.ModelProto, path: Path) -> None:
     outside = [t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
     sizes = [_bytes(tensor, path) for tensor in outside]
     total = sum(sizes) + path.stat().st_size
-    if total > LIMIT:
-        raise UserError(
-            f"{path}: its weights are {total / 1e9:.1f} GB; the fused graph is one file, "
-            "which holds 2 GB at most; give a smaller model"
-        )
+    if problem := size_problem(total):
+        raise UserError(f"{path}: {problem}")
     for tensor, size in zip(outside, sizes, strict=True):
         entries = {entry.key: entry.value for entry in tensor.external_data}
         place = place_of(path, entries.get("location", ""))
-        start = _number(entries.get("offset", "0"))
-        length = _number(entries.get("length", str(size)))
+        start = whole_number(entries.get("offset", "0"))
+        length = whole_number(entries.get("length", str(size)))
         there = place.stat().st_size
         if start is None or length != size or start + size > there:
             raise UserError(
@@ -55,8 +50,3 @@ def _bytes(tensor: TensorProto, path: Path) -> int:
     if any(size < 0 for size in tensor.dims):
         raise UserError(f"{path}: constant {tensor.name!r} has a negative size")
     return prod(tensor.dims) * width
-
-
-def _number(text: str) -> int | None:
-    """A whole number of 0 or more."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None

@@ -45,6 +45,7 @@ from ptq2themoon.graph.forms.support import (
     opset_of,
     to_opset,
 )
+from ptq2themoon.graph.forms.taken_apart import rewrite_taken_apart
 from ptq2themoon.graph.forms.written_out import write_out_newer, write_out_runtime
 from ptq2themoon.progress import warn
 from ptq2themoon.vocabulary.errors import UserError
@@ -105,18 +106,33 @@ def _batch_of(model: onnx.ModelProto, graph_input: str) -> tuple[int, bool]:
 
 def _rewrite(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     graph, shapes = Graph(model), tensor_shapes(model)
+    _drop_last_copy(graph)
     fold_image_steps(graph, shapes)
     restore_softmax(graph, shapes)
     for node in graph.nodes:
         rank = len(shapes.get(node.input[0], ())) if node.input else 0
         _last_axis(graph, node, rank)
         _global_pool(graph, node, rank)
+    rewrite_taken_apart(graph, shapes)
     rewrite_masks(graph, shapes)
     rewrite_scatters(graph, shapes)
     fold_batch_norms(graph, shapes)
     rewrite_linear(graph, shapes, batch)
     rewrite_scale(graph)
     return graph.finish()
+
+
+def _drop_last_copy(graph: Graph) -> None:
+    """Let an operator give the graph's output itself where an Identity passes it on."""
+    for node in [n for n in graph.nodes if _passes(graph, n) and n.output[0] in graph.outputs]:
+        source, output = node.input[0], node.output[0]
+        maker = graph.producer(source)
+        if maker is None or source in graph.outputs:
+            continue
+        graph.nodes = [other for other in graph.nodes if other is not node]
+        graph.rename_uses(source, output)
+        maker.output[:] = [output if name == source else name for name in maker.output]
+        graph.reindex()
 
 
 def _last_axis(graph: Graph, node: NodeProto, rank: int) -> None:

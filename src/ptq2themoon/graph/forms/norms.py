@@ -56,7 +56,7 @@ def match_rms_norm(graph: Graph, node: NodeProto) -> Matched | None:
 
 def _standardised(graph: Graph, node: NodeProto) -> tuple[str, float, list[NodeProto]] | None:
     """(x, epsilon, operators) where `node` ends x / sqrt(mean(x^2) + epsilon) over the last axis."""
-    for x, divisor, between in _quotients(graph, node):
+    for x, divisor, between in quotients(graph, node):
         root = graph.producer(divisor)
         if root is None or (root.op_type != "Sqrt" and not is_value(scalar_operand(graph, root, "Pow"), 0.5)):
             continue
@@ -64,12 +64,12 @@ def _standardised(graph: Graph, node: NodeProto) -> tuple[str, float, list[NodeP
         epsilon = scalar_operand(graph, add, "Add")
         mean = _mean_over_channels(graph, epsilon[0]) if epsilon else None
         square = graph.producer(mean.input[0]) if mean is not None else None
-        if add is not None and epsilon and mean and square is not None and _squared(graph, square) == x:
+        if add is not None and epsilon and mean and square is not None and squared(graph, square) == x:
             return x, epsilon[1], [square, mean, add, root, *between, node]
     return None
 
 
-def _quotients(graph: Graph, node: NodeProto) -> list[tuple[str, str, list[NodeProto]]]:
+def quotients(graph: Graph, node: NodeProto) -> list[tuple[str, str, list[NodeProto]]]:
     """(dividend, divisor, operators between) of each way to read the node as a division."""
     if node.op_type == "Div":
         return [(node.input[0], node.input[1], [])]
@@ -80,12 +80,12 @@ def _quotients(graph: Graph, node: NodeProto) -> list[tuple[str, str, list[NodeP
         inverse = graph.producer(other)
         if inverse is not None and inverse.op_type == "Reciprocal":
             found.append((x, inverse.input[0], [inverse]))
-        elif inverse is not None and inverse.op_type == "Div" and _is_one(graph, inverse.input[0]):
+        elif inverse is not None and inverse.op_type == "Div" and is_one(graph, inverse.input[0]):
             found.append((x, inverse.input[1], [inverse]))
     return found
 
 
-def _is_one(graph: Graph, tensor: str) -> bool:
+def is_one(graph: Graph, tensor: str) -> bool:
     value = graph.constants.get(tensor)
     return value is not None and value.size == 1 and math.isclose(float(value.reshape(())), 1.0)
 
@@ -128,7 +128,7 @@ def _mean_over_channels(graph: Graph, tensor: str) -> NodeProto | None:
     return node if list(axes or []) == [-1] and attribute(node, "keepdims", 1) == 1 else None
 
 
-def _squared(graph: Graph, node: NodeProto) -> str | None:
+def squared(graph: Graph, node: NodeProto) -> str | None:
     """The tensor that `node` squares, as Pow(x, 2) or Mul(x, x)."""
     if node.op_type == "Pow" and is_value(scalar_operand(graph, node, "Pow"), 2.0):
         return node.input[0]

@@ -12,7 +12,6 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from tiny_deployed import Quantized, constants, kernels, of_type, sqnr
 from tiny_quantized import Tiny, images, symmetric, write_recipe
-from tiny_separate import Separate
 
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.scale_migration import layernorm_migrations, scaled_parameters, scaled_weight
@@ -35,17 +34,6 @@ def test_all_products_run_on_product_kernels(family: Quantized, tmp_path: Path) 
     assert not [kernel for kernel in FLOAT_KERNELS if found[kernel]]
     types = {item.operator.name: item.operator.type for item in family.quantized}
     assert {made.placements[name].runs for name, kind in types.items() if kind in PRODUCTS} == {"integer"}
-
-
-def test_layers_that_read_one_tensor_all_run_on_product_kernels(tmp_path: Path) -> None:
-    """ONNX Runtime joins a DequantizeLinear with one product at most."""
-    separate = Quantized.of_module(tmp_path, Separate(), (1, 16, 16))
-    made = separate.deployed("fast")
-    found = kernels(made.model, tmp_path)
-    assert {operator.role for operator in separate.tiny.operators} >= {"q", "k", "v"}
-    assert sum(found[kernel] for kernel in INTEGER_KERNELS) == len(of_type(separate.model, *PRODUCTS))
-    assert sum(found[kernel] for kernel in INTEGER_KERNELS) == made.products()["integer"]
-    assert not [kernel for kernel in FLOAT_KERNELS if found[kernel]]
 
 
 def test_a_convolution_of_patches_is_a_product(family: Quantized, tmp_path: Path) -> None:

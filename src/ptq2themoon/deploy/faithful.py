@@ -12,10 +12,11 @@ from ptq2themoon.deploy.deploy_report import Placement
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.integer_operators import FAITHFUL, write_integers
 from ptq2themoon.deploy.integers import grid_at, not_integer, operands_of, problem, unit_of_scales
-from ptq2themoon.deploy.kinds import Forms, Formula, Unwritten, forms_of
+from ptq2themoon.deploy.kinds import Form, Forms, Formula, Unwritten, forms_of
 from ptq2themoon.deploy.linear_layers import weight_grid, weight_values, write_product
 from ptq2themoon.deploy.writer import S8, U8, Writer
 from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
+from ptq2themoon.graph.editing.operator_types import LINEAR_TYPES
 from ptq2themoon.graph.forms.linear import Linear, as_linear
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.vocabulary.modes import Profile
@@ -26,7 +27,8 @@ SMALL = 1  # dimensions; vectors (biases, scales of norms) stay float, on their 
 class Faithful:
     """Writes the graph with Q and DQ at every quantized input and output.
 
-    A tensor that is quantized by its producer and by its reader with one grid is quantized once.
+    A tensor that is quantized by its producer and by its reader with one grid is quantized once, but anew for
+    each of several products that read it, as ONNX Runtime wants it.
     ONNX Runtime merges two quantizations in a row, different scales or not, where both have one integer
     type: so the second has the other (uint8 with zero point 128, int8 with 0), but not for TensorRT,
     which knows int8 alone.
@@ -129,14 +131,23 @@ class Faithful:
         tensor = node.input[position]
         grid = grids.get(("input", position))
         if grid is not None:
-            new = self.writer.read(tensor)
+            new, own = self.writer.read(tensor), self._own(node, tensor, grid)
             if self.writer.on_grid(new, grid):
-                return new
+                if not own:
+                    return new
+                new = self.writer.source(new)
             dtype = self._type(new, second=node.op_type == "MatMul" and position == 1)
-            return self.writer.quantized(new, grid, dtype, self.ranks[tensor])
+            return self.writer.quantized(new, grid, dtype, self.ranks[tensor], own=own)
         if ("weight", position) in grids or ("bias", position) in grids:
             return self._weight(node, position, grids)
         return self.writer.read(tensor)
+
+    def _own(self, node: NodeProto, tensor: str, grid: Form) -> bool:
+        """Whether the operator is one of several products that read a tensor as integers."""
+        if node.op_type not in LINEAR_TYPES or not isinstance(grid, Grid) or grid.per_channel:
+            return False
+        readers = self.writer.graph.consumers(tensor)
+        return sum(reader.op_type in LINEAR_TYPES for reader in readers) > 1
 
     def _weight(self, node: NodeProto, position: int, grids: Forms, linear: Linear | None = None) -> str:
         """A parameter: matrices and more as int8, vectors as float on their grid."""

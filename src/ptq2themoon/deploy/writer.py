@@ -36,6 +36,7 @@ class Writer:
         self.nodes: list[NodeProto] = []
         self.reads: dict[str, str] = {}
         self._forms: dict[str, tuple[Form, np.dtype]] = {}  # of dequantized tensors of the new graph
+        self._sources: dict[str, str] = {}  # what they were quantized from
         self._made: dict[tuple[str, str], list[tuple[Form, np.dtype, str]]] = {}
         self._names = {name for n in self.graph.nodes for name in (n.name, *n.input, *n.output)}
         self._names |= set(self.graph.constants)
@@ -97,6 +98,10 @@ class Writer:
         """The new graph's name for a tensor of the old one."""
         return self.reads.get(tensor, tensor)
 
+    def source(self, tensor: str) -> str:
+        """What a dequantized tensor of the new graph was quantized from."""
+        return self._sources[tensor]
+
     def stored_type(self, tensor: str) -> np.dtype | None:
         """Integer type of a dequantized tensor; None of any other."""
         found = self._forms.get(tensor)
@@ -143,7 +148,7 @@ class Writer:
             result = self.add("Mul", [codes, scale], f"{stem}/multiply", output)
         else:
             result = self.codes(tensor, grid, dtype, output)
-        self._forms[result] = (grid, dtype)
+        self._forms[result], self._sources[result] = (grid, dtype), tensor
         self._made.setdefault((tensor, "values"), []).append((grid, dtype, result))
         return result
 

@@ -13,6 +13,7 @@ from onnx import GraphProto, TensorProto, helper
 from tiny_models import random_images, randomised, run_all, tiny_module, to_onnx
 from torch import Tensor, nn
 
+from ptq2themoon.graph.forms.fuse import count_fused, fuse
 from ptq2themoon.graph.forms.normalise import normalise
 from ptq2themoon.graph.sources.exporting import export
 from ptq2themoon.vocabulary.errors import UserError
@@ -65,6 +66,34 @@ def test_logits_in_place_of_probabilities(
         logits = tiny_module()(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(run_all(written, images)[0], logits, atol=1e-5)
     assert (info.output, info.num_classes) == ("logits", 5)
+
+
+@pytest.mark.parametrize(
+    ("after", "shape"),
+    [
+        (lambda y: y[:, None], "1, 5"),
+        (lambda y: y[:, :, None, None], "5, 1, 1"),
+        (lambda y: y[:, :, None, None].softmax(1), "5, 1, 1"),
+    ],
+)
+def test_logits_with_dimensions_of_one(
+    after: Callable[[Tensor], Tensor], shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a classifier that is a convolution gives them; they passed for features, without accuracy."""
+    info, written = exported(tmp_path, to_onnx(Then(after).eval()))
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f"output 'logits' of [images, {shape}] is taken as logits [images, classes]")
+    images = random_images(3)
+    with torch.no_grad():
+        logits = tiny_module()(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(run_all(written, images)[0], logits, atol=1e-5)
+    assert (info.output, info.num_classes) == ("logits", 5)
+
+
+def test_features_with_dimensions_of_one_stay(tmp_path: Path) -> None:
+    info, written = exported(tmp_path, to_onnx(Then(lambda y: y[:, None]).eval()), classifier=False)
+    assert info.output == "features"
+    assert run_all(written, random_images(3))[0].shape == (3, 1, 5)
 
 
 def test_probabilities_stay_where_they_are_features(tmp_path: Path) -> None:
@@ -165,6 +194,27 @@ def test_computed_shapes_and_order_count(change: Callable, dynamic: bool, tmp_pa
     assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch" if dynamic else 1, 5]
     images = random_images(1)
     np.testing.assert_allclose(run_all(written, images)[0], run_all(plain, images)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["LayerNormalization", "SimplifiedLayerNormalization"])
+@pytest.mark.parametrize("opset", [14, 16, 18])
+def test_norms_that_the_opset_does_not_have(kind: str, opset: int, tmp_path: Path) -> None:
+    """As ONNX Runtime's optimisers write them, into ONNX's own domain."""
+    plain = "LayerNormalization"
+    if kind == plain and opset > 16:
+        pytest.skip("ONNX has it")
+    model = to_onnx(tiny_module(), opset=17)
+    model.opset_import[0].version = opset
+    norms = [node for node in model.graph.node if node.op_type == plain]
+    for node in norms:
+        node.op_type = kind
+        node.input[:] = node.input[: 3 if kind == plain else 2]
+    _, written = exported(tmp_path, model)
+    images = random_images(3)
+    np.testing.assert_allclose(run_all(written, images)[0], run_all(model, images)[0], atol=1e-5)
+    fused, _ = fuse(normalise(written))
+    counts = count_fused(fused)
+    assert counts["LayerNorm" if kind == plain else "RMSNorm"] == len(norms) == 5
 
 
 def test_operators_in_a_circle(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import NodeProto
+from onnx import NodeProto, helper
 
-from ptq2themoon.graph.editing.onnx_graph import all_nodes, maker, tensor_shapes
+from ptq2themoon.graph.editing.onnx_graph import all_nodes, copied, maker, tensor_shapes, unique_name
 from ptq2themoon.progress import warn
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -57,7 +58,8 @@ def to_logits(model: onnx.ModelProto, output: str, path: Path) -> str | None:
         What was taken away, to be said; None where there is none.
     """
     node = _maker(model, output, ("Identity",))
-    if node is None or node.op_type not in PROBABILITIES or len(tensor_shapes(model).get(output, ())) != 2:
+    rows = _is_rows(tensor_shapes(model).get(output, ()))
+    if node is None or node.op_type not in PROBABILITIES or not rows:
         return None
     said = (
         f"{path}: ends in {node.op_type} {node.name or node.output[0]!r}; what it reads, the logits, is taken"
@@ -72,6 +74,33 @@ def to_logits(model: onnx.ModelProto, output: str, path: Path) -> str | None:
     model.graph.ClearField("node")
     model.graph.node.extend(kept)
     return said
+
+
+def to_rows(model: onnx.ModelProto, output: str, path: Path) -> str | None:
+    """Make [images, classes] of an output that has more dimensions, all of them 1, in place.
+
+    Returns:
+        What was done, to be said; None where there is nothing to do.
+    """
+    shape = tensor_shapes(model).get(output, ())
+    if len(shape) == 2 or not _is_rows(shape):
+        return None
+    graph, (value,) = model.graph, model.graph.output
+    inner = unique_name(f"{output}/whole", {name for node in all_nodes(graph.node) for name in node.output})
+    for node in all_nodes(graph.node):
+        node.input[:] = [inner if name == output else name for name in node.input]
+        node.output[:] = [inner if name == output else name for name in node.output]
+    graph.node.append(helper.make_node("Flatten", [inner], [output], f"{output}/Flatten", axis=1))
+    dims = [copied(dim) for dim in value.type.tensor_type.shape.dim]
+    value.type.tensor_type.shape.ClearField("dim")
+    value.type.tensor_type.shape.dim.extend([dims[0], *(dim for dim in dims[1:] if dim.dim_value != 1)])
+    stated = ", ".join(str(size) for size in shape[1:])
+    return f"{path}: output {output!r} of [images, {stated}] is taken as logits [images, classes]"
+
+
+def _is_rows(shape: Sequence[int | str]) -> bool:
+    """Whether a shape has one dimension besides the images' that is not 1."""
+    return len(shape) == 2 or (len(shape) > 2 and sum(size != 1 for size in shape[1:]) == 1)
 
 
 def say_outputs(output: str, others: list[str], path: Path) -> None:

@@ -22,7 +22,7 @@ from ptq2themoon.graph.editing.onnx_graph import (
 from ptq2themoon.graph.forms.written_out import can_write_out
 from ptq2themoon.graph.sources.bounds import refuse_growing, refuse_large, refuse_sizes_of_values
 from ptq2themoon.graph.sources.channels_last import take_channels_first
-from ptq2themoon.graph.sources.endings import refuse_choices, say_outputs, to_logits
+from ptq2themoon.graph.sources.endings import refuse_choices, say_outputs, to_logits, to_rows
 from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.graph.sources.repairs import repaired
 from ptq2themoon.graph.sources.training import refuse_training
@@ -76,9 +76,10 @@ def read_foreign(path: Path, spec: Source) -> Foreign:
     for each in (original, model):
         _keep_output(each, output)
     refuse_choices(model, output, path)
-    said = [to_logits(each, output, path) for each in (original, model)] if spec.classifier else []
-    if any(said):
-        warn(f"{said[-1]}")
+    for change in (to_logits, to_rows) if spec.classifier else ():
+        said = [change(each, output, path) for each in (original, model)]
+        if any(said):
+            warn(f"{said[-1]}")
     say_outputs(output, left_out, path)
     original.graph.output[0].type.tensor_type.ClearField("shape")  # ONNX Runtime computes it
     _state_input(model, image.name, input_size)

@@ -16,7 +16,7 @@ from ptq2themoon.deploy.kinds import Form, Forms, Formula, Unwritten, forms_of
 from ptq2themoon.deploy.linear_layers import weight_grid, weight_values, write_product
 from ptq2themoon.deploy.writer import S8, U8, Writer
 from ptq2themoon.graph.editing.onnx_graph import tensor_shapes
-from ptq2themoon.graph.editing.operator_types import LINEAR_TYPES
+from ptq2themoon.graph.editing.operator_types import LINEAR_TYPES, WEIGHTED_TYPES, has_bias
 from ptq2themoon.graph.forms.linear import Linear, as_linear
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.vocabulary.modes import Profile
@@ -28,7 +28,7 @@ class Faithful:
     """Writes the graph with Q and DQ at every quantized input and output.
 
     A tensor that is quantized by its producer and by its reader with one grid is quantized once, but anew for
-    each of several products that read it, as ONNX Runtime wants it.
+    a product where others read it too: ONNX Runtime joins a DequantizeLinear with one product at most.
     ONNX Runtime merges two quantizations in a row, different scales or not, where both have one integer
     type: so the second has the other (uint8 with zero point 128, int8 with 0), but not for TensorRT,
     which knows int8 alone.
@@ -143,11 +143,10 @@ class Faithful:
         return self.writer.read(tensor)
 
     def _own(self, node: NodeProto, tensor: str, grid: Form) -> bool:
-        """Whether the operator is one of several products that read a tensor as integers."""
+        """Whether the operator is a product that reads integers which others read too."""
         if node.op_type not in LINEAR_TYPES or not isinstance(grid, Grid) or grid.per_channel:
             return False
-        readers = self.writer.graph.consumers(tensor)
-        return sum(reader.op_type in LINEAR_TYPES for reader in readers) > 1
+        return len(self.writer.graph.consumers(tensor)) > 1
 
     def _weight(self, node: NodeProto, position: int, grids: Forms, linear: Linear | None = None) -> str:
         """A parameter: matrices and more as int8, vectors as float on their grid."""
@@ -189,9 +188,9 @@ class Faithful:
                 return Placement("float", form.why)
         if self.quantized[node.name].arithmetic is not None:
             return Placement("float", FAITHFUL)
-        if node.op_type == "Conv":
+        if node.op_type == "Conv" and has_bias(node):
             return Placement("float", "with its bias in integers it would give other codes")
-        if node.op_type not in ("MatMul", "Gemm") and linear is None:
+        if node.op_type not in WEIGHTED_TYPES and linear is None:
             return Placement("float", "the runtime computes it in floating point between quantized tensors")
         operands = operands_of(grids)
         if (formula := not_integer(grids, operands)) is not None:

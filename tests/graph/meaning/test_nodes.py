@@ -74,3 +74,17 @@ def test_what_others_are_divided_by_has_no_scale() -> None:
         "Div": ({1}, set()),
         "Halved": (set(), set()),
     }
+
+
+@pytest.mark.parametrize("divides", ["d = Div (x, r)", "i = Reciprocal (r) d = Mul (i, x)"])
+def test_a_length_written_out_has_no_scale(divides: str) -> None:
+    """Its squares least of all: those of short vectors would be 0."""
+    body = f"s = Mul (x, x) t = ReduceSum (s, last) a = Add (t, low) r = Sqrt (a) {divides} y = Mul (d, two)"
+    constants = {"low": np.array(1e-6, np.float32), "two": np.array(2, np.float32), "last": np.array([-1])}
+    model = written(body, constants)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    nodes = read_nodes(model)
+    inner = {"s", "t", "a", "r", "i"} & set(nodes)
+    assert {name for name, node in nodes.items() if node.hidden_outputs} == inner
+    assert {name for name, node in nodes.items() if node.hidden_inputs} == inner - {"s"} | {"d"}

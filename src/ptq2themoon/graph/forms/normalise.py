@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto
+from onnx import NodeProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from ptq2themoon.graph.editing.onnx_graph import (
@@ -33,7 +33,7 @@ from ptq2themoon.graph.forms.einsum import rewrite_einsums
 from ptq2themoon.graph.forms.free_batch import free_batch, set_batch
 from ptq2themoon.graph.forms.images_axis import UntoldImages
 from ptq2themoon.graph.forms.linear_form import rewrite_linear
-from ptq2themoon.graph.forms.masks import rewrite_masks
+from ptq2themoon.graph.forms.masks import LOWEST, rewrite_masks
 from ptq2themoon.graph.forms.numbers import to_float32
 from ptq2themoon.graph.forms.old_opsets import restore_softmax
 from ptq2themoon.graph.forms.scatter import rewrite_scatters
@@ -113,6 +113,7 @@ def _rewrite(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
         rank = len(shapes.get(node.input[0], ())) if node.input else 0
         _last_axis(graph, node, rank)
         _global_pool(graph, node, rank)
+        _pool_with_pad(graph, node)
     rewrite_taken_apart(graph, shapes)
     rewrite_masks(graph, shapes)
     rewrite_scatters(graph, shapes)
@@ -165,6 +166,29 @@ def _global_pool(graph: Graph, node: NodeProto, rank: int) -> None:
         node.op_type = "GlobalAveragePool"
         node.input.pop()
         node.ClearField("attribute")
+
+
+def _pool_with_pad(graph: Graph, node: NodeProto) -> None:
+    """Let a MaxPool pad by itself where a Pad before it puts the least numbers around an image."""
+    pad = graph.producer(node.input[0]) if node.op_type == "MaxPool" else None
+    if pad is None or pad.op_type != "Pad" or len(pad.input) != 3 or len(node.output) > 1:
+        return
+    widths, fill = (graph.constants.get(name) for name in pad.input[1:])
+    plain = attribute(pad, "mode", b"constant") == b"constant"
+    own = attribute(node, "auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+    if widths is None or fill is None or fill > LOWEST or not (plain and own) or widths.size != 8:
+        return
+    (*before, top, left), (*after, bottom, right) = np.split(widths, 2)
+    more = np.array([top, left, bottom, right]) + np.array(attribute(node, "pads", [0] * 4))
+    kernel = np.array(attribute(node, "kernel_shape") * 2)
+    if any(before) or any(after) or (more < 0).any() or (more >= kernel).any():
+        return
+    pool = copied(node)
+    pool.input[0] = pad.input[0]
+    kept = [item for item in pool.attribute if item.name not in ("auto_pad", "pads")]
+    pool.ClearField("attribute")
+    pool.attribute.extend([*kept, helper.make_attribute("pads", more.tolist())])
+    graph.replace([node], [pool])
 
 
 def _fix_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:

@@ -10,9 +10,12 @@ from onnx import NodeProto
 from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, tensor_shapes
 from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT, data_inputs, holds_out_in
 from ptq2themoon.graph.forms.masks import hidden_tensors
+from ptq2themoon.graph.forms.norms import squared
 from ptq2themoon.vocabulary.errors import UserError
 
-BOUNDING_TYPES = frozenset({"Clip", "Max", "Sqrt"})  # keep a divisor from 0, or are its last step
+LENGTH_TYPES = frozenset({"Clip", "Max", "Reciprocal", "Sqrt"})  # last steps of a length, or keep it from 0
+SCALING_TYPES = frozenset({"Add", "Div", "Mul"})  # by a number
+SUMS = frozenset({"ReduceMean", "ReduceSum"})
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,12 @@ def _makers_of_outputs(model: onnx.ModelProto) -> set[str]:
 
 
 def _divisors(graph: Graph) -> set[str]:
-    """Activations that others are divided by, back to what sums them up.
+    """Activations that others are divided by, or whose reciprocals they take, back to the squares in them.
 
     The quotient is only as exact as its divisor: a short one among long ones would become 0 on their grid.
     """
     waiting = [node.input[1] for node in graph.nodes if node.op_type == "Div"]
+    waiting += [node.output[0] for node in graph.nodes if node.op_type == "Reciprocal"]
     found: set[str] = set()
     while waiting:
         tensor = waiting.pop()
@@ -90,9 +94,20 @@ def _divisors(graph: Graph) -> set[str]:
         if tensor in graph.constants or tensor in found:
             continue
         found.add(tensor)
-        if node is not None and node.op_type in DATA_MOVEMENT | BOUNDING_TYPES:
+        if node is None:
+            continue
+        scaled = graph.split_operands(node) if node.op_type in SCALING_TYPES else None
+        if node.op_type in DATA_MOVEMENT | LENGTH_TYPES:
             waiting += [name for name in node.input[:1] if name]
+        elif scaled is not None and scaled[1].size == 1:
+            waiting.append(scaled[0])
+        elif node.op_type in SUMS and _squares(graph, graph.producer(node.input[0])):
+            found.add(node.input[0])
     return found
+
+
+def _squares(graph: Graph, node: NodeProto | None) -> bool:
+    return node is not None and squared(graph, node) is not None
 
 
 def _rank(shapes: Shapes, node: NodeProto, tensor: str) -> int:

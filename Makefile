@@ -65,8 +65,8 @@ lock:  ## resolve pyproject.toml into requirements.lock; needs uv; keeps pins th
 	    --python-platform x86_64-unknown-linux-gnu --group peers --custom-compile-command "make lock" \
 	    --output-file requirements-peers.lock $(ARGS)
 
-matrix: env  ## compute the tables of docs/models.md: every family of models by every exporter
-	PYTHONPATH=tests/support python tools/matrix.py
+matrix: env  ## compute the tables of docs/models.md: families, exporters, the whole chain; ARGS=chain only one
+	PYTHONPATH=tests/support OMP_NUM_THREADS=1 python tools/matrix.py $(ARGS)
 
 fuzz: env  ## read 100,000 inputs broken by chance, some 10 minutes of a core; ARGS="--inputs 1000" fewer
 	PYTHONPATH=tests/support OMP_NUM_THREADS=1 python tools/fuzz.py $(ARGS)

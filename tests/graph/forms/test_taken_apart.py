@@ -47,6 +47,7 @@ SOFTMAXES = {
     "reciprocal": "e = Exp (x) s = ReduceSum (e, last) r = Reciprocal (s) t = Mul (r, e) ",
     "middle": "m = ReduceMax <axes = [1]> (x) c = Sub (x, m) e = Exp (c) s = ReduceSum (e, middle) "
     "t = Div (e, s) ",
+    "logarithm of a sum": "s = ReduceLogSumExp <axes = [-1]> (x) l = Sub (x, s) t = Exp (l) ",
     "logarithm": "l = LogSoftmax <axis = 2> (x) t = Exp (l) ",
 }  # fmt: skip
 NEITHER = {

@@ -24,12 +24,16 @@ def rewrite_taken_apart(graph: Graph, shapes: Shapes) -> None:
 
 
 def _softmax(graph: Graph, node: NodeProto, shapes: Shapes) -> None:
-    """exp / sum(exp), and exp(log softmax)."""
+    """exp / sum(exp), and exp of the logarithm of that."""
     if node.op_type == "Exp":
-        log = graph.producer(node.input[0])
+        log, axis = graph.producer(node.input[0]), None
         if log is not None and log.op_type == "LogSoftmax":
             axis = attribute(log, "axis", -1)
-            graph.replace([node], [helper.make_node("Softmax", log.input, node.output, node.name, axis=axis)])
+        elif log is not None and log.op_type == "Sub":
+            axis = _reduced(graph, log.input[1], "ReduceLogSumExp", log.input[0], shapes)
+        if log is not None and axis is not None:
+            scores = log.input[0]
+            graph.replace([node], [helper.make_node("Softmax", [scores], node.output, node.name, axis=axis)])
         return
     for exponential, total, _ in quotients(graph, node):
         power, axis = graph.producer(exponential), _reduced(graph, total, "ReduceSum", exponential, shapes)

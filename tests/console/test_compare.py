@@ -212,6 +212,8 @@ def test_the_committed_example_is_found_in_a_folder_and_in_a_revision(
     git(clone, "add", ".")
     git(clone, "commit", "-q", "-m", "results")
     monkeypatch.chdir(clone)
+    (ran / "results/stretched-demo").mkdir()  # of the benchmark
+    (ran / "results/stretched-demo/evaluation.csv").write_text("image")
     for committed in ("HEAD", ".", "results", "results/example"):
         status, said = compare(committed, ran)
         assert (status, "only in" in said) == (0, False), said

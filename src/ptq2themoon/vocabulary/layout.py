@@ -16,13 +16,12 @@ RECIPES = "recipes"
 SHIPPED = "fast"  # the mode of the INT8 model to ship
 FP32 = "fp32"  # stands where a recipe's name does, for floating point
 
-EXAMPLE = (
-    f"{RESULTS}/example"  # git keeps it: the small part of the results of the repository's own params.yaml
-)
+EXAMPLE = f"{RESULTS}/example"  # git keeps it: the small part of what the repository's own params.yaml gives
 # What the example lacks: graphs and arrays, rows of every image or channel, what benchmarks make.
 NOT_IN_EXAMPLE = (
     *("models/*", "*.html", "*/attention.csv", "*/activations.csv", ".*", "*/.*"),
     *("benchmarks/*/evaluation.*", "benchmarks/*/ppq.*", "benchmarks/*/*.csv"),  # rows of one model
+    *("stretched-*/*", "random-*/*"),  # models that only the benchmark has
     *("*/attention_overview.svg", "*/attention_rollout.svg"),  # images for the most part, as in the PNG
 )
 

@@ -96,7 +96,8 @@ def on_slurm(tree: Path, disturbed: bool) -> dict[str, Any]:
 def nodes(folder: Path) -> Iterator[Path]:
     """A Slurm of two nodes that runs here."""
     script, variables = str(ROOT / "tools/slurm.sh"), {**os.environ, "SLURM_TEST_DIR": str(folder)}
-    variables.setdefault("SLURM_TEST_MEM_MB", "8000")
+    for name, value in (("MEM_MB", "8000"), ("CPUS", "4")):  # a group asks for the sum of its jobs'
+        variables.setdefault(f"SLURM_TEST_{name}", value)
     begun = subprocess.run([script, "start", "2"], env=variables, capture_output=True, text=True, check=False)
     try:
         if begun.returncode:

@@ -139,3 +139,13 @@ class Dino(nn.Module):
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), patches], dim=1) + self.position
         x = torch.cat([x[:, :1], self.registers.expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
         return self.last(self.blocks(x))[:, 0]
+
+
+class CappedScores(SeparateBlock):
+    """Scores bounded by a tanh, and by numbers."""
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (self.split(tensor) for tensor in self.project(self.before(x)))
+        scores = (3 * torch.tanh(q @ k.transpose(-1, -2) / 12)).clamp(-2.9, 2.9)
+        context = (scores.softmax(-1) @ v).transpose(1, 2).reshape(x.shape[0], -1, self.heads * self.size)
+        return self.dense(context)

@@ -34,6 +34,9 @@ NORMS = {
     + "s = Mul (r, gamma) a = Mul (s, x) ms = Mul (s, mean) b = Sub (beta, ms) t = Add (b, a) ",
     "keras, no scale": MEAN + SLOW + DEVIATION
     + "a = Mul (x, r) mr = Mul (mean, r) b = Sub (beta, mr) t = Add (a, b) ",
+    "mean and variance": MEAN + "c = Sub (x, mean) again = ReduceMean <axes = [-1]> (x) o = Sub (x, again) "
+    "oo = Mul (o, o) variance = ReduceMean <axes = [-1]> (oo) d = Add (variance, epsilon) root = Sqrt (d) "
+    "z = Div (c, root) g = Mul (z, gamma) t = Add (g, beta) ",
     "power": MEAN + SLOW + "d = Add (variance, epsilon) r = Pow (d, inverse_root) "
     "z = Mul (c, r) g = Mul (z, gamma) t = Add (g, beta) ",
     "sums": "total = ReduceSum (x, last) mean = Mul (total, eighth) c = Sub (x, mean) cc = Pow (c, two) "

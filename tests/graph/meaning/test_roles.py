@@ -12,6 +12,7 @@ import torch
 from tiny_models import random_images, randomised, run_all, tiny_module, to_onnx
 from tiny_separate import (
     BiasApart,
+    CappedScores,
     Correlation,
     Gate,
     GatedKeys,
@@ -174,6 +175,14 @@ def test_one_layer_for_keys_and_values() -> None:
     assert not unassigned(operators)
     expected = whole(2, ("q", "kv", *(role for role in IN_BLOCK if role != "qkv")))
     assert Counter(placed(operators)) == Counter(expected)
+
+
+def test_bounded_scores_are_scores() -> None:
+    operators = find_roles(fused(Separate(CappedScores)))
+    assert sorted(unassigned(operators)) == ["Clip", "Clip", "Tanh", "Tanh"]
+    counts = Counter(operator.role for operator in operators)
+    in_block = ("attn_scores", "softmax", "attn_context", "q", "k", "v", "proj", "fc1", "fc2")
+    assert [counts[role] for role in in_block] == [2] * 9
 
 
 def test_a_bias_is_no_residual() -> None:

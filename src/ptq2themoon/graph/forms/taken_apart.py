@@ -18,7 +18,11 @@ from ptq2themoon.graph.forms.norms import is_one, quotients, squared
 
 def rewrite_taken_apart(graph: Graph, shapes: Shapes) -> None:
     """Bring them to one Softmax, and to the parts that the fusion of LayerNorm looks for."""
-    for rewrite in (_softmax, _mean, _root, _variance, _shift, _scale):
+    for rewrite in (_softmax, _mean, _root):
+        for node in list(graph.nodes):
+            rewrite(graph, node, shapes)
+    _merge(graph, shapes)
+    for rewrite in (_variance, _shift, _scale):
         for node in list(graph.nodes):
             rewrite(graph, node, shapes)
 
@@ -70,6 +74,19 @@ def _root(graph: Graph, node: NodeProto, shapes: Shapes) -> None:
             helper.make_node("Sqrt", [node.input[0]], [root], f"{node.name}/Sqrt"),
             helper.make_node("Reciprocal", [root], node.output, f"{node.name}/Reciprocal"),
         ])  # fmt: skip
+
+
+def _merge(graph: Graph, shapes: Shapes) -> None:
+    """Means over the channels, and differences, computed twice, as x.mean() and x.var() do."""
+    first: dict[tuple[str, ...], str] = {}
+    for node in graph.nodes:
+        mean = _mean_input(graph, node, shapes)
+        if node.op_type != "Sub" and mean is None:
+            continue
+        key = ("mean", mean) if mean is not None else ("Sub", *node.input)
+        if key in first and node.output[0] not in graph.outputs:
+            graph.rename_uses(node.output[0], first[key])
+        first.setdefault(key, node.output[0])
 
 
 def _variance(graph: Graph, node: NodeProto, shapes: Shapes) -> None:

@@ -66,10 +66,10 @@ def _is_scores(walk: Walk, node: NodeProto | None) -> bool:
 
 
 def _scores(walk: Walk, node: NodeProto) -> bool:
-    """Between the scores and their softmax: scale, mask, relative position bias, talking heads."""
+    """Between the scores and their softmax: scale, mask, position bias, bounds, talking heads."""
     if walk.is_movement(node) or walk.is_scaling(node) or walk.mixes_heads(node):
         return True
-    return node.op_type in ("Add", "Sub", "Where")
+    return node.op_type in ("Add", "Clip", "Sub", "Tanh", "Where")
 
 
 def _weighs(walk: Walk, node: NodeProto) -> bool:

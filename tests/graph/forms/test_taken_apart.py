@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from tiny_models import random_images, run_all, written
 
@@ -76,6 +77,23 @@ def types(body: str) -> list[str]:
 @pytest.mark.parametrize("case", NORMS)
 def test_one_norm(case: str) -> None:
     assert types(NORMS[case] + "y = MatMul (t, w)") == ["LayerNormalization", "MatMul"]
+
+
+@pytest.mark.parametrize(
+    "after", ["s = Mul (n, gamma) t = Add (beta, s)", "t = Mul (gamma, n)", "t = Add (n, beta)"]
+)
+def test_a_norm_without_parameters_takes_those_that_follow(after: str) -> None:
+    parameters = {"ones": np.ones(8, np.float32), "noughts": np.zeros(8, np.float32)}
+    body = f"n = LayerNormalization <axis = -1> (x, ones, noughts) {after} y = MatMul (t, w)"
+    made = written("y = MatMul (x, w)", {**CONSTANTS, **parameters})
+    made.opset_import[0].version = 17
+    made.graph.ClearField("node")
+    made.graph.node.extend(
+        onnx.parser.parse_graph(f"g (float[b, 4, 8] x) => (float[b, 4, 8] y) {{ {body} }}").node
+    )
+    fused, _ = fuse(normalise(made))
+    np.testing.assert_allclose(run_all(fused, X)[0], run_all(made, X)[0], rtol=0, atol=1e-5)
+    assert [node.op_type for node in fused.graph.node] == ["LayerNormalization", "MatMul"]
 
 
 @pytest.mark.parametrize("case", SOFTMAXES)

@@ -22,7 +22,7 @@ def rewrite_taken_apart(graph: Graph, shapes: Shapes) -> None:
         for node in list(graph.nodes):
             rewrite(graph, node, shapes)
     _merge(graph, shapes)
-    for rewrite in (_variance, _shift, _scale):
+    for rewrite in (_variance, _shift, _scale, _affine):
         for node in list(graph.nodes):
             rewrite(graph, node, shapes)
 
@@ -155,6 +155,33 @@ def _scale(graph: Graph, node: NodeProto, shapes: Shapes) -> None:
             helper.make_node("Mul", [whole, gamma], node.output, node.name),
         ])  # fmt: skip
         return
+
+
+def _affine(graph: Graph, node: NodeProto, shapes: Shapes) -> None:
+    """A scale and a shift after a LayerNorm that has none of its own."""
+    if node.op_type != "LayerNormalization" or len(node.input) < 3 or attribute(node, "axis", -1) != -1:
+        return
+    gamma, beta = (graph.constants.get(name) for name in node.input[1:3])
+    if gamma is None or beta is None or (gamma != 1).any() or beta.any():
+        return
+    consumed = [node]
+    for kind in ("Mul", "Add"):
+        reader = graph.only_consumer(consumed[-1], kind)
+        operands = graph.split_operands(reader) if reader is not None else None
+        if reader is None or operands is None or operands[1].shape != gamma.shape:
+            continue
+        gamma, beta = (operands[1], beta) if kind == "Mul" else (gamma, operands[1])
+        consumed.append(reader)
+    if len(consumed) == 1:
+        return
+    output = list(consumed[-1].output)
+    scale, shift = (
+        graph.add_constant(f"{output[0]}/scale", gamma),
+        graph.add_constant(f"{output[0]}/shift", beta),
+    )
+    new = helper.make_node("LayerNormalization", [node.input[0], scale, shift], output, node.name)
+    new.attribute.extend(node.attribute)
+    graph.replace(consumed, [new])
 
 
 def _mean_of(graph: Graph, tensor: str, output: str, name: str) -> NodeProto:

@@ -91,10 +91,14 @@ def warn(int8: Path, found: RuntimeMetrics, claimed: int) -> None:
         )
     if found.agrees is False:
         first = found.first_departing or "none: every operator alone is within its bounds"
+        rounds_less = found.first_departing is None and (found.logits_sqnr_db or 0) > (
+            found.simulated_logits_sqnr_db or 0
+        )
+        why = "; it rounds less than the simulation and is nearer to floating point" if rounds_less else ""
         print(
             f"warning: {int8}: agrees with the simulation on {found.agreement_simulation:.2f} % of "
             f"{found.images} images, less than {found.least_agreement:.2f} %; "
-            f"first operator that departs: {first}",
+            f"first operator that departs: {first}{why}",
             file=sys.stderr,
         )
 

@@ -104,28 +104,30 @@ def _work(kind: str, seeds: list[int], keep: Path | None, out: Connection) -> No
     os.dup2(null, 2)  # warnings of images left out
     signal.signal(signal.SIGPROF, _over)
     for seed in seeds:
-        found: Counter[str] = Counter(dict.fromkeys(COLUMNS[2:], 0))
-        slowest, begun = [0.0], time.process_time()
+        out.send(_chunk(kind, seed, keep))
 
-        @hypothesis.seed(seed)
-        @hypothesis.settings(
-            max_examples=CHUNK, deadline=None, database=None, phases=[hypothesis.Phase.generate],
-            suppress_health_check=list(hypothesis.HealthCheck),
-        )  # fmt: skip
-        @hypothesis.given(KINDS[kind].inputs)
-        def read(content: Any, found: Counter[str] = found, slowest: list[float] = slowest) -> None:
-            start = time.process_time()
-            ended = _ended(kind, content, keep)
-            found.update(["inputs", ended])
-            slowest.append(time.process_time() - start)
 
-        read()
-        gc.collect()
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        memory = pages * os.sysconf("SC_PAGE_SIZE") // 2**20
-        out.send(
-            {**found, "slowest_s": max(slowest), "memory_mb": memory, "cpu_s": time.process_time() - begun}
-        )
+def _chunk(kind: str, seed: int, keep: Path | None) -> dict[str, Any]:
+    """The figures of the inputs that hypothesis makes with one seed."""
+    found: Counter[str] = Counter(dict.fromkeys(COLUMNS[2:], 0))
+    slowest, begun = [0.0], time.process_time()
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=CHUNK, deadline=None, database=None, phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )  # fmt: skip
+    @hypothesis.given(KINDS[kind].inputs)
+    def read(content: Any) -> None:
+        start = time.process_time()
+        found.update(["inputs", _ended(kind, content, keep)])
+        slowest.append(time.process_time() - start)
+
+    read()
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    memory = pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+    return {**found, "slowest_s": max(slowest), "memory_mb": memory, "cpu_s": time.process_time() - begun}
 
 
 class _TooLong(BaseException):

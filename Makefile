@@ -20,7 +20,7 @@ test: lint  ## lint, then the tests but for slow ones; ARGS goes to pytest: make
 slow: env  ## the slow tests: whole workflows of other families, the slow exporters
 	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "slow and not faults" $(ARGS)
 
-faults: env  ## what breaks on machines, tried on a tiny run: docs/faults.md
+faults: env  ## faults of machines, tried on a tiny run: docs/faults.md
 	OMP_NUM_THREADS=1 python -m pytest -m faults $(ARGS)
 
 env:  ## install .venv from requirements.lock if it is not up to date; PYTHON=..., TORCH_INDEX=URL (a CPU-only torch)

@@ -188,6 +188,17 @@ def test_the_readme_compares_ship_as_the_benchmark_measured_it() -> None:
     assert f"both agree with FP32 on {agreed:.1f} % of the test images" in readme
 
 
+def test_random_inputs_ended_as_the_page_says() -> None:
+    page = committed.text("docs/hostile_input.md")
+    table = committed.table("results/example/benchmarks/fuzz.csv")
+    assert table["inputs"].sum() >= 100_000
+    for row in table.itertuples():
+        other = row.other_errors + row.crashes + row.over_10_s
+        cells = [f"{row.inputs:,}", f"{row.read:,}", f"{row.refused:,}", f"{other}", f"{row.slowest_s:.2f}"]
+        memory = f"{row.memory_first_mb} to {row.memory_last_mb}"
+        assert f"| {row.kind} | {' | '.join(cells)} | {memory} |" in page
+
+
 def test_when_int8_pays_was_measured() -> None:
     times = committed.table("results/example/benchmarks/latency.csv")
     times = times[

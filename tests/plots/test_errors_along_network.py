@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from ptq2themoon.plots.errors_along_network import EDGE, LOW, ROW, errors_along_network, spread
-from ptq2themoon.plots.network import MODES
+from ptq2themoon.plots.network import MODES, Network
 from ptq2themoon.plots.style import GREY, save, series
 from ptq2themoon.stage import Stage
 from ptq2themoon.vocabulary.errors import UserError
@@ -142,7 +142,6 @@ def test_nothing_but_zeros_still_draws() -> None:
         ({"mode": "locale"}, "--table b: unknown mode 'locale'; did you mean 'local'?"),
         ({"nsr": -1.0}, "--table b: column 'nsr' must hold numbers, 0 or above"),
         ({"operator": "embed"}, "--table b: operator 'embed' has two rows of mode 'local'"),
-        ({"operator": "strange"}, "--table b: operator 'strange' is not in a's table"),
     ],
 )
 def test_bad_tables_are_refused(change: dict[str, object], message: str) -> None:
@@ -152,6 +151,38 @@ def test_bad_tables_are_refused(change: dict[str, object], message: str) -> None
     with pytest.raises(UserError) as error:
         errors_along_network({"a": table(NSR, ("local",)), "b": bad})
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            lambda rows: rows.assign(operator=rows["operator"] + "'"),
+            "--table b: has no operator of the largest",
+        ),
+        (
+            lambda rows: rows[::-1],
+            "--table a, b: operators lie in different orders; give tables of one model",
+        ),
+    ],
+)
+def test_tables_of_two_models_are_refused(
+    other: Callable[[pd.DataFrame], pd.DataFrame], message: str
+) -> None:
+    rows = table(NSR, ("local",))
+    with pytest.raises(UserError) as error:
+        errors_along_network({"a": rows, "b": other(rows)})
+    assert message in str(error.value)
+
+
+def test_each_recipe_may_have_operators_that_the_other_lacks() -> None:
+    """In graph order, with the operator that only the shorter table has at its place."""
+    rows = table(NSR, ("local",))
+    tables = {"products": rows.iloc[[0, 3, 6, 7]], "no head": rows.iloc[:7]}
+    assert list(Network.of(tables).operators) == rows["operator"].tolist()
+    level, differences = errors_along_network(tables).axes
+    (first,), (other,) = lines(level).values(), lines(differences).values()
+    assert (len(first), other.tolist()) == (4, [0.0] * 3)
 
 
 @given(

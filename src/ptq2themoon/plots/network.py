@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from heapq import heappop, heappush
+from itertools import chain, pairwise
 
 import numpy as np
 import pandas as pd
@@ -35,6 +38,24 @@ def check_table(name: str, table: pd.DataFrame) -> None:
         raise UserError(f"--table {name}: column 'nsr' must hold numbers, 0 or above")
 
 
+def _graph_order(lists: Sequence[Sequence[str]]) -> list[str]:
+    """All names, each list in its order; what the lists leave open is as in the first that has the name."""
+    rank = {name: place for place, name in enumerate(dict.fromkeys(chain.from_iterable(lists)))}
+    graph: TopologicalSorter[str] = TopologicalSorter(dict.fromkeys(rank, ()))
+    for names in lists:
+        for before, after in pairwise(names):
+            graph.add(after, before)
+    graph.prepare()
+    found: list[str] = []
+    ready: list[tuple[int, str]] = []
+    while graph.is_active():
+        for name in graph.get_ready():
+            heappush(ready, (rank[name], name))
+        found.append(heappop(ready)[1])
+        graph.done(found[-1])
+    return found
+
+
 @dataclass(frozen=True)
 class Network:
     """The operators on the x axis, in graph order, and the span of each block."""
@@ -45,17 +66,26 @@ class Network:
 
     @classmethod
     def of(cls, tables: Mapping[str, pd.DataFrame]) -> Network:
-        """From the table with the most operators; the others may lack some, but add none."""
-        unique = {name: table.drop_duplicates("operator") for name, table in tables.items()}
-        fullest = max(unique, key=lambda name: len(unique[name]))
-        rows = unique[fullest]
-        for name, table in unique.items():
-            strange = table[~table["operator"].isin(rows["operator"])]["operator"]
-            if not strange.empty:
+        """All operators of the tables; each has some of one model's, in graph order.
+
+        Raises:
+            UserError: a table has none of the others' operators, or has them in another order.
+        """
+        by_size = sorted(tables.values(), key=len, reverse=True)
+        rows = pd.concat(by_size).drop_duplicates("operator")
+        for name, table in tables.items():
+            if not table["operator"].isin(by_size[0]["operator"]).any():
                 raise UserError(
-                    f"--table {name}: operator {strange.iloc[0]!r} is not in {fullest}'s table; "
-                    "give tables of one model"
+                    f"--table {name}: has no operator of the largest table; give tables of one model"
                 )
+        try:
+            order = _graph_order([table["operator"].drop_duplicates().tolist() for table in by_size])
+        except CycleError:
+            names = ", ".join(tables)
+            raise UserError(
+                f"--table {names}: operators lie in different orders; give tables of one model"
+            ) from None
+        rows = rows.set_index("operator", drop=False).loc[order]
         return cls(
             operators=tuple(rows["operator"]),
             roles=tuple(

@@ -217,6 +217,10 @@ def test_the_committed_example_is_found_in_a_folder_and_in_a_revision(
     for committed in ("HEAD", ".", "results", "results/example"):
         status, said = compare(committed, ran)
         assert (status, "only in" in said) == (0, False), said
+    shutil.rmtree(ran / "results/demo/customized")  # as if HEAD had more recipes, or the study
+    status, said = compare("HEAD", ran)
+    assert status == 0
+    assert "note: not compared, for only HEAD has them: results/demo/customized" in said
     (ran / VANILLA / "ranking.json").unlink()
     status, said = compare("HEAD", ran)
     assert f"only in HEAD: {VANILLA}/ranking.json" in said

@@ -18,6 +18,7 @@ from ptq2themoon.vocabulary.records import parsed
 
 MODELS = f"{RESULTS}/models/"
 SHOWN = 20  # files that only one side has, at most, of each
+OF_ALL_MODELS = ("study", "leaderboard", "benchmarks")  # folders of results/ beside those of models
 
 
 def compared(first: Tree, second: Tree) -> Comparison:
@@ -43,6 +44,7 @@ def _compared(first: Tree, second: Tree) -> Comparison:
         )
     found.made = [*_images(first, second), *_recipes(first, second), *_parameters(first, second)]
     found.alone = [*_alone(first, second), *_alone(second, first)]
+    found.notes += [*_not_made(first, second), *_not_made(second, first)]
     if first.heavy and second.heavy:
         found.scales = list(moved(first, second))
     else:
@@ -52,10 +54,31 @@ def _compared(first: Tree, second: Tree) -> Comparison:
     return found
 
 
+def _part(name: str) -> str:
+    """What a file is made with: the study, a recipe, the benchmarks, …; "" where it belongs to every run."""
+    parts = name.split("/")
+    if parts[1].endswith("timings.csv"):  # a tool's
+        return name
+    depth = 2 if parts[1] in OF_ALL_MODELS else 3
+    return "/".join(parts[:depth]) if len(parts) > depth else ""
+
+
+def _lacking(tree: Tree, other: Tree) -> set[str]:
+    """Parts of `tree` of which `other` has no file: it did not make them. "" is none."""
+    return {_part(name) for name in tree.files()} - {_part(name) for name in other.files()} - {""}
+
+
+def _not_made(tree: Tree, other: Tree) -> Iterator[str]:
+    names = sorted(part for part in _lacking(tree, other) if not part.startswith(MODELS) and kept(part))
+    if names:
+        yield f"not compared, for only {tree.name} has them: {', '.join(names)}"
+
+
 def _alone(tree: Tree, other: Tree) -> Iterator[str]:
-    """Files of `tree` that `other` has not; heavy ones, and what an example lacks, where both have such."""
+    """Files of parts that both made, which `other` lacks; what an example lacks counts if both are more."""
     heavy, whole = tree.heavy and other.heavy, tree.whole and other.whole
-    found = tree.files() - other.files()
+    lacking = _lacking(tree, other)
+    found = {name for name in tree.files() - other.files() if _part(name) not in lacking}
     names = sorted(n for n in found if (heavy if n.startswith(MODELS) else whole or kept(n)))
     yield from (f"only in {tree.name}: {name}" for name in names[:SHOWN])
     if len(names) > SHOWN:

@@ -25,7 +25,7 @@ from ptq2themoon.vocabulary.tensor_spec import TensorSpec
 # fmt: off
 QUANTIZABLE_TYPES = IMAGE_TYPES | frozenset((
     *WEIGHTED_TYPES, *NORM_TYPES, "Einsum", "Softmax", "Add", "Sub", "Mul", "Div", "Pow", "Sqrt",
-    "Reciprocal", "Exp", "Log", "Neg", "Abs", "Min", "Max", "Sum", "Gelu", "Relu", "LeakyRelu", "PRelu",
+    "Exp", "Log", "Neg", "Abs", "Min", "Max", "Sum", "Gelu", "Relu", "LeakyRelu", "PRelu",
     "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Mish", "Softplus", "Tanh", "Erf", "Clip", "ReduceMean",
     "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2",
 ))

@@ -14,12 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ptq2themoon.vocabulary.layout import EXAMPLE, RESULTS, in_example
+from ptq2themoon.vocabulary.layout import EXAMPLE, OF_ALL_MODELS, RESULTS, in_example
 from ptq2themoon.vocabulary.parameters import load_params
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
-OF_ALL_MODELS = ("study", "leaderboard", "benchmarks")
 DIGITS = 6  # that count
 NEAR_ONE = 0.9  # from here on what counts is the distance from 1: decimals are kept
 DECIMALS = 8

@@ -6,13 +6,12 @@ unused: their sums are then those of an older processor. ONNX Runtime cannot be 
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import tyro
@@ -79,7 +78,11 @@ def numerics(
     if unknown := [name for name in runs if name not in RUNS]:
         raise UserError(f"run {unknown[0]!r} is unknown; {nearest(unknown[0], RUNS)}")
     text, rows = params.read_text(encoding="utf-8"), []
-    with Stage("numerics", inputs=[params], outputs=[out], parameters={}) as stage, scratch() as folder:
+    with (
+        Stage("numerics", inputs=[params], outputs=[out], parameters={}) as stage,
+        TemporaryDirectory(prefix="numerics-") as place,
+    ):
+        folder = Path(place)
         first = folder / "0"
         for number, name in enumerate(dict.fromkeys([ALL, *runs])):
             threads, variables = RUNS[name]
@@ -92,13 +95,6 @@ def numerics(
             rows.append(row if tree == first else {**row, **against(first, tree)})
             print(rows[-1], flush=True)
         write_csv(stage.temporary(out), COLUMNS, rows)
-
-
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder that goes again."""
-    with tempfile.TemporaryDirectory(prefix="numerics-") as folder:
-        yield Path(folder)
 
 
 def kernels(env: dict[str, str]) -> str:

@@ -7,10 +7,10 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import tyro
@@ -48,7 +48,11 @@ def check(
     """
     names = ("local", "slurm, disturbed") if quick else ("local", "slurm", "slurm, disturbed")
     text, rows = params.read_text(encoding="utf-8"), []
-    with Stage("slurm", inputs=[params], outputs=[out], parameters={}) as stage, scratch() as folder:
+    with (
+        Stage("slurm", inputs=[params], outputs=[out], parameters={}) as stage,
+        TemporaryDirectory(prefix="slurm-") as place,  # short: a socket's path has few letters
+    ):
+        folder = Path(place)
         for name in names:
             tree = ready(folder / name.replace(", ", "_"), text)
             if weights is not None:
@@ -58,13 +62,6 @@ def check(
             rows.append(row)
             print(row, flush=True)
         write_csv(stage.temporary(out), COLUMNS, rows)
-
-
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder with a short name: a socket's path has few letters."""
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        yield Path(folder)
 
 
 def local(tree: Path) -> dict[str, Any]:

@@ -110,7 +110,10 @@ def quantize(out: Path | None, pixels: bool, work: Path | None, cores: int, **gi
     _show(folder, runs, cores)
     shipped = runs[0].as_mode(layout.SHIPPED)
     int8 = folder / layout.fill(layout.INT8, shipped)
-    _pixels(int8, out) if pixels else shutil.copy(int8, out)
+    if pixels:
+        _pixels(int8, out)
+    else:
+        shutil.copy(int8, out)
     if wish.test is None:
         click.echo("Measured on the images that calibrated; give others with --test to be sure.")
     click.echo(f"All results: {folder}; the same again: {shlex.join(command(folder, words))}")

@@ -29,7 +29,6 @@ class Outcome:
     """One deployed model.
 
     Attributes:
-        file: the INT8 model.
         metrics: of that model in ONNX Runtime, against the model in floating point.
         plain_top1: of the model in floating point; None without labels.
         megabytes: of floating point and of the INT8 model.
@@ -37,7 +36,6 @@ class Outcome:
     """
 
     run: Run
-    file: Path
     metrics: RuntimeMetrics
     plain_top1: float | None
     megabytes: tuple[float, float]
@@ -68,7 +66,7 @@ def outcome(folder: Path, run: Run, threads: int) -> Outcome:
         runs = [openvino_runner(vino.compile(path, images.shape, "f32")) for path in (plain, int8)]
         times["OpenVINO"] = timed(runs, images)
     sizes = plain.stat().st_size / 1e6, int8.stat().st_size / 1e6
-    return Outcome(run, int8, metrics, read(at(layout.FP32_METRICS), Metrics).top1, sizes, times)
+    return Outcome(run, metrics, read(at(layout.FP32_METRICS), Metrics).top1, sizes, times)
 
 
 def ort(path: Path, threads: int, *, quantized: bool) -> Runner:

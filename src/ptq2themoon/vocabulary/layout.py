@@ -25,6 +25,8 @@ NOT_IN_EXAMPLE = (
     *("*/attention_overview.svg", "*/attention_rollout.svg"),  # images for the most part, as in the PNG
 )
 
+OF_ALL_MODELS = ("study", "leaderboard", "benchmarks")  # folders of results beside those of models
+
 HEAVY = f"{RESULTS}/models/{{model}}"
 SMALL = f"{RESULTS}/{{model}}"
 KEY = "{bits}-n{images}-s{seed}"

@@ -48,7 +48,7 @@ def figures(first: Tree, second: Tree) -> Iterator[Figure]:
     Raises:
         UserError: a file that cannot be read.
     """
-    for name in sorted(first.files() & second.files()):
+    for name in sorted(first.files & second.files):
         if find := _finder(name.split("/")):
             try:
                 yield from find(first, second, name)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ptq2themoon.safety.sidecars import SIDECAR
@@ -39,15 +40,19 @@ class Tree:
         names = (path.relative_to(self.root).as_posix() for path in paths)
         return sorted(name for name in names if not name.startswith(f"{layout.EXAMPLE}/"))
 
-    def files(self) -> set[str]:
+    @cached_property
+    def files(self) -> frozenset[str]:
         """All files of the results, sidecars and hidden ones apart, relative to `root`."""
-        names = (name for name in self.found(f"{layout.RESULTS}/**/*") if (self.root / name).is_file())
-        return {n for n in names if not n.rpartition("/")[2].startswith(".") and not n.endswith(SIDECAR)}
+        return frozenset(
+            name
+            for name in self.found(f"{layout.RESULTS}/**/*")
+            if not name.rpartition("/")[2].startswith(".") and not name.endswith(SIDECAR)
+        )
 
     @property
     def whole(self) -> bool:
         """Whether it holds more than the committed example of its results would."""
-        return any(not kept(name) for name in self.files())
+        return any(not kept(name) for name in self.files)
 
 
 def kept(name: str) -> bool:

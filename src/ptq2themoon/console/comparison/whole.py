@@ -18,7 +18,6 @@ from ptq2themoon.vocabulary.records import parsed
 
 MODELS = f"{RESULTS}/models/"
 SHOWN = 20  # files that only one side has, at most, of each
-OF_ALL_MODELS = ("study", "leaderboard", "benchmarks")  # folders of results/ beside those of models
 
 
 def compared(first: Tree, second: Tree) -> Comparison:
@@ -59,13 +58,13 @@ def _part(name: str) -> str:
     parts = name.split("/")
     if parts[1].endswith("timings.csv"):  # a tool's
         return name
-    depth = 2 if parts[1] in OF_ALL_MODELS else 3
+    depth = 2 if parts[1] in layout.OF_ALL_MODELS else 3
     return "/".join(parts[:depth]) if len(parts) > depth else ""
 
 
 def _lacking(tree: Tree, other: Tree) -> set[str]:
     """Parts of `tree` of which `other` has no file: it did not make them. "" is none."""
-    return {_part(name) for name in tree.files()} - {_part(name) for name in other.files()} - {""}
+    return {_part(name) for name in tree.files} - {_part(name) for name in other.files} - {""}
 
 
 def _not_made(tree: Tree, other: Tree) -> Iterator[str]:
@@ -78,7 +77,7 @@ def _alone(tree: Tree, other: Tree) -> Iterator[str]:
     """Files of parts that both made, which `other` lacks; what an example lacks counts if both are more."""
     heavy, whole = tree.heavy and other.heavy, tree.whole and other.whole
     lacking = _lacking(tree, other)
-    found = {name for name in tree.files() - other.files() if _part(name) not in lacking}
+    found = {name for name in tree.files - other.files if _part(name) not in lacking}
     names = sorted(n for n in found if (heavy if n.startswith(MODELS) else whole or kept(n)))
     yield from (f"only in {tree.name}: {name}" for name in names[:SHOWN])
     if len(names) > SHOWN:

@@ -228,6 +228,14 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
+def reduced_axes(graph: Graph, node: NodeProto) -> list[int] | None:
+    """Of a reduction; None where they are no constants, or all axes are meant."""
+    if len(node.input) > 1:
+        found = graph.constants.get(node.input[1])
+        return None if found is None else [int(axis) for axis in found.reshape(-1)]
+    return attribute(node, "axes")
+
+
 def tensor_shapes(model: onnx.ModelProto, batch: int | None = None) -> Shapes:
     """Shape of every tensor that shape inference can tell; of so many images where `batch` is given."""
     inferred = _inferred(model, batch)

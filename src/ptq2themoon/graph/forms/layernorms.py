@@ -11,7 +11,7 @@ from collections.abc import Container
 
 from onnx import NodeProto
 
-from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute
+from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute, reduced_axes
 from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS, data_inputs
 
 # These too leave a factor of a channel what it is: the classifier reads one token, or the mean of all.
@@ -64,7 +64,7 @@ def _keeps_channels(graph: Graph, shapes: Shapes, node: NodeProto, carried: set[
     if node.op_type in ("Concat", "Gather"):
         return attribute(node, "axis", 0) not in (-1, last)
     if node.op_type == "ReduceMean":
-        axes = _axes(graph, node)
+        axes = reduced_axes(graph, node)
         return axes is not None and not {-1, last}.intersection(axes)
     if node.op_type == "Slice" and len(node.input) > 4:
         steps = graph.constants.get(node.input[4])
@@ -73,14 +73,6 @@ def _keeps_channels(graph: Graph, shapes: Shapes, node: NodeProto, carried: set[
         fill = graph.constants.get(node.input[2])
         return fill is not None and not fill.any()  # another value than 0 would have to be scaled too
     return isinstance(before[-1], int)
-
-
-def _axes(graph: Graph, node: NodeProto) -> list[int] | None:
-    """Of a reduction; None where they are no constants, or all axes are meant."""
-    if len(node.input) > 1:
-        found = graph.constants.get(node.input[1])
-        return None if found is None else [int(axis) for axis in found]
-    return attribute(node, "axes")
 
 
 def is_padded(graph: Graph, norm: NodeProto, readers: list[NodeProto]) -> bool:

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from onnx import NodeProto, helper
 
-from ptq2themoon.graph.editing.onnx_graph import Graph, attribute, tensor_shapes
+from ptq2themoon.graph.editing.onnx_graph import Graph, attribute, reduced_axes, tensor_shapes
 from ptq2themoon.graph.editing.operator_types import DOMAIN, RMS_NORM
 from ptq2themoon.graph.forms.gelu import is_value, scalar_operand
 
@@ -122,10 +122,7 @@ def _mean_over_channels(graph: Graph, tensor: str) -> NodeProto | None:
     node = graph.producer(tensor)
     if node is None or node.op_type != "ReduceMean":
         return None
-    axes = attribute(node, "axes")
-    if axes is None and len(node.input) > 1 and node.input[1] in graph.constants:
-        axes = graph.constants[node.input[1]].tolist()
-    return node if list(axes or []) == [-1] and attribute(node, "keepdims", 1) == 1 else None
+    return node if reduced_axes(graph, node) == [-1] and attribute(node, "keepdims", 1) == 1 else None
 
 
 def squared(graph: Graph, node: NodeProto) -> str | None:

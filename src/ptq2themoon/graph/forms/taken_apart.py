@@ -11,7 +11,7 @@ import math
 import numpy as np
 from onnx import NodeProto, helper
 
-from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute
+from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute, reduced_axes
 from ptq2themoon.graph.forms.gelu import is_value, scalar_operand
 from ptq2themoon.graph.forms.norms import is_one, quotients, squared
 
@@ -213,12 +213,10 @@ def _reduced(graph: Graph, tensor: str, kind: str, x: str, shapes: Shapes) -> in
     node, rank = graph.producer(tensor), len(shapes.get(x, ()))
     if node is None or node.op_type != kind or node.input[0] != x or not attribute(node, "keepdims", 1):
         return None
-    axes = attribute(node, "axes")
-    if axes is None and len(node.input) > 1 and node.input[1] in graph.constants:
-        axes = graph.constants[node.input[1]].reshape(-1).tolist()
+    axes = reduced_axes(graph, node)
     if axes is None or len(axes) != 1 or (rank == 0 and axes[0] != -1):
         return None
-    axis = int(axes[0]) if rank == 0 else int(axes[0]) % rank
+    axis = axes[0] if rank == 0 else axes[0] % rank
     return -1 if axis in (-1, rank - 1) else axis
 
 

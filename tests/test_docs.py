@@ -199,6 +199,16 @@ def test_random_inputs_ended_as_the_page_says() -> None:
         assert f"| {row.kind} | {' | '.join(cells)} | {memory} |" in page
 
 
+def test_the_run_through_slurm_gave_what_the_page_says() -> None:
+    page = committed.text("docs/clusters.md")
+    local, through, disturbed = committed.table("results/example/benchmarks/slurm.csv").to_dict("records")
+    assert (disturbed["cancelled"], disturbed["drained"]) == ("calibrate", "n2")
+    assert f"| without Slurm | {local['jobs']} | – | {local['seconds']} | – |" in page
+    for said, row in (("through Slurm", through), ("then the second node was drained", disturbed)):
+        assert row["differing_files"] == 0
+        assert f"{said} | {row['jobs']} | {row['slurm_jobs']} | {row['seconds']} | 0 |" in page
+
+
 def test_when_int8_pays_was_measured() -> None:
     times = committed.table("results/example/benchmarks/latency.csv")
     times = times[

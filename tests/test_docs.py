@@ -209,6 +209,19 @@ def test_the_run_through_slurm_gave_what_the_page_says() -> None:
         assert f"{said} | {row['jobs']} | {row['slurm_jobs']} | {row['seconds']} | 0 |" in page
 
 
+def test_runs_with_other_kernels_differ_as_the_page_says() -> None:
+    page = committed.text("docs/workflow.md")
+    table = committed.table("results/example/benchmarks/numerics.csv", index_col="run")
+    assert set(table["kernels"]) == {"AVX512", "AVX2", "DEFAULT"}
+    for row in table.iloc[1:].itertuples():  # the first is what the others are compared with
+        points = f"{row.top1_points:.2f} | {row.agreement_points:.2f}"
+        decibels = f"{row.sqnr_db:.3f} | {row.operator_db:.3f}"
+        cells = f"{row.differing:.0f} | {row.fp32_logits:.1e} | {row.scales:.1e} | {points} | {decibels}"
+        assert f"| {row.Index} | {cells} | {row.verdict} |" in page
+        assert (row.verdict, row.results) == ("no difference beyond noise", 67)
+    assert 127 * table["scales"].max() < 1 / 50
+
+
 def test_when_int8_pays_was_measured() -> None:
     times = committed.table("results/example/benchmarks/latency.csv")
     times = times[
@@ -246,6 +259,17 @@ def test_memory_of_a_calibration_is_that_of_the_table_and_does_not_grow() -> Non
         assert rows["images"].tolist() == [8, 32, 128]
         assert f"| `{recipe}` | {' | '.join(map(str, rows['memory_mb']))} |" in page
         assert rows["memory_mb"].max() < 1.2 * rows["memory_mb"].min()
+
+
+def test_memory_of_a_calibration_of_many_images_is_flat_or_ends_at_the_limit() -> None:
+    page = committed.text("docs/clusters.md")
+    for recipe, rows in committed.table("results/example/benchmarks/calibration_memory_images.csv").groupby(
+        "recipe"
+    ):
+        few, _, many = rows["memory_mb"]
+        assert rows["images"].tolist() == [100, 1_000, 10_000]
+        assert f"| `{recipe}` | {' | '.join(map(str, rows['memory_mb']))} |" in page
+        assert many - few < (1024 if recipe in {"gptq", "erq", "ship"} else 20)
 
 
 def test_the_page_of_the_leaderboard_says_what_the_table_says() -> None:

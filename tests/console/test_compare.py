@@ -325,4 +325,4 @@ def test_the_page_states_the_tolerances() -> None:
     assert {f"{100 * share:.0f} %" for share in noise.FROM_ONE.values()} == {
         allowed["output cosine, attention cosine"].removesuffix(" of the distance from 1")
     }
-    assert allowed["a scale"] == f"{noise.SCALE:.5f} of itself"
+    assert allowed["a scale"] == f"{100 * noise.SCALE:g} % of itself"

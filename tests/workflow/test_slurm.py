@@ -22,6 +22,7 @@ MISSING += [] if os.geteuid() == 0 else ["root"]
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}")
 def test_results_through_slurm_are_those_of_a_local_run(tmp_path: Path) -> None:
     params = {**tiny_run.PARAMS, "recipes": ["papers", "vanilla"]}

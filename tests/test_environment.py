@@ -15,23 +15,13 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from fake_python import FAKE_PYTHON
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
 CONDA_NAMES = {"huggingface-hub": "huggingface_hub", "torch": "pytorch"}
 PARTS = {"pydantic-core"}  # importable without being declared: the declared package pins it exactly
-# One fake interpreter that stands for both the user's Python and the one in .venv; it logs each pip call.
-FAKE_PYTHON = """#!/usr/bin/env bash
-case "$1 $2" in
-  "-c "*version_info*) echo "${FAKE_VERSION:-3.11} $0" ;;
-  "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-  "-m pip")
-    echo "${*:3}" >>calls.log
-    for word; do [[ $word == /dev/fd/* ]] && grep -o '^[a-z0-9-]*==' "$word" >>installed.log; done
-    [[ -z ${FAKE_FAILS_AT:-} || ${*:3} != *"$FAKE_FAILS_AT"* ]] ;;
-esac
-"""
 
 
 class Entry(NamedTuple):

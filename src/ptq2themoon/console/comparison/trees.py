@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import subprocess
-import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,11 +110,12 @@ def _extract(revision: str, folder: Path) -> None:
     there = _git(["ls-tree", "-d", "--name-only", sha, layout.RESULTS, layout.RECIPES], place) or b""
     if layout.RESULTS not in there.decode().split():
         raise UserError(f"{revision}: this revision has no folder {layout.RESULTS}")
-    packed = _git(["archive", "--format=tar", sha, *there.decode().split()], place)
+    packed = _git(["archive", "--format=zip", "-0", sha, *there.decode().split()], place)
     if packed is None:
         raise UserError(f"{revision}: git could not read the results of this revision")
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        archive.extractall(folder, filter="data")
+    # A zip, since Python before 3.11.4 has no filter for a tar: it would follow links out of the folder.
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        archive.extractall(folder)
 
 
 def _git(words: Sequence[str], folder: Path) -> bytes | None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 
 from ptq2themoon.data import Preprocessing, calibration_batches
+from ptq2themoon.graph.editing.model_files import write_model
 from ptq2themoon.graph.editing.onnx_run import run_onnx, tolerated, where_not_finite
 from ptq2themoon.graph.forms.fuse import fuse
 from ptq2themoon.graph.forms.normalise import normalise
@@ -52,7 +53,7 @@ def main(job: Fuse) -> None:
             )
         difference = check_logits(original, fused, images)
         report = fusion_report(original, fused, fusions, operators, renamed, len(images), difference)
-        onnx.save(fused, stage.temporary(job.out))
+        write_model(fused, stage.temporary(job.out), job.out.name)
         records.write(stage.temporary(job.out_report), report)
 
 

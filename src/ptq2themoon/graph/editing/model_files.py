@@ -36,8 +36,10 @@ def copy_model(path: Path, out: Path) -> None:
     """Copy an ONNX file with the data that were written with it, under a name that goes with the copy's."""
     check_data(path)
     with _replaced(out):
-        for data in written_data(path):
-            shutil.copy(data, data_beside(out))
+        if not written_data(path):
+            shutil.copy(path, out)
+            return
+        shutil.copy(data_beside(path), data_beside(out))
         model = onnx.load(path, load_external_data=False)
         for tensor in model.graph.initializer:
             for entry in tensor.external_data:

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, inliner, numpy_helper
+from onnx import NodeProto, TensorProto, helper, inliner
 
+from ptq2themoon.graph.editing.held_constants import Constants
 from ptq2themoon.graph.editing.one_message import by_outline, copied_without, without_weights
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -38,9 +39,7 @@ class Graph:
                 raise UserError(
                     f"constant {tensor.name!r} lies outside the ONNX file; save it with its weights inside"
                 )
-        self.constants: dict[str, np.ndarray] = {
-            tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
-        }
+        self.constants = Constants(model.graph.initializer)
         self.inputs = [i.name for i in model.graph.input if i.name not in self.constants]
         self.outputs = [o.name for o in model.graph.output]
         self.reindex()
@@ -129,7 +128,7 @@ class Graph:
     def drop_dead(self) -> None:
         """Remove nodes and constants that no output needs."""
         self.nodes, needed = live_nodes(self.nodes, self.outputs)
-        self.constants = {name: value for name, value in self.constants.items() if name in needed}
+        self.constants.keep(needed)
         self.reindex()
 
     def finish(self) -> onnx.ModelProto:
@@ -138,7 +137,7 @@ class Graph:
         model = copied_without(self.model, "node", "initializer", "value_info")
         graph = model.graph
         graph.node.extend(self.nodes)
-        graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in self.constants.items())
+        graph.initializer.extend(self.constants.tensors())
         inputs = [i for i in graph.input if i.name in self.inputs]
         graph.ClearField("input")
         graph.input.extend(inputs)

@@ -11,6 +11,7 @@ import pytest
 from ptq2themoon.safety.sidecars import sha256
 from ptq2themoon.stage import Stage, run
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.onnx_data import data_beside
 
 
 def test_an_input_that_changes_while_a_stage_runs_is_refused(tmp_path: Path) -> None:
@@ -113,3 +114,74 @@ def test_no_old_sidecar_stands_beside_a_new_output(tmp_path: Path, monkeypatch: 
         make("new")
     assert outputs[0].read_text() == "new"
     assert not (tmp_path / "first.sidecar.json").exists()
+
+
+# Weights in a file beside their ONNX file -----------------------------------------------------------------
+
+
+def make_two(path: Path, text: str, data: str | None) -> None:
+    """A stage whose output has data beside it, or none."""
+    report = path.with_name("report.json")
+    with Stage("make", inputs=[], outputs=[path, report], parameters={}) as stage:
+        if data is not None:
+            data_beside(stage.temporary(path)).write_text(data)
+        stage.temporary(path).write_text(text)
+        stage.temporary(report).write_text(text)
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.suffix != ".json"}
+
+
+def test_data_beside_an_output_are_recorded_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    make_two(path, "graph", "weights")
+    assert content(tmp_path) == {"a.onnx": "graph", "a.onnx.data": "weights"}
+    sidecar = json.loads((tmp_path / "a.sidecar.json").read_text())
+    files = [data_beside(path), path, tmp_path / "report.json"]
+    assert sidecar["outputs"] == {str(file): sha256(file) for file in files}
+    assert sidecar["bytes"] == {str(file): file.stat().st_size for file in files}
+
+
+def test_data_of_a_larger_model_before_are_gone(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    make_two(path, "graph", "weights")
+    make_two(path, "small", None)
+    assert content(tmp_path) == {"a.onnx": "small"}
+    assert str(data_beside(path)) not in json.loads((tmp_path / "a.sidecar.json").read_text())["outputs"]
+
+
+@pytest.mark.parametrize("last", ["a.onnx.data", "a.onnx", "report.json"])
+def test_data_have_their_name_before_the_file_that_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """A disk that fails at any of the files leaves none of them."""
+    order: list[str] = []
+    replace = os.replace
+
+    def fails(source: Path, target: Path) -> None:
+        order.append(target.name)
+        if target.name == last:
+            raise OSError(28, os.strerror(28), str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    output = last.removesuffix(".data")
+    with pytest.raises(UserError, match=f"{output}: not written: No space left on device"):
+        make_two(tmp_path / "a.onnx", "graph", "weights")
+    assert order == ["a.onnx.data", "a.onnx", "report.json"][: len(order)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_with_data_is_said_of_their_model(tmp_path: Path) -> None:
+    """A failed write does not name its file, and the model is not begun."""
+    path = tmp_path / "a.onnx"
+
+    def make() -> None:
+        with Stage("make", inputs=[], outputs=[path], parameters={}) as stage:
+            data_beside(stage.temporary(path)).write_text("half")
+            raise OSError(28, os.strerror(28))
+
+    with pytest.raises(UserError, match=r"a\.onnx: not written: No space left on device; stage make"):
+        make()
+    assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,7 @@
 
 A stage writes each output to a temporary name in the output's own folder; all are renamed when
 the stage ends well and all are on the disk, the sidecar last. A stage that fails or is killed leaves
-nothing under the final names.
+nothing under the final names. Weights in a file beside an ONNX file are an output too.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ptq2themoon.safety.one_run import is_abandoned
 from ptq2themoon.safety.sidecars import sha256, sidecar_path
 from ptq2themoon.vocabulary.errors import UserError, lines_of
 from ptq2themoon.vocabulary.job import Job
+from ptq2themoon.vocabulary.onnx_data import data_beside
 from ptq2themoon.vocabulary.records import write_json
 
 RECORDED_PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "ppq", "numpy", "pandas", "matplotlib")
@@ -47,7 +48,7 @@ class Stage:
     """One run of a stage.
 
     with Stage("fuse", inputs=[model], outputs=[graph, report], parameters={...}) as stage:
-        onnx.save(fused, stage.temporary(graph))
+        write_model(fused, stage.temporary(graph), graph.name)
         write_json(stage.temporary(report), facts)
 
     Args:
@@ -74,6 +75,7 @@ class Stage:
         self.name, self.parameters, self.seed, self.device = name, dict(parameters), seed, device
         self.code = code_sum(name, tuple(methods))
         self.inputs, self.outputs = list(inputs), list(outputs)
+        self._files: dict[Path, Path] = {}  # that get their names now, by the temporary ones
 
     @classmethod
     def of(cls, job: Job, *, device: str | None = None, extra: Mapping[str, Any] | None = None) -> Stage:
@@ -152,15 +154,26 @@ class Stage:
     def _publish(self) -> None:
         """Give all outputs their names, then the sidecar; what can fail for want of room comes before."""
         sidecar = sidecar_path(self.outputs[0])
-        outputs = {self.temporary(path): path for path in self.outputs}
-        for temporary in outputs:
+        self._files = self._made()
+        for temporary in self._files:
             _as_others_are_made(temporary)
         write_json(self._sidecar, self._record())
         settle(self._sidecar)
         # An old sidecar must never stand beside a new output.
         sidecar.unlink(missing_ok=True)
-        publish(outputs)
+        publish(self._files)
+        for beside in set(map(data_beside, self.outputs)) - set(self._files.values()):
+            beside.unlink(missing_ok=True)  # of a larger model that was there before
         publish({self._sidecar: sidecar})
+
+    def _made(self) -> dict[Path, Path]:
+        """The final name of each file of the outputs, by the temporary one: data before what needs them."""
+        found: dict[Path, Path] = {}
+        for output in self.outputs:
+            data, temporary = _with_data(self.temporary(output))
+            found |= {data: data_beside(output)} if data.is_file() else {}
+            found[temporary] = output
+        return found
 
     @property
     def _sidecar(self) -> Path:
@@ -171,12 +184,12 @@ class Stage:
     def _record(self) -> dict[str, Any]:
         inputs = {path: digest for path, (digest, _) in self._read.items()}
         sizes = {path: identity[1] for path, (_, identity) in self._read.items() if identity}
-        sizes |= {path: self.temporary(path).stat().st_size for path in self.outputs}
+        sizes |= {path: temporary.stat().st_size for temporary, path in self._files.items()}
         return {
             "stage": self.name,
             "parameters": self.parameters,
             "inputs": {path.as_posix(): digest for path, digest in inputs.items()},
-            "outputs": {path.as_posix(): sha256(self.temporary(path)) for path in self.outputs},
+            "outputs": {path.as_posix(): sha256(temporary) for temporary, path in self._files.items()},
             "bytes": {path.as_posix(): size for path, size in sizes.items()},
             "seed": self.seed,
             "device": self.device,
@@ -188,21 +201,22 @@ class Stage:
     def _withdraw(self) -> None:
         """Take outputs away that have their names already, where the others have not."""
         if not sidecar_path(self.outputs[0]).is_file():
-            for path in self.outputs:
-                if not self.temporary(path).is_file():
+            for temporary, path in self._files.items():
+                if not temporary.is_file():
                     path.unlink(missing_ok=True)
 
     def _discard(self) -> None:
-        for path in (*map(self.temporary, self.outputs), self._sidecar):
+        begun = [file for path in self.outputs for file in _with_data(self.temporary(path))]
+        for path in (*begun, self._sidecar):
             path.unlink(missing_ok=True)
 
     def _being_written(self, error: BaseException) -> Path | None:
         """The output that a failed write was to make: the one that it names, or the last that was begun."""
-        begun = [path for path in self.outputs if self.temporary(path).is_file()]
-        named = [
-            path for path in self.outputs if str(self.temporary(path)) == getattr(error, "filename", None)
-        ]
-        return max(named or begun, key=lambda path: _changed(self.temporary(path)), default=None)
+        files = {file: path for path in self.outputs for file in _with_data(self.temporary(path))}
+        named = [file for file in files if str(file) == getattr(error, "filename", None)]
+        begun = [file for file in files if file.is_file()]
+        last = max(named or begun, key=_changed, default=None)
+        return None if last is None else files[last]
 
     def _unwritten(self, path: Path, error: BaseException) -> UserError:
         what, remedy = trouble(error) or (str(error), "see that it can be written")
@@ -218,6 +232,11 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _with_data(path: Path) -> tuple[Path, Path]:
+    """The data that may belong to a file, and the file."""
+    return data_beside(path), path
 
 
 def _changed(path: Path) -> int:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from onnx import helper, numpy_helper
 
 from ptq2themoon.data import FolderSource
+from ptq2themoon.graph.editing.model_files import write_model
 from ptq2themoon.provenance.expected import expected_results
 from ptq2themoon.provenance.verification import Verifier
-from ptq2themoon.safety.sidecars import sidecar_path
+from ptq2themoon.safety.sidecars import sha256, sidecar_path
 from ptq2themoon.stage import Stage
-from ptq2themoon.vocabulary import layout
+from ptq2themoon.vocabulary import layout, onnx_data
+from ptq2themoon.vocabulary.onnx_data import data_beside
 from ptq2themoon.vocabulary.parameters import load_params
 from ptq2themoon.vocabulary.records import write_json
 
@@ -465,3 +470,47 @@ def test_bad_params_are_one_error() -> None:
     done = verify()
     assert done.returncode == 2
     assert done.stderr == "error: params.yaml: errors.imagse: unknown key; did you mean 'images'?\n"
+
+
+# Weights in a file beside their ONNX file -------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The INT8 model of a recipe as two files, recorded as the stages do."""
+    monkeypatch.setattr(onnx_data, "MOST_BYTES", 100)
+    path = Path(f"{HEAVY}/plain/{KEY}/fast/int8.onnx")
+    weight = numpy_helper.from_array(np.ones(2000, np.float32), "weight")
+    write_model(helper.make_model(helper.make_graph([], "large", [], [], [weight])), path)
+    sums = {str(file): sha256(file) for file in (data_beside(path), path)}
+    for where, kind, found in (
+        (str(path), "outputs", sums),
+        (f"{LIGHT}/plain/{KEY}/runtime.json", "inputs", {str(path): sums[str(path)]}),
+    ):
+        record = json.loads(sidecar_path(Path(where)).read_text())
+        edit_sidecar(where, **{kind: record[kind] | found})
+    return data_beside(path)
+
+
+def test_weights_beside_a_model_are_an_output_like_it(large: Path) -> None:
+    assert problems() == []
+
+
+def test_weights_that_are_missing_are_named_with_the_model_to_make(large: Path) -> None:
+    large.unlink()
+    path = large.with_suffix("")
+    assert only_problem() == f"{large}: missing, DVC keeps it; run `dvc pull` or `snakemake {path}`"
+
+
+@pytest.mark.parametrize("size", [0, 4096])
+def test_weights_that_were_cut_short_are_named(large: Path, size: int) -> None:
+    os.truncate(large, size)
+    assert only_problem().startswith(f"{large}: changed since it was made: sha256 ")
+
+
+def test_weights_that_no_sidecar_has_are_named(large: Path) -> None:
+    path = large.with_suffix("")
+    record = json.loads(sidecar_path(path).read_text())
+    kept = {name: digest for name, digest in record["outputs"].items() if name != str(large)}
+    edit_sidecar(str(path), outputs=kept)
+    assert f"outputs: {large} expected, not recorded" in only_problem()

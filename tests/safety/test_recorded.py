@@ -12,6 +12,7 @@ import pytest
 
 from ptq2themoon.safety.recorded import SMALL, doubts
 from ptq2themoon.stage import Stage
+from ptq2themoon.vocabulary.onnx_data import data_beside
 
 WEIGHTS, GRAPH, TABLE, NOTE = (
     "weights.bin",
@@ -138,3 +139,42 @@ def test_folders_that_are_links_are_entered_once(tree: Path) -> None:
     (tree / "elsewhere/loop").symlink_to(tree / "elsewhere")
     os.truncate(TABLE, 1)
     assert list(found()) == [TABLE]
+
+
+# Weights beside an ONNX file, of which Snakemake does not know ---------------------------------------------
+
+
+DATA = f"{GRAPH}.data"
+
+
+@pytest.fixture
+def large(tree: Path) -> Path:
+    """The graph with weights beside it that are not small."""
+    graph = Path(GRAPH)
+    with Stage("make", inputs=[Path(WEIGHTS)], outputs=[graph], parameters={}) as stage:
+        data_beside(stage.temporary(graph)).write_bytes(b"d" * (SMALL + 8))
+        stage.temporary(graph).write_bytes(CONTENT[GRAPH])
+    return tree
+
+
+def test_nothing_is_said_of_weights_that_are_whole(large: Path) -> None:
+    assert found() == {}
+    os.utime(DATA)  # as after a download
+    assert found() == {}
+
+
+def test_weights_that_are_gone_are_named(large: Path) -> None:
+    Path(DATA).unlink()
+    assert found() == {DATA: ("not there", [GRAPH])}
+    Path(GRAPH).unlink()  # which Snakemake sees
+    assert found() == {}
+
+
+def test_weights_that_were_cut_are_named(large: Path) -> None:
+    with_its_time(DATA, lambda path: os.truncate(path, 7))
+    assert found() == {DATA: (f"7 bytes, {SMALL + 8} when it was recorded", [DATA, GRAPH])}
+
+
+def test_weights_that_changed_later_are_named(large: Path) -> None:
+    Path(DATA).write_bytes(b"e" * (SMALL + 8))
+    assert found() == {DATA: ("other content than was recorded", [DATA, GRAPH])}

@@ -174,6 +174,31 @@ def test_one_cut_file_is_named_and_what_follows_from_it_is_made_again(finished: 
     assert differing(finished, broken) == []
 
 
+def test_weights_beside_a_graph_are_watched_though_no_rule_names_them(tmp_path: Path) -> None:
+    """In a clone where hardly any weights fit into a file."""
+    folder = fresh(tmp_path / "clone")
+    code = folder / "src/ptq2themoon/vocabulary/onnx_data.py"
+    text = code.read_text()
+    code.write_text(re.sub(r"^MOST_BYTES = [\d_]+", "MOST_BYTES = 10_000", text, flags=re.MULTILINE))
+    snakemake(folder)
+    is_done(folder)
+    whole = results(folder)
+    name = "results/models/tiny/fused.onnx.data"
+    path = folder / name
+    content = path.read_bytes()
+    for what in (None, content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1])):
+        path.unlink()
+        if what is not None:
+            path.write_bytes(what)
+        assert f"{name}: " in verify(folder, status=2)
+        said = snakemake(folder)
+        assert f"{name}: " in said
+        assert "rule fuse:" in said
+        assert "rule export:" not in said
+        assert results(folder) == whole
+        is_done(folder)
+
+
 @pytest.mark.parametrize(
     "name", ["weights/model.safetensors", "weights/config.json", "params.yaml", "recipes/papers.yaml"]
 )

@@ -17,6 +17,7 @@ import torch
 from ptq2themoon.benchmark.timing import Quartiles, interleaved, quartiles, ratios, repeats
 from ptq2themoon.deploy.int8_model import deploy
 from ptq2themoon.evaluate.metrics import output_sqnr_db
+from ptq2themoon.graph.editing.model_files import write_model
 from ptq2themoon.graph.editing.onnx_graph import Graph
 from ptq2themoon.graph.editing.onnx_run import TOLERANCE, Runner, kernel_counts, run_onnx, runner, session
 from ptq2themoon.graph.forms.fuse import name_operators
@@ -94,7 +95,7 @@ class Form:
     def int8(self, folder: Path) -> Path:
         """The faithful INT8 model, written to `folder`."""
         path = folder / f"{self.fusion}.onnx"
-        onnx.save(deploy(self.model, self.quantized, "faithful", source=self.path).model, path)
+        write_model(deploy(self.model, self.quantized, "faithful", source=self.path).model, path)
         return path
 
 

@@ -17,6 +17,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.onnx_data import model_bytes
 
 
 class Reader(CalibrationDataReader):
@@ -84,6 +85,7 @@ def nncf_model(model: Any, images: np.ndarray, out: Path) -> Path:
 
 
 def size(path: Path) -> int:
-    """Bytes of a model; OpenVINO keeps its weights in a second file."""
-    weights = path.with_suffix(".bin")
-    return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
+    """Bytes of a model with its weights; OpenVINO keeps them in a second file."""
+    if path.suffix == ".xml":
+        return path.stat().st_size + path.with_suffix(".bin").stat().st_size
+    return model_bytes(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ptq2themoon.console.snakemake_run import ROOT, command, prepare, run, tool
 from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.errors import UserError, lines_of, printable
 from ptq2themoon.vocabulary.layout import Run
+from ptq2themoon.vocabulary.onnx_data import written_data
 from ptq2themoon.vocabulary.parameters import load_params
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -110,23 +110,24 @@ def quantize(out: Path | None, pixels: bool, work: Path | None, cores: int, **gi
     _show(folder, runs, cores)
     shipped = runs[0].as_mode(layout.SHIPPED)
     int8 = folder / layout.fill(layout.INT8, shipped)
-    if pixels:
-        _pixels(int8, out)
-    else:
-        shutil.copy(int8, out)
+    _ship(int8, out, pixels)
     if wish.test is None:
         click.echo("Measured on the images that calibrated; give others with --test to be sure.")
     click.echo(f"All results: {folder}; the same again: {shlex.join(command(folder, words))}")
-    click.echo(f"To ship: {out} ({shipped.recipe}, {shipped.bits}{', takes pixels' if pixels else ''})")
+    ships = " with ".join(map(str, (out, *written_data(out))))
+    click.echo(f"To ship: {ships} ({shipped.recipe}, {shipped.bits}{', takes pixels' if pixels else ''})")
 
 
-def _pixels(int8: Path, out: Path) -> None:
-    """Write the model with its normalisation in the graph."""
-    import onnx
-
+def _ship(int8: Path, out: Path, pixels: bool) -> None:
+    """Copy the model, or write it with its normalisation in the graph."""
     from ptq2themoon.deploy.pixel_input import with_pixels
+    from ptq2themoon.graph.editing.model_files import copy_model, write_model
+    from ptq2themoon.graph.sources.onnx_files import read_graph
 
-    onnx.save(with_pixels(onnx.load(int8), str(int8)), out)
+    if pixels:
+        write_model(with_pixels(read_graph(int8), str(int8)), out)
+    else:
+        copy_model(int8, out)
 
 
 def _show(folder: Path, runs: list[Run], threads: int) -> None:

@@ -19,6 +19,7 @@ from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.layout import Run
 from ptq2themoon.vocabulary.model_info import ModelInfo
+from ptq2themoon.vocabulary.onnx_data import model_bytes
 from ptq2themoon.vocabulary.records import read
 
 ROUNDS = 11
@@ -65,7 +66,7 @@ def outcome(folder: Path, run: Run, threads: int) -> Outcome:
         vino = OpenVino(threads)
         runs = [openvino_runner(vino.compile(path, images.shape, "f32")) for path in (plain, int8)]
         times["OpenVINO"] = timed(runs, images)
-    sizes = plain.stat().st_size / 1e6, int8.stat().st_size / 1e6
+    sizes = model_bytes(plain) / 1e6, model_bytes(int8) / 1e6
     return Outcome(run, metrics, read(at(layout.FP32_METRICS), Metrics).top1, sizes, times)
 
 

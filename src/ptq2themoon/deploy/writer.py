@@ -11,6 +11,7 @@ from onnx import NodeProto, helper
 
 from ptq2themoon.deploy.grid import Grid
 from ptq2themoon.deploy.kinds import Form, Formula
+from ptq2themoon.graph.editing.one_message import check_model
 from ptq2themoon.graph.editing.onnx_graph import Graph, copied, unique_name
 from ptq2themoon.graph.editing.operator_types import DOMAIN, RMS_NORM
 from ptq2themoon.graph.forms.rms_norm import written_out
@@ -217,5 +218,5 @@ class Writer:
         opsets = [opset for opset in model.opset_import if opset.domain != DOMAIN]
         model.ClearField("opset_import")
         model.opset_import.extend(opsets)
-        onnx.checker.check_model(model, full_check=True)
+        check_model(model, full=True)
         return model

@@ -16,6 +16,7 @@ from ptq2themoon.vocabulary.job import ANY, Job
 from ptq2themoon.vocabulary.layout import Run, calibration_draws, fill, runs_of
 from ptq2themoon.vocabulary.leaderboard_layout import rows_of, runs_of_row
 from ptq2themoon.vocabulary.learning_curve_layout import curves_of
+from ptq2themoon.vocabulary.onnx_data import written_data
 from ptq2themoon.vocabulary.parameters import Params
 from ptq2themoon.vocabulary.stages import (
     data_free,
@@ -68,7 +69,7 @@ class Result:
     """One run of a stage as its sidecar must show it.
 
     Attributes:
-        outputs: the main one, beside which the sidecar lies, first.
+        outputs: the main one, beside which the sidecar lies, first; each with the data that it says it has.
         device: where it computes; None when it computes on none, `ANY` when params.yaml leaves it open.
         code: sum of the modules that make it.
     """
@@ -121,7 +122,7 @@ def _result(params: Params, kind: type[Job], wildcards: Any) -> Result:
     device = getattr(job, "device", job.runs_on)
     return Result(
         job.stage,
-        job.outputs(),
+        [file for path in job.outputs() for file in (path, *written_data(path))],
         job.inputs(),
         parameters,
         job.drawn_with(),

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from ptq2themoon.provenance.expected import Result
 from ptq2themoon.safety.sidecars import sha256, sidecar_path
 from ptq2themoon.vocabulary.job import ANY
+from ptq2themoon.vocabulary.onnx_data import data_beside
 from ptq2themoon.vocabulary.records import parsed
 from ptq2themoon.vocabulary.validation import Key, dotted
 
@@ -68,12 +69,13 @@ class Verifier:
             if path in self._absent or self._hashes[path]:
                 continue
             self._absent.add(path)
+            made = next((output for output in result.outputs if data_beside(output) == path), path)
             if path in result.inputs:
                 yield f"{path}: missing, and {result.outputs[0]} is made from it; put it back"
             elif self._heavy in path.parents:
-                yield f"{path}: missing, DVC keeps it; run `dvc pull` or `snakemake {path}`"
+                yield f"{path}: missing, DVC keeps it; run `dvc pull` or `snakemake {made}`"
             else:
-                yield f"{path}: missing; run `snakemake {path}`"
+                yield f"{path}: missing; run `snakemake {made}`"
 
     def _inputs(self, record: Record, result: Result) -> Iterator[str]:
         """Inputs of other content; what a stage made counts as that stage recorded it, once for all."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ptq2themoon.safety.sidecars import SIDECAR, sha256
+from ptq2themoon.vocabulary.onnx_data import data_beside
 from ptq2themoon.vocabulary.records import parsed
 
 SMALL = 1_000_000  # bytes: Snakemake too holds content against content up to here, and times above
@@ -34,6 +35,7 @@ def doubts(results: Path) -> Iterator[Doubt]:
     """Files that are not as long as they were when a result was made, or, up to `SMALL`, of other content.
 
     Of inputs that no stage made, only those count that are older than the result: Snakemake sees the rest.
+    It does not know of the weights beside an ONNX file: those that are gone or later than recorded count too.
     """
     found = {path: _record(path) for path in sorted(_sidecars(results))}
     outputs = {sidecar: _outputs(sidecar, record) for sidecar, record in found.items()}
@@ -45,10 +47,12 @@ def doubts(results: Path) -> Iterator[Doubt]:
             yield Doubt(sidecar, "not readable", again)
             continue
         digests, sizes = {**record["inputs"], **record["outputs"]}, record.get("bytes", {})
+        beside = {data_beside(path) for path in again}.intersection(outputs[sidecar])
+        unseen = {path for path in beside if not _older(path, sidecar)}
         given = [name for name in record["inputs"] if Path(name) not in made and _older(Path(name), sidecar)]
         for name in (*record["outputs"], *given):
             path = Path(name)
-            if what := _otherwise(path, digests[name], sizes.get(name), content):
+            if what := _otherwise(path, digests[name], sizes.get(name), content, unseen=path in unseen):
                 yield Doubt(path, what, again)
 
 
@@ -96,14 +100,21 @@ def _older(path: Path, sidecar: Path) -> bool:
     return path.is_file() and path.stat().st_mtime_ns <= sidecar.stat().st_mtime_ns
 
 
-def _otherwise(path: Path, digest: str, size: int | None, content: Callable[[Path], str]) -> str:
-    """How a file differs from what is recorded of it; nothing where it does not, or is not there."""
+def _otherwise(
+    path: Path, digest: str, size: int | None, content: Callable[[Path], str], *, unseen: bool
+) -> str:
+    """How a file differs from what is recorded of it; nothing where it does not.
+
+    Args:
+        unseen: Snakemake does not see that it is not there, or later than what was recorded.
+    """
     if not path.is_file():
-        return ""
+        return "not there" if unseen else ""
     now = path.stat().st_size
     if size is not None and now != size:
         return f"{now} bytes, {size} when it was recorded"
     try:
-        return "other content than was recorded" if now <= SMALL and content(path) != digest else ""
+        looked_at = unseen or now <= SMALL
+        return "other content than was recorded" if looked_at and content(path) != digest else ""
     except OSError as error:
         return f"not readable ({error.strerror})"

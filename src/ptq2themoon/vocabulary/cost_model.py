@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.job import Job
 from ptq2themoon.vocabulary.model_source import local_config
+from ptq2themoon.vocabulary.onnx_data import model_bytes
 from ptq2themoon.vocabulary.stages.study import ablated
 from ptq2themoon.vocabulary.study_parameters import AUTO
 
@@ -151,7 +152,7 @@ def _size_of_file(source: str) -> Size | None:
     kind, _, place = source.partition(":")
     path = Path(place)
     if kind == "onnx" and path.is_file():
-        return _guessed(path.stat().st_size, {})
+        return _guessed(model_bytes(path), {})
     if kind == "local-dir" and (path / "model.safetensors").is_file():
         return _guessed((path / "model.safetensors").stat().st_size, _arguments(path))
     return None

@@ -15,7 +15,7 @@ RESERVED = (
     *("benchmarks", "data_free", "example", "figures", "fp32", "leaderboard", "learning_curve"),
     *("models", "study"),
 )
-SUFFIXES = (".csv", ".json", ".md", ".onnx", ".safetensors")
+SUFFIXES = (".csv", ".data", ".json", ".md", ".onnx", ".safetensors")
 LONGEST = 100  # characters; a folder's name holds 255 bytes, and figures have less room
 
 

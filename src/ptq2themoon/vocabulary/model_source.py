@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ptq2themoon.vocabulary.errors import UserError, nearest
 from ptq2themoon.vocabulary.model_info import Above0, CropMode, CropShare, ImageSize, Interpolation
-from ptq2themoon.vocabulary.onnx_data import data_files, size_problem, weight_bytes
+from ptq2themoon.vocabulary.onnx_data import data_files, size_problem
 from ptq2themoon.vocabulary.records import parsed
 from ptq2themoon.vocabulary.validation import Strict, shown
 
@@ -100,7 +100,7 @@ def source_problem(source: str) -> str | None:
             files = Source(source).files()
         except UserError as error:
             return str(error)
-        if problem := size_problem(weight_bytes(file)):
+        if problem := size_problem(file):
             return f"{source!r}: {problem}"
         return next(filter(None, (name_problem(str(path)) for path in files)), None)
     if ":" in source:

@@ -1,20 +1,34 @@
 """In which files beside an ONNX file its constants lie, read from the file's outline: no weight is loaded.
 
 https://protobuf.dev/programming-guides/encoding: a message is a row of fields, each with a number and a type.
+https://onnx.ai/onnx/repo-docs/ExternalData.html: what a constant says of its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from ptq2themoon.vocabulary.errors import UserError
 
-GRAPH, INITIALIZER, EXTERNAL, KEY, VALUE = 7, 5, 13, 1, 2  # numbers of fields in onnx.proto
+GRAPH, INITIALIZER, NAME, EXTERNAL, KEY, VALUE = 7, 5, 8, 13, 1, 2  # numbers of fields in onnx.proto
 VARINT, EIGHT_BYTES, WITH_LENGTH, FOUR_BYTES = 0, 1, 2, 5  # types of fields
 LONGEST_NAME = 4096  # bytes
-MOST_BYTES = 2**31 - 2**20  # of weights: a protobuf file holds 2 GB, the graph among them
+LARGEST_MESSAGE = 2**31 - 1  # bytes of a file of protobuf, and of a constant in memory
+MOST_BYTES = 1_600_000_000  # of weights in one file: torch too writes a second from 1,610,612,737 on
+
+
+def data_beside(path: Path) -> Path:
+    """`int8.onnx` -> `int8.onnx.data`: where weights are written that an ONNX file cannot hold."""
+    return path.with_name(f"{path.name}.data")
+
+
+def written_data(path: Path) -> list[Path]:
+    """The file of weights that was written with an ONNX file, whether it is there or not; none for most."""
+    beside = data_beside(path)
+    return [beside] if any(entry["location"] == beside.name for entry in _outside(path)) else []
 
 
 def data_files(path: Path) -> list[Path]:
@@ -26,7 +40,7 @@ def data_files(path: Path) -> list[Path]:
     return [place_of(path, name) for name in sorted({entry["location"] for entry in _outside(path)})]
 
 
-def weight_bytes(path: Path) -> int:
+def model_bytes(path: Path) -> int:
     """Bytes of an ONNX file with the constants outside of it, as far as the file says their lengths."""
     return path.stat().st_size + sum(whole_number(entry.get("length", "")) or 0 for entry in _outside(path))
 
@@ -36,14 +50,22 @@ def whole_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
-def size_problem(weights: int) -> str | None:
-    """What keeps a model with so many bytes of weights from being brought in."""
-    if weights <= MOST_BYTES:
+def size_problem(path: Path) -> str | None:
+    """What keeps an ONNX file from being read, by the sizes that it states."""
+    if (size := path.stat().st_size) > LARGEST_MESSAGE:
+        return (
+            f"has {size / 1e9:.1f} GB, and an ONNX file holds 2 GB at most; "
+            "save the model with its weights in a file beside it"
+        )
+    largest = max((whole_number(entry.get("length", "")) or 0 for entry in _outside(path)), default=0)
+    return constant_problem(largest)
+
+
+def constant_problem(size: int) -> str | None:
+    """What keeps a model from being brought in that has a constant of so many bytes."""
+    if size <= LARGEST_MESSAGE:
         return None
-    return (
-        f"its weights are {weights / 1e9:.1f} GB; the fused graph is one file, which holds 2 GB at most; "
-        "give a smaller model"
-    )
+    return f"has a constant of {size / 1e9:.1f} GB, and ONNX holds 2 GB in one; give a smaller model"
 
 
 def place_of(path: Path, location: str) -> Path:
@@ -68,6 +90,59 @@ def place_of(path: Path, location: str) -> Path:
     return place
 
 
+def start_of(path: Path, constant: str, stated: Mapping[str, str], size: int) -> tuple[Path, int]:
+    """The file that holds a constant outside, and where in it: what an ONNX file states, checked.
+
+    Args:
+        size: bytes of the constant.
+
+    Raises:
+        UserError: a file outside of the ONNX file's folder, or one that does not hold the constant.
+    """
+    place = place_of(path, stated.get("location", ""))
+    start = whole_number(stated.get("offset", "0"))
+    length = whole_number(stated.get("length", str(size)))
+    there = place.stat().st_size
+    if start is None or length != size or start + size > there:
+        raise UserError(
+            f"{path}: constant {constant!r} needs {size} bytes; {place.name} of {there} does not hold "
+            f"them from {stated.get('offset', '0')} on; save the model again"
+        )
+    return place, start
+
+
+def check_data(path: Path) -> None:
+    """Look at an ONNX file and at the files that its constants lie in, before anything else reads them.
+
+    Raises:
+        UserError: sizes that cannot be read; as `start_of`; content of another sum (SHA-1) than the ONNX file
+            states.
+    """
+    if problem := size_problem(path):
+        raise UserError(f"{path}: {problem}")
+    sums: dict[Path, set[str]] = {}
+    for entry in _outside(path):
+        size = whole_number(entry.get("length", "")) or 0
+        place, _ = start_of(path, entry.get("name", ""), entry, size)
+        sums.setdefault(place, set()).update({entry["checksum"]} if "checksum" in entry else ())
+    for place, stated in sums.items():
+        if stated and stated != {_sum_of(place)}:
+            raise UserError(
+                f"{path}: {place.name} beside it has other content than when the model was saved; "
+                "put the right file there, or save the model again"
+            )
+
+
+def _sum_of(place: Path) -> str:
+    with place.open("rb") as file:
+        return hashlib.file_digest(file, new_sum).hexdigest()
+
+
+def new_sum(content: bytes = b"") -> hashlib._Hash:
+    """The sum that ONNX has for a file of constants: it tells files apart, and keeps nobody out."""
+    return hashlib.sha1(content, usedforsecurity=False)
+
+
 class _NoMessage(Exception):
     """Bytes that are no protobuf."""
 
@@ -76,7 +151,7 @@ def _outside(path: Path) -> list[dict[str, str]]:
     """Where each constant outside lies: location and, where the file says so, offset and length."""
     try:
         size = path.stat().st_size
-        if size > MOST_BYTES:
+        if size > LARGEST_MESSAGE:
             return []  # its own size is enough to refuse it
         with path.open("rb") as file:
             return list(_entries(file, size))
@@ -93,7 +168,9 @@ def _entries(file: BinaryIO, size: int) -> Iterator[dict[str, str]]:
                 continue
             found = {}
             for what, begin, stop in _fields(file, first, last):
-                if what == EXTERNAL:
+                if what == NAME:
+                    found["name"] = _text(file, begin, stop)
+                elif what == EXTERNAL:
                     entry = {key: (a, b) for key, a, b in _fields(file, begin, stop)}
                     found[_text(file, *entry.get(KEY, (0, 0)))] = _text(file, *entry.get(VALUE, (0, 0)))
             if "location" in found:

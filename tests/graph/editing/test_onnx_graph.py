@@ -10,7 +10,8 @@ import pytest
 from onnx import helper
 from tiny_models import random_images, run_all, written
 
-from ptq2themoon.graph.editing.onnx_graph import LIGHT, Graph, attribute, tensor_shapes, unique_name
+from ptq2themoon.graph.editing.one_message import LIGHT
+from ptq2themoon.graph.editing.onnx_graph import Graph, attribute, tensor_shapes, unique_name
 from ptq2themoon.vocabulary.errors import UserError
 
 BODY = """

@@ -15,6 +15,8 @@ from ptq2themoon.benchmark.arena import BASE, LATENCY, OPERATORS, PEERS, Arena, 
 from ptq2themoon.benchmark.channelwise import per_axis
 from ptq2themoon.benchmark.machine import machine
 from ptq2themoon.benchmark.runtimes import OpenVino, Precision
+from ptq2themoon.graph.editing.model_files import write_model
+from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.tables.csv_rows import write_csv
 from ptq2themoon.vocabulary.errors import at_least
@@ -49,9 +51,9 @@ def entries(job: BenchmarkRuntimes, ours: dict[str, Path], images: np.ndarray, f
         found += (
             both_runtimes(TOOL, variant, path) if variant.endswith("fast") else [Entry(TOOL, variant, path)]
         )
-        model, changed = per_axis(onnx.load(path))
+        model, changed = per_axis(read_graph(path))
         if changed and variant.endswith("fast"):
-            onnx.save(model, folder / f"{len(found)}.onnx")
+            write_model(model, folder / f"{len(found)}.onnx")
             found.append(Entry(TOOL, f"{variant}, scales along the axis", folder / f"{len(found)}.onnx"))
     (name,) = (item.name for item in onnx.load(job.model, load_external_data=False).graph.input)
     static = peers.static(job.model, name, images, folder / "static.onnx")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import onnx
 from onnx import helper
 
 from ptq2themoon.deploy.deploy_records import DeployReport
 from ptq2themoon.deploy.floating_weights import floating_weights
 from ptq2themoon.deploy.int8_model import deploy, metadata
+from ptq2themoon.graph.editing.model_files import write_model
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.quantize.qparams import read_qparams
 from ptq2themoon.safety.sidecars import sha256
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.vocabulary import records
+from ptq2themoon.vocabulary.onnx_data import model_bytes
 from ptq2themoon.vocabulary.stages.deploy import Deploy
 from ptq2themoon.vocabulary.validation import validate
 
@@ -24,14 +25,15 @@ def main(job: Deploy) -> None:
         model = qparams.model(fused.graph)
         made = deploy(model.edited, model.quantized, job.mode, job.profile, source=fused.path)
         helper.set_model_props(made.model, metadata(qparams.header, fused.info, job.mode))
-        onnx.save(made.model, stage.temporary(job.out))
+        path = stage.temporary(job.out)
+        write_model(made.model, path, job.out.name)
         report = {
             **made.report(item.operator for item in model.quantized),
             "graph_sha256": fused.sha256,
             "qparams_sha256": sha256(job.qparams[0]),
-            "int8_sha256": sha256(stage.temporary(job.out)),
+            "int8_sha256": sha256(path),
             "floating": floating_weights(made.model, fused.operators),
-            "bytes": {"fp32": fused.path.stat().st_size, "int8": stage.temporary(job.out).stat().st_size},
+            "bytes": {"fp32": model_bytes(fused.path), "int8": model_bytes(path)},
         }
         records.write(stage.temporary(job.out_report), validate(DeployReport, report, "deploy.json"))
 

@@ -13,7 +13,8 @@ from ptq2themoon.vocabulary.stages.origin import Export
 def main(job: Export) -> None:
     source = job.where_from()
     with Stage.of(job) as stage:
-        facts = export(source, job.exporter, job.opset, stage.temporary(job.out_model))
+        path = stage.temporary(job.out_model)
+        facts = export(source, job.exporter, job.opset, path, job.out_model.name)
         names = json.loads(job.label_names)
         if facts.label_names is None and len(names) == facts.num_classes:
             facts = facts.model_copy(update={"label_names": names})

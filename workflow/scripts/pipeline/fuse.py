@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 
 from ptq2themoon.data import Preprocessing, calibration_batches
+from ptq2themoon.graph.editing.model_files import write_model
 from ptq2themoon.graph.editing.onnx_run import run_onnx, tolerated, where_not_finite
 from ptq2themoon.graph.forms.fuse import fuse
 from ptq2themoon.graph.forms.normalise import normalise
@@ -18,11 +21,11 @@ from ptq2themoon.vocabulary.errors import UserError, at_least
 from ptq2themoon.vocabulary.stages.graph import Fuse
 
 
-def check_logits(original: onnx.ModelProto, fused: onnx.ModelProto, images: np.ndarray) -> float:
+def check_logits(original: Path, fused: onnx.ModelProto, images: np.ndarray) -> float:
     """Largest difference of a logit between the two graphs in ONNX Runtime."""
     expected = run_onnx(original, images, at_once=1)  # no image may change another's logits
     if not np.isfinite(expected).all():
-        where = where_not_finite(original, images)
+        where = where_not_finite(read_graph(original), images)
         raise UserError(f"the model gives logits that are not finite on the calibration images{where}")
     difference = float(np.abs(run_onnx(fused, images) - expected).max())
     most = tolerated(expected)
@@ -50,9 +53,9 @@ def main(job: Fuse) -> None:
                 f"{job.model}: no transformer: no Softmax between two products of activations was found; "
                 "give a Vision Transformer whose attention is plain operators"
             )
-        difference = check_logits(original, fused, images)
+        difference = check_logits(job.model, fused, images)
         report = fusion_report(original, fused, fusions, operators, renamed, len(images), difference)
-        onnx.save(fused, stage.temporary(job.out))
+        write_model(fused, stage.temporary(job.out), job.out.name)
         records.write(stage.temporary(job.out_report), report)
 
 

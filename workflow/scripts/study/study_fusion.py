@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import onnx
 import pandas as pd
 import torch
 
@@ -23,6 +22,7 @@ from ptq2themoon.benchmark.fusion import (
 )
 from ptq2themoon.benchmark.machine import machine
 from ptq2themoon.data import Preprocessing, calibration_batches
+from ptq2themoon.graph.editing.model_files import write_model
 from ptq2themoon.graph.fused_model import FusedModel
 from ptq2themoon.stage import Stage, run_job
 from ptq2themoon.vocabulary.bits import parse_bits
@@ -45,7 +45,7 @@ def main(job: StudyFusion) -> None:
         fused = FusedModel.open(job.model)
         preprocessing = Preprocessing.of(fused.info)
         images = next(iter(calibration_batches(job.images, preprocessing, job.calibration_count))).numpy()
-        onnx.save(without_fusion(job.model / "model.onnx"), folder / "model.onnx")
+        write_model(without_fusion(job.model / "model.onnx"), folder / "model.onnx")
         paths = {WITHOUT: folder / "model.onnx", WITH: fused.path}
         forms = [Form(fusion, path, recipe, bits, images) for fusion, path in paths.items()]
         logits = same_logits(forms)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import tyro
 
 from ptq2themoon.deploy.pixel_input import with_pixels
+from ptq2themoon.graph.editing.model_files import write_model
 from ptq2themoon.graph.sources.onnx_files import read_graph
 from ptq2themoon.stage import Stage, run
 
@@ -20,7 +20,7 @@ def pixels(int8: Path, out: Path) -> None:
         out: the model with the input `pixels`, uint8 [batch, height, width, channels].
     """
     with Stage("pixels", inputs=[int8], outputs=[out], parameters={}) as stage:
-        onnx.save(with_pixels(read_graph(int8), str(int8)), stage.temporary(out))
+        write_model(with_pixels(read_graph(int8), str(int8)), stage.temporary(out), out.name)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, inliner, numpy_helper
+from onnx import NodeProto, TensorProto, helper, inliner
 
+from ptq2themoon.graph.editing.held_constants import Constants
+from ptq2themoon.graph.editing.one_message import by_outline, copied_without, without_weights
 from ptq2themoon.vocabulary.errors import UserError
 
 Proto = TypeVar("Proto", onnx.ModelProto, onnx.GraphProto, onnx.NodeProto)
@@ -17,7 +19,6 @@ Shapes = dict[str, tuple[int | str, ...]]  # a dimension is a number, or a name
 STANDARD_DOMAINS = ("", "ai.onnx")
 MOST_ELEMENTS = 2**28  # of a tensor of one image: 1 GiB in float32
 WITH_BODIES = ("If", "Loop", "Scan", "SequenceMap")
-LIGHT = 1024  # elements; no constant that decides a shape has more
 
 
 class Graph:
@@ -38,9 +39,7 @@ class Graph:
                 raise UserError(
                     f"constant {tensor.name!r} lies outside the ONNX file; save it with its weights inside"
                 )
-        self.constants: dict[str, np.ndarray] = {
-            tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
-        }
+        self.constants = Constants(model.graph.initializer)
         self.inputs = [i.name for i in model.graph.input if i.name not in self.constants]
         self.outputs = [o.name for o in model.graph.output]
         self.reindex()
@@ -129,18 +128,16 @@ class Graph:
     def drop_dead(self) -> None:
         """Remove nodes and constants that no output needs."""
         self.nodes, needed = live_nodes(self.nodes, self.outputs)
-        self.constants = {name: value for name, value in self.constants.items() if name in needed}
+        self.constants.keep(needed)
         self.reindex()
 
     def finish(self) -> onnx.ModelProto:
         """A model with this graph: the original's header, inputs and outputs, and no stale shapes."""
         self.drop_dead()
-        model = copied(self.model)
+        model = copied_without(self.model, "node", "initializer", "value_info")
         graph = model.graph
-        for field in ("node", "initializer", "value_info"):
-            graph.ClearField(field)
         graph.node.extend(self.nodes)
-        graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in self.constants.items())
+        graph.initializer.extend(self.constants.tensors())
         inputs = [i for i in graph.input if i.name in self.inputs]
         graph.ClearField("input")
         graph.input.extend(inputs)
@@ -189,7 +186,7 @@ def copied(proto: Proto) -> Proto:
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the functions that it defines itself written out."""
-    return inliner.inline_local_functions(model) if model.functions else model
+    return by_outline(model, inliner.inline_local_functions) if model.functions else model
 
 
 def live_nodes(nodes: Iterable[NodeProto], outputs: Iterable[str]) -> tuple[list[NodeProto], set[str]]:
@@ -267,7 +264,7 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _inferred(model: onnx.ModelProto, batch: int | None) -> onnx.GraphProto:
-    light = _without_weights(model)
+    light = without_weights(model)
     if batch is not None:
         constants = {tensor.name for tensor in model.graph.initializer}
         for value in (*light.graph.input, *light.graph.output):
@@ -275,21 +272,3 @@ def _inferred(model: onnx.ModelProto, batch: int | None) -> onnx.GraphProto:
                 value.type.tensor_type.shape.dim[0].dim_value = batch
         light.graph.ClearField("value_info")
     return onnx.shape_inference.infer_shapes(light, data_prop=True).graph
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with its large constants as inputs of their shape: inference copies the model often."""
-    light = onnx.ModelProto(ir_version=model.ir_version)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    for field in ("node", "input", "output", "value_info"):
-        getattr(light.graph, field).extend(getattr(model.graph, field))
-    light.graph.name = "light"
-    declared = {value.name for value in model.graph.input}
-    for tensor in model.graph.initializer:
-        if np.prod(tensor.dims) <= LIGHT:
-            light.graph.initializer.append(tensor)
-        elif tensor.name not in declared:
-            value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            light.graph.input.append(value)
-    return light

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +15,11 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
+from ptq2themoon.graph.editing.model_files import write_model
+from ptq2themoon.graph.editing.one_message import fits_one_message
 from ptq2themoon.graph.editing.onnx_graph import copied
 from ptq2themoon.vocabulary.errors import UserError
+from ptq2themoon.vocabulary.onnx_data import check_data, data_beside
 
 TOLERANCE = 1e-4  # largest difference of an output of scale 1 between two forms of one model
 INTEGER_KERNELS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "QLinearConv", "DynamicQuantizeMatMul")
@@ -58,14 +63,37 @@ def session(
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimised:
         options.optimized_model_filepath = str(optimised)
+        beside = data_beside(optimised).name
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", beside)
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        with _readable(model) as source:
+            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except UserError:
+        raise
     except Exception as error:  # ONNX Runtime's own have no common ancestor
         name = model if isinstance(model, Path) else "the graph"
         raise UserError(f"{name}: ONNX Runtime cannot run it ({_reason(error)})") from error
+
+
+@contextmanager
+def _readable(model: Path | onnx.ModelProto) -> Iterator[str | bytes]:
+    """What ONNX Runtime reads: a file, bytes, or of a model that is more than a message a file for the time.
+
+    Raises:
+        UserError: a file without the data that it needs.
+    """
+    if isinstance(model, Path):
+        check_data(model)
+        yield str(model)
+    elif fits_one_message(model):
+        yield model.SerializeToString()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.onnx")
+            write_model(model, path)
+            yield str(path)
 
 
 @cache
@@ -156,7 +184,8 @@ def _reason(error: Exception) -> str:
 
 def kernel_counts(optimised: Path) -> Counter[str]:
     """How many operators of each type a graph has that `session` wrote as the one which really runs."""
-    return Counter(node.op_type for node in onnx.load(optimised).graph.node)
+    model = onnx.load(optimised, load_external_data=False)
+    return Counter(node.op_type for node in model.graph.node)
 
 
 def integer_products(kernels: Mapping[str, int]) -> int:

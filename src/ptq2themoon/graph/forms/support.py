@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import NodeProto, helper, numpy_helper, version_converter
 
+from ptq2themoon.graph.editing.one_message import by_outline, check_model
 from ptq2themoon.graph.editing.onnx_graph import STANDARD_DOMAINS, Graph, all_nodes, copied, subgraphs
 from ptq2themoon.ppq_compat import core, executor
 from ptq2themoon.vocabulary.errors import UserError
@@ -109,8 +110,8 @@ def to_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     if found == opset:
         return model
     try:
-        converted = version_converter.convert_version(model, opset)
-        onnx.checker.check_model(converted)
+        converted = by_outline(model, lambda light: version_converter.convert_version(light, opset))
+        check_model(converted)
     except Exception as error:  # the converter's errors have no type of their own
         reason = " ".join(str(error).split())
         raise UserError(

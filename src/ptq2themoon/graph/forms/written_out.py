@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import onnx
 from onnx import NodeProto, defs, helper, inliner
 
+from ptq2themoon.graph.editing.one_message import by_outline
 from ptq2themoon.graph.editing.onnx_graph import STANDARD_DOMAINS, Graph, copied, tensor_shapes
 from ptq2themoon.graph.forms.fused_operators import NEED_RANKS, NEWER, RUNTIME, Write
 from ptq2themoon.graph.forms.plain_writer import PlainWriter, UnknownForm
@@ -29,6 +30,10 @@ def write_out_newer(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     defined = [("", schema.name) for schema in schemas if _has_definition(schema)]
     if not defined:
         return model
+    return by_outline(model, lambda light: _inlined(light, defined))
+
+
+def _inlined(model: onnx.ModelProto, defined: list[tuple[str, str]]) -> onnx.ModelProto:
     typed = copied(model)
     typed.graph.value_info.extend(
         helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)

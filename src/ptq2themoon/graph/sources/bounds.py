@@ -9,8 +9,8 @@ from pathlib import Path
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
+from ptq2themoon.graph.editing.one_message import LIGHT
 from ptq2themoon.graph.editing.onnx_graph import (
-    LIGHT,
     MOST_ELEMENTS,
     all_nodes,
     fixed_batch,

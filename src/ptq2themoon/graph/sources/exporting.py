@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +13,22 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from ptq2themoon.graph.editing.model_files import write_model
+from ptq2themoon.graph.editing.one_message import check_model
 from ptq2themoon.graph.editing.onnx_run import run_onnx, tolerated, where_not_finite
 from ptq2themoon.graph.sources.checkpoints import first_line
 from ptq2themoon.graph.sources.endings import refuse_other_numbers
 from ptq2themoon.graph.sources.hub import fetched_weights
-from ptq2themoon.graph.sources.onnx_files import one_line
+from ptq2themoon.graph.sources.onnx_files import one_line, read_graph
 from ptq2themoon.graph.sources.onnx_model import onnx_facts, read_foreign
 from ptq2themoon.graph.sources.repairs import state_output
 from ptq2themoon.graph.sources.timm_model import load_model, preprocessing_of
 from ptq2themoon.quiet import quiet
+from ptq2themoon.vocabulary import onnx_data
 from ptq2themoon.vocabulary.errors import UserError
 from ptq2themoon.vocabulary.model_info import ModelInfo
 from ptq2themoon.vocabulary.model_source import LOCAL, Exporter, Source, opset_problem
-from ptq2themoon.vocabulary.onnx_data import size_problem
+from ptq2themoon.vocabulary.onnx_data import constant_problem
 from ptq2themoon.vocabulary.validation import validate
 
 CHECK_IMAGES = 4
@@ -34,41 +40,50 @@ OTHER_EXPORTER = {
 EXPORTERS = ("torch.onnx", "torch.export", "onnxscript")  # loggers that speak of tracing and of their age
 
 
-def export(spec: Source, exporter: Exporter, opset: int, path: Path) -> ModelInfo:
+def export(spec: Source, exporter: Exporter, opset: int, path: Path, name: str | None = None) -> ModelInfo:
     """Write the ONNX file, its batch dimension free if it can be; return what model.json records.
+
+    Args:
+        name: as `write_model` takes it.
 
     Raises:
         UserError: a source that cannot be used, or an exported graph that differs from it by more than 1e-4.
     """
     if spec.onnx_file:
         with one_line(spec.onnx_file):
-            return _export_file(spec, spec.onnx_file, path)
+            return _export_file(spec, spec.onnx_file, path, name)
     problem = opset_problem(exporter, opset)
     if problem:
         raise UserError(f"opset {opset}: {problem}")
-    return _export_timm(load_model(spec), spec, exporter, opset, path)
+    return _export_timm(load_model(spec), spec, exporter, opset, path, name)
 
 
-def _export_timm(model: nn.Module, spec: Source, exporter: Exporter, opset: int, path: Path) -> ModelInfo:
-    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    if problem := size_problem(weights):
+def _export_timm(
+    model: nn.Module, spec: Source, exporter: Exporter, opset: int, path: Path, name: str | None
+) -> ModelInfo:
+    sizes = [value.numel() * value.element_size() for value in model.state_dict().values()]
+    if problem := constant_problem(max(sizes, default=0)):
         raise UserError(f"model {spec.source!r}: {problem}")
     preprocessing = preprocessing_of(model, spec)
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randn(CHECK_IMAGES, *preprocessing["input_size"], generator=generator)
     expected = _outputs(model, images, spec)
     kind = output_kind(expected, spec.classifier and getattr(model, "num_classes", 1) != 0)
-    try:
-        with quiet(*EXPORTERS, stdout=True, native=True):
-            (_torchscript if exporter == "torchscript" else _dynamo)(model, images[:2], kind, opset, path)
-    except Exception as error:
-        reason = first_line(error)
-        other = OTHER_EXPORTER[exporter]
-        raise UserError(
-            f"model {spec.source!r}: torch.onnx.export ({exporter}, opset {opset}) failed ({reason}); "
-            f"try the other exporter: `{other}`"
-        ) from error
-    onnx.checker.check_model(path, full_check=True)
+    with _place(path, large=sum(sizes) > onnx_data.MOST_BYTES) as made:
+        try:
+            with quiet(*EXPORTERS, stdout=True, native=True):
+                (_torchscript if exporter == "torchscript" else _dynamo)(model, images[:2], kind, opset, made)
+        except Exception as error:
+            reason = first_line(error)
+            other = OTHER_EXPORTER[exporter]
+            raise UserError(
+                f"model {spec.source!r}: torch.onnx.export ({exporter}, opset {opset}) failed ({reason}); "
+                f"try the other exporter: `{other}`"
+            ) from error
+        onnx.checker.check_model(made, full_check=True)
+        found = run_onnx(made, images.numpy())
+        if made != path:
+            write_model(read_graph(made), path, name)
     pretrained = getattr(model, "pretrained_cfg", {})
     names = pretrained.get("label_names") or None
     facts = {
@@ -81,7 +96,17 @@ def _export_timm(model: nn.Module, spec: Source, exporter: Exporter, opset: int,
         "preprocessing": preprocessing,
         "label_names": list(names) if isinstance(names, tuple) else names,
     }
-    return _described(spec, kind, facts, expected, run_onnx(path, images.numpy()))
+    return _described(spec, kind, facts, expected, found)
+
+
+@contextmanager
+def _place(path: Path, *, large: bool) -> Iterator[Path]:
+    """Where torch writes the model: with files of its own beside it, a folder for the time."""
+    if not large:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as folder:
+        yield Path(folder, "model.onnx")
 
 
 def _outputs(model: nn.Module, images: Tensor, spec: Source) -> np.ndarray:
@@ -100,8 +125,9 @@ def _outputs(model: nn.Module, images: Tensor, spec: Source) -> np.ndarray:
 
 
 def _torchscript(model: nn.Module, images: Tensor, output: str, opset: int, path: Path) -> None:
+    place = str(path)  # only a text is taken for a place where more than 2 GB can lie in files of their own
     torch.onnx.export(
-        model, (images[:1],), path, opset_version=opset, dynamo=False,
+        model, (images[:1],), place, opset_version=opset, dynamo=False,
         input_names=["images"], output_names=[output],
         dynamic_axes={"images": {0: "batch"}, output: {0: "batch"}},
     )  # fmt: skip
@@ -115,7 +141,7 @@ def _dynamo(model: nn.Module, images: Tensor, output: str, opset: int, path: Pat
     )  # fmt: skip
 
 
-def _export_file(spec: Source, source: Path, path: Path) -> ModelInfo:
+def _export_file(spec: Source, source: Path, path: Path, name: str | None) -> ModelInfo:
     foreign = read_foreign(source, spec)
     rng = np.random.default_rng(SEED)
     images = rng.standard_normal((CHECK_IMAGES, *foreign.input_size)).astype(np.float32)
@@ -125,10 +151,11 @@ def _export_file(spec: Source, source: Path, path: Path) -> ModelInfo:
         raise UserError(f"{source}: gives values that are not finite on random images{where}")
     refuse_other_numbers(expected, spec.classifier, foreign.output, source)
     state_output(foreign.model, foreign.output, expected.shape)
-    onnx.save(foreign.model, path)
-    onnx.checker.check_model(path, full_check=True)
+    check_model(foreign.model, full=True)
+    found = run_onnx(foreign.model, images)
+    write_model(foreign.model, path, name)
     facts = onnx_facts(foreign, source, spec)
-    return _described(spec, output_kind(expected, spec.classifier), facts, expected, run_onnx(path, images))
+    return _described(spec, output_kind(expected, spec.classifier), facts, expected, found)
 
 
 def output_kind(outputs: np.ndarray, classifier: bool) -> str:

@@ -11,11 +11,12 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 
+from ptq2themoon.graph.editing.one_message import check_model
 from ptq2themoon.graph.editing.onnx_graph import all_nodes
 from ptq2themoon.graph.sources.bounds import refuse_unbounded, tensors
 from ptq2themoon.graph.sources.outside_data import take_inside
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.onnx_data import size_problem
+from ptq2themoon.vocabulary.onnx_data import check_data
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 Check = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -23,30 +24,27 @@ Check = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model as it is, if ONNX's checker takes it."""
-    onnx.checker.check_model(model)
+    check_model(model)
     return model
 
 
-def read_graph(path: Path, check: Check = checked, *, outside: bool = False) -> onnx.ModelProto:
-    """An ONNX model; no other file is read, unless `outside`.
+def read_graph(path: Path, check: Check = checked) -> onnx.ModelProto:
+    """An ONNX model with its weights in memory; no file is read that is not in the model's own folder.
 
     Args:
-        outside: read constants that lie in files of the model's own folder.
         check: what the model must pass, and what comes of it.
 
     Raises:
-        UserError: no valid ONNX file, one with weights in other files, or with weights that are no numbers.
+        UserError: no valid ONNX file, one without the data that it needs, or weights that are no numbers.
     """
     with one_line(path):
-        return _read(path, check, outside)
+        return _read(path, check)
 
 
-def _read(path: Path, check: Check, outside: bool) -> onnx.ModelProto:
-    if problem := size_problem(path.stat().st_size):
-        raise UserError(f"{path}: {problem}")
+def _read(path: Path, check: Check) -> onnx.ModelProto:
+    check_data(path)
     model = onnx.load(path, load_external_data=False)
-    if outside:
-        take_inside(model, path)
+    take_inside(model, path)
     for tensor in tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             raise UserError(

@@ -60,7 +60,7 @@ def read_foreign(path: Path, spec: Source) -> Foreign:
         UserError: no ONNX file with its weights inside, not float32, quantized already, with operators
             that are not ONNX's own, or not of one image input [B, C, H, W].
     """
-    original = read_graph(path, lambda found: repaired(found, path), outside=True)
+    original = read_graph(path, lambda found: repaired(found, path))
     take_channels_first(original)
     model = inline_functions(original)
     refuse_growing(model, path)
@@ -71,7 +71,7 @@ def read_foreign(path: Path, spec: Source) -> Foreign:
     refuse_sizes_of_values(model, image.name, path)
     input_size = _image_size(image, path, spec)
     _check_preprocessing(spec, input_size)
-    original, (output, *left_out) = copied(original), _outputs(model, spec, path)
+    output, *left_out = _outputs(model, spec, path)
     model = copied(model)
     for each in (original, model):
         _keep_output(each, output)
@@ -224,11 +224,13 @@ def _keep_output(model: onnx.ModelProto, name: str) -> None:
     """Drop the other outputs, and the operators and constants that only they need."""
     graph = model.graph
     kept, needed = live_nodes(graph.node, [name])
-    constants = [tensor for tensor in graph.initializer if tensor.name in needed]
     outputs = [item for item in graph.output if item.name == name]
-    for field, values in (("node", kept), ("initializer", constants), ("output", outputs)):
+    for field, values in (("node", kept), ("output", outputs)):
         graph.ClearField(field)
         getattr(graph, field).extend(values)
+    for i in reversed(range(len(graph.initializer))):  # the others stay in place: a second time is a GB
+        if graph.initializer[i].name not in needed:
+            del graph.initializer[i]
 
 
 def _state_input(model: onnx.ModelProto, name: str, input_size: tuple[int, int, int]) -> None:

@@ -9,37 +9,28 @@ import onnx
 from onnx import TensorProto, helper
 
 from ptq2themoon.vocabulary.errors import UserError
-from ptq2themoon.vocabulary.onnx_data import place_of, size_problem, whole_number
+from ptq2themoon.vocabulary.onnx_data import constant_problem, start_of
 
 
 def take_inside(model: onnx.ModelProto, path: Path) -> None:
     """Read what lies outside, in place; only files in the folder of the ONNX file are read.
 
     Raises:
-        UserError: a place outside of that folder, or that does not hold what the constant says, or more than
-            a file can hold.
+        UserError: a place outside of that folder, one that does not hold what the constant says, or a
+            constant that is too large.
     """
-    outside = [t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
-    sizes = [_bytes(tensor, path) for tensor in outside]
-    total = sum(sizes) + path.stat().st_size
-    if problem := size_problem(total):
-        raise UserError(f"{path}: {problem}")
-    for tensor, size in zip(outside, sizes, strict=True):
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        place = place_of(path, entries.get("location", ""))
-        start = whole_number(entries.get("offset", "0"))
-        length = whole_number(entries.get("length", str(size)))
-        there = place.stat().st_size
-        if start is None or length != size or start + size > there:
-            raise UserError(
-                f"{path}: constant {tensor.name!r} needs {size} bytes; {place.name} of {there} does not hold "
-                f"them from {entries.get('offset', '0')} on; save the model again"
-            )
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        size = _bytes(tensor, path)
+        if problem := constant_problem(size):
+            raise UserError(f"{path}: {problem}")
+        place, start = start_of(path, tensor.name, {e.key: e.value for e in tensor.external_data}, size)
         with place.open("rb") as file:
             file.seek(start)
             tensor.raw_data = file.read(size)
         tensor.ClearField("external_data")
-        tensor.data_location = TensorProto.DEFAULT
+        tensor.ClearField("data_location")
 
 
 def _bytes(tensor: TensorProto, path: Path) -> int:

@@ -12,6 +12,7 @@ import onnx_ir
 from onnx import NodeProto, helper, numpy_helper
 from onnx_ir.passes.common import TopologicalSortPass
 
+from ptq2themoon.graph.editing.one_message import check_model
 from ptq2themoon.graph.editing.onnx_graph import STANDARD_DOMAINS, attribute, copied
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -31,12 +32,12 @@ def repaired(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
             value.type.tensor_type.shape.SetInParent()
     try:
-        onnx.checker.check_model(model)
+        check_model(model)
     except onnx.checker.ValidationError as error:
         if "topologically sorted" not in str(error):
             raise
         model = _sorted(model, path)
-        onnx.checker.check_model(model)
+        check_model(model)
     return model
 
 

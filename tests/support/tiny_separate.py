@@ -149,3 +149,52 @@ class CappedScores(SeparateBlock):
         scores = (3 * torch.tanh(q @ k.transpose(-1, -2) / 12)).clamp(-2.9, 2.9)
         context = (scores.softmax(-1) @ v).transpose(1, 2).reshape(x.shape[0], -1, self.heads * self.size)
         return self.dense(context)
+
+
+class HeadsApart(SeparateBlock):
+    """Each head by itself, in a loop."""
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        found = []
+        for q, k, v in zip(*(t.split(self.size, -1) for t in self.project(self.before(x))), strict=True):
+            found.append((q @ k.transpose(-1, -2) / self.size**0.5).softmax(-1) @ v)
+        return self.dense(torch.cat(found, -1))
+
+
+class Difference(SeparateBlock):
+    """Differential attention: the second half of the weights of each head is taken away from the first."""
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.project(self.before(x))
+        images, tokens, _ = x.shape
+        q, k = (t.view(images, tokens, 2 * self.heads, -1).transpose(1, 2) for t in (q, k))
+        weights = (q @ k.transpose(-1, -2) / self.size**0.5).softmax(-1)
+        weights = weights.view(images, self.heads, 2, tokens, tokens)
+        context = (weights[:, :, 0] - 0.3 * weights[:, :, 1]) @ self.split(v)
+        return self.dense(context.transpose(1, 2).reshape(images, tokens, -1))
+
+
+class TwoSoftmaxes(SeparateBlock):
+    """Differential attention of two softmaxes."""
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (self.split(tensor) for tensor in self.project(self.before(x)))
+        (a, b), (c, d) = q.chunk(2, -1), k.transpose(-1, -2).chunk(2, -2)
+        context = (((a @ c).softmax(-1) - 0.3 * (b @ d).softmax(-1)) @ v).transpose(1, 2)
+        return self.dense(context.reshape(x.shape[0], -1, self.heads * self.size))
+
+
+class RotaryHalves(SeparateBlock):
+    """A rotary embedding whose halves are turned each by itself, as ONNX's operator does it."""
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        angles = torch.arange(17.0)[:, None] * torch.arange(self.size // 2)
+        cos, sin = angles.cos(), angles.sin()
+
+        def turned(x: torch.Tensor) -> torch.Tensor:
+            a, b = x.chunk(2, -1)
+            return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+        q, k, v = (self.split(tensor) for tensor in self.project(self.before(x)))
+        weights = (turned(q) @ turned(k).transpose(-1, -2) / self.size**0.5).softmax(-1)
+        return self.dense((weights @ v).transpose(1, 2).reshape(x.shape[0], -1, self.heads * self.size))

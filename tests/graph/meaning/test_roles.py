@@ -14,18 +14,23 @@ from tiny_separate import (
     BiasApart,
     CappedScores,
     Correlation,
+    Difference,
     Gate,
     GatedKeys,
+    HeadsApart,
     NoProjection,
     OnlyValue,
+    RotaryHalves,
     Separate,
     SeparateBlock,
     SharedKeyValue,
+    TwoSoftmaxes,
 )
 from torch import nn
 
 from ptq2themoon.graph.forms.fuse import fuse
 from ptq2themoon.graph.forms.normalise import normalise
+from ptq2themoon.graph.meaning.attention_facts import attention_facts
 from ptq2themoon.graph.meaning.roles import find_roles, rename_operators
 from ptq2themoon.vocabulary.operators import ROLES, Operator
 
@@ -183,6 +188,33 @@ def test_bounded_scores_are_scores() -> None:
     counts = Counter(operator.role for operator in operators)
     in_block = ("attn_scores", "softmax", "attn_context", "q", "k", "v", "proj", "fc1", "fc2")
     assert [counts[role] for role in in_block] == [2] * 9
+
+
+@pytest.mark.parametrize(
+    ("block", "softmaxes", "heads", "loose"),
+    [
+        (HeadsApart, 2, 1, []),
+        (Difference, 1, 4, ["Mul", "Sub"]),
+        (TwoSoftmaxes, 2, 2, ["Mul", "Sub"]),
+        (RotaryHalves, 1, 2, ["Add"] * 2 + ["Mul"] * 8 + ["Sub"] * 2),
+    ],
+)
+def test_attention_in_other_words(
+    block: type[SeparateBlock], softmaxes: int, heads: int, loose: list[str]
+) -> None:
+    """Heads of one layer are of one block, however many softmaxes they have."""
+    model = fused(Separate(block))
+    operators, _ = rename_operators(model, find_roles(model))
+    assert sorted(unassigned(operators)) == sorted(loose * 2)
+    counts = Counter((operator.role, operator.block) for operator in operators)
+    for index in range(2):
+        assert all(counts[role, index] == 1 for role in ("q", "k", "v", "proj", "fc1", "fc2", "residual2"))
+        assert counts["softmax", index] == softmaxes
+    facts = attention_facts(model, operators)
+    assert [(b["heads"], b["tokens"], b["groups"], b["grid"]) for b in facts["blocks"]] == [
+        (heads, 17, 1, (4, 4))
+    ] * 2
+    assert facts["class_token"]
 
 
 def test_a_bias_is_no_residual() -> None:

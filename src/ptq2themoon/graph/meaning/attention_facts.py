@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -32,10 +33,13 @@ class _Facts:
         self.walk = Walk(self.graph)
         self.shapes: Shapes = tensor_shapes(fused, batch=1)
         nodes = {node.name: node for node in self.graph.nodes}
-        self.by_place = {(o.role, o.block): nodes[o.name] for o in operators if o.role != "other"}
+        placed = [operator for operator in operators if operator.role != "other"]
+        # The first of a place: where heads stand apart, of several softmaxes.
+        self.by_place = {(o.role, o.block): nodes[o.name] for o in reversed(placed)}
+        self.apart = Counter(o.block for o in operators if o.role == "softmax")
         self.inside = {o.name for o in operators if o.block is not None}
         self.heads = {o.name for o in operators if o.role == "head"}
-        self.count = len([o for o in operators if o.role == "softmax"])
+        self.count = len(self.apart)
 
     def _shape(self, node: NodeProto | None) -> tuple[int | str, ...]:
         return self.shapes.get(node.output[0], ()) if node is not None else ()
@@ -68,6 +72,8 @@ class _Facts:
             return None, None
         if len(sizes) > 1:
             return sizes[-1], math.prod(sizes[:-1])
+        if self.apart[block] > 1:
+            return 1, sizes[0]
         proj, context = self.by_place.get(("proj", block)), self.by_place["attn_context", block]
         width = self.shapes.get(proj.input[0], ())[-1:] if proj is not None else ()
         each = self._shape(context)[-1:]

@@ -36,17 +36,20 @@ class _Finder:
         found = [attention_at(self.walk, node) for node in self.graph.nodes if node.op_type == "Softmax"]
         attentions = [attention for attention in found if attention is not None]
         roles, starts = AttentionRoles(self.places), dict[str, tuple[NodeProto, list[int]]]()
-        for block, attention in enumerate(attentions):
+        blocks: dict[str, int] = {}  # heads apart, whose contexts one layer reads, are of one block
+        for attention in attentions:
+            block = blocks.setdefault(roles.end(attention).name, len(blocks))
             start = roles.label(attention, block)
             if start is not None:  # parallel blocks begin at one
-                starts.setdefault(start.name, (start, []))[1].append(block)
-        for start, blocks in starts.values():
-            MLPRoles(self.places).label(start, blocks)
+                begun = starts.setdefault(start.name, (start, []))[1]
+                begun += [block] if block not in begun else []
+        for start, begun in starts.values():
+            MLPRoles(self.places).label(start, begun)
         self._label_stem()
         self._label_head()
-        for block in range(len(attentions)):
+        for block in blocks.values():
             self._label_last_norm(block)
-        self._label_others(len(attentions))
+        self._label_others(len(blocks))
         nowhere, known = (None, None), self.places.known
         return [Operator(n.name, n.op_type, *known.get(n.name, nowhere)) for n in self.graph.nodes]
 

@@ -167,8 +167,9 @@ class Walk:
         return bool(of_data) and of_data == [node.input[0]] * len(sizes)
 
     def is_rotary(self, node: NodeProto) -> bool:
-        """The sum of a tensor and the same in other order, each times a table: a rotary embedding."""
-        makers = [self.graph.producer(name) for name in node.input] if node.op_type == "Add" else []
+        """A sum or difference of two tensors, each times a table: a rotary embedding."""
+        turns = node.op_type in ("Add", "Sub")
+        makers = [self.graph.producer(name) for name in node.input] if turns else []
         return len(makers) == 2 and all(made is not None and self.is_scaling(made) for made in makers)
 
     def mixes_heads(self, node: NodeProto) -> bool:

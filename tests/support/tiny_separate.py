@@ -198,3 +198,66 @@ class RotaryHalves(SeparateBlock):
         q, k, v = (self.split(tensor) for tensor in self.project(self.before(x)))
         weights = (turned(q) @ turned(k).transpose(-1, -2) / self.size**0.5).softmax(-1)
         return self.dense((weights @ v).transpose(1, 2).reshape(x.shape[0], -1, self.heads * self.size))
+
+
+class Tamed(nn.Module):
+    """Dynamic tanh in place of a LayerNorm."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.slope, self.scale = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(width))
+        self.shift = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.slope * x) * self.scale + self.shift
+
+
+class Grouped(nn.Module):
+    """A GroupNorm in place of a LayerNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(4, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+class TamedBlock(SeparateBlock):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = Tamed(), Tamed()
+
+
+class GroupedBlock(SeparateBlock):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = Grouped(), Grouped()
+
+
+class Beside(SeparateBlock):
+    """Attention and MLP read one norm, as in ViT-22B."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.attend(x) + self.down(self.act(self.up(self.before(x))))
+
+
+class Slopes(SeparateBlock):
+    """An activation of several operators and two ways."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.attend(x) + x
+        return x + self.down(nn.functional.softsign(self.up(self.after(x))))
+
+
+class Cut(nn.Module):
+    """Patches by a Reshape; a layer reads all pixels of each, between norms or alone."""
+
+    def __init__(self, norms: bool) -> None:
+        super().__init__()
+        kinds = [nn.LayerNorm(16), nn.Linear(16, 32), nn.LayerNorm(32)]
+        self.layers = nn.Sequential(*kinds[slice(None) if norms else slice(1, 2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches = x.reshape(-1, 1, 4, 4, 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, 16)
+        return self.layers(patches).transpose(1, 2)

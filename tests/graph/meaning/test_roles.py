@@ -11,12 +11,15 @@ import pytest
 import torch
 from tiny_models import random_images, randomised, run_all, tiny_module, to_onnx
 from tiny_separate import (
+    Beside,
     BiasApart,
     CappedScores,
     Correlation,
+    Cut,
     Difference,
     Gate,
     GatedKeys,
+    GroupedBlock,
     HeadsApart,
     NoProjection,
     OnlyValue,
@@ -24,6 +27,8 @@ from tiny_separate import (
     Separate,
     SeparateBlock,
     SharedKeyValue,
+    Slopes,
+    TamedBlock,
     TwoSoftmaxes,
 )
 from torch import nn
@@ -214,6 +219,40 @@ def test_attention_in_other_words(
     assert [(b["heads"], b["tokens"], b["groups"], b["grid"]) for b in facts["blocks"]] == [
         (heads, 17, 1, (4, 4))
     ] * 2
+    assert facts["class_token"]
+
+
+@pytest.mark.parametrize(
+    ("block", "lacking", "loose"),
+    [
+        (TamedBlock, {"norm1", "norm2"}, {"Add": 4, "Mul": 8, "Tanh": 4}),
+        (GroupedBlock, {"norm1", "norm2"}, {"Add": 4, "Mul": 4, "InstanceNormalization": 4}),
+        (Beside, {"norm2"}, {}),
+        (Slopes, {"gelu"}, {"Abs": 2, "Add": 2, "Div": 2}),
+    ],
+)
+def test_blocks_in_other_words(block: type[SeparateBlock], lacking: set[str], loose: dict[str, int]) -> None:
+    """What is no LayerNorm or GELU has no role, but hides nothing."""
+    operators = find_roles(fused(Separate(block)))
+    expected = {"q", "k", "v", *IN_BLOCK} - {"qkv", *lacking}
+    counts = Counter((operator.role, operator.block) for operator in operators)
+    for index in range(2):
+        assert {role: counts[role, index] for role in expected} == dict.fromkeys(expected, 1)
+    assert {role for role, index in counts if index is None} - {None, "other"} == set(AROUND)
+    assert Counter(unassigned(operators)) == loose
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_patches_of_a_layer(norms: bool) -> None:
+    module = Separate()
+    module.embed = randomised(Cut(norms))
+    model = fused(module)
+    operators, _ = rename_operators(model, find_roles(model))
+    counts = Counter(operator.role for operator in operators)
+    assert [counts[role] for role in ("patch_embed", "pos_add", "norm")] == [1, 1, 1 + norms]
+    assert unassigned(operators) == ["LayerNormalization"] * norms
+    facts = attention_facts(model, operators)
+    assert [b["grid"] for b in facts["blocks"]] == [(4, 4)] * 2
     assert facts["class_token"]
 
 

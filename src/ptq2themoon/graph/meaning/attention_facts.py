@@ -15,6 +15,7 @@ from ptq2themoon.graph.meaning.walk import POOLING_TYPES, Walk
 from ptq2themoon.vocabulary.operators import Operator
 
 PatchGrid = tuple[int, int]
+READING_TOKENS = ("norm1", "qkv", "q", "qk", "v")  # what keeps the tokens as the stream has them
 
 
 def attention_facts(fused: onnx.ModelProto, operators: list[Operator]) -> dict[str, Any]:
@@ -118,7 +119,7 @@ class _Facts:
     ) -> tuple[int, PatchGrid | None]:
         """Tokens before the patches, and the patches' rows and columns."""
         tokens, groups = entry["tokens"], entry["groups"]
-        norm = self.by_place.get(("norm1", block))
+        norm = next(filter(None, (self.by_place.get((role, block)) for role in READING_TOKENS)), None)
         if not isinstance(tokens, int) or self._shape(self.by_place["softmax", block])[-2] != tokens:
             return 0, None
         own = self._own_grid(norm) if groups == 1 else self._unfolded_grid(norm, groups)
@@ -134,9 +135,17 @@ class _Facts:
         return 0, None
 
     def _embedded_grid(self) -> PatchGrid | None:
-        """Of the convolution that makes patches."""
-        shape = self._shape(self.by_place.get(("patch_embed", None)))
-        return _grid(shape[2:]) if len(shape) == 4 else None
+        """Of the convolution that makes patches, or of the layer that reads all pixels of each patch."""
+        node, image = self.by_place.get(("patch_embed", None)), self.shapes[self.graph.inputs[0]]
+        shape = self._shape(node)
+        if len(shape) == 4 or node is None or not self.walk.is_matrix(node):
+            return _grid(shape[2:]) if len(shape) == 4 else None
+        channels, height, width = (int(size) for size in image[1:])
+        side = math.isqrt(self.graph.constants[node.input[1]].shape[0] // channels)
+        grid = (height // side, width // side) if side else (0, 0)
+        whole = (grid[0] * side, grid[1] * side) == (height, width)
+        pixels = self.graph.constants[node.input[1]].shape[0] == side * side * channels
+        return grid if whole and pixels and shape[1:2] == (math.prod(grid),) else None
 
     def _own_grid(self, norm: NodeProto | None) -> PatchGrid | None:
         """Of a block whose tokens keep their rows and columns: [B, rows, columns, channels]."""

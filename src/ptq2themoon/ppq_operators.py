@@ -281,5 +281,9 @@ for _type, _function in _COMPUTE.items():
 
 def missing(graph: ir.BaseGraph) -> list[ir.Operation]:
     """The operators of a graph that no platform of ours can run."""
-    table = executor.base.OPERATION_FORWARD_TABLE[core.TargetPlatform.FP32]
-    return [operation for operation in graph.operations.values() if operation.type not in table]
+    return [operation for operation in graph.operations.values() if not runs(operation.type)]
+
+
+def runs(op_type: str) -> bool:
+    """Whether PPQ's executor runs operators of a type, by itself or as this module lets it."""
+    return op_type in executor.base.OPERATION_FORWARD_TABLE[core.TargetPlatform.FP32]

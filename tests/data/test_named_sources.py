@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def test_a_csv_needs_no_labels(flat: Path, tmp_path: Path) -> None:
         ("path;label", ["0.png;1"], ":1: 'path;label': commas expected between fields"),
         ("path\tlabel", ["0.png\t1"], ":1: 'path\\tlabel': commas expected between fields"),
         ("p\0a\0t\0h\0", ["0.png"], ":1: text in UTF-16; save the file as UTF-8"),
+        ("PK\x03\x04\0", ["0.png"], ":1: an archive, as Excel writes; save the table as CSV"),
         ("path,label", ["0.png,cat"], ":2: label 'cat' is no whole number from 0 on"),
         ("path,label", ["0.png,-1"], ":2: label '-1' is no whole number from 0 on"),
         ("path,label", ["0.png,"], ":2: label '' is no whole number from 0 on"),
@@ -335,6 +337,19 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path: Path, capsys: pytest
     assert "), only 1 no suffix, 1 no regular file, 1 .heic; such as ant/notes; put" in refusal(
         "folder", root
     )
+
+
+def test_folders_that_systems_make_are_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They would move the labels of all classes after them, and show images twice."""
+    root = class_folders(tmp_path / "val", ["ant", "bee"])
+    made = ["__MACOSX/ant", "ant/@eaDir", "lost+found", "$RECYCLE.BIN"]
+    for folder in made:
+        (root / folder).mkdir(parents=True)
+        shutil.copy(root / "ant/x.png", root / folder)
+    rows, report = list_evaluation(FolderSource(root), 2, None)
+    assert [(row.source, row.label) for row in rows] == [("ant/x.png", 0), ("bee/x.png", 1)]
+    assert report.passed_over == len(made)
+    assert "4 files passed over: 4 folder of a system; such as $RECYCLE.BIN" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -149,3 +149,115 @@ class CappedScores(SeparateBlock):
         scores = (3 * torch.tanh(q @ k.transpose(-1, -2) / 12)).clamp(-2.9, 2.9)
         context = (scores.softmax(-1) @ v).transpose(1, 2).reshape(x.shape[0], -1, self.heads * self.size)
         return self.dense(context)
+
+
+class HeadsApart(SeparateBlock):
+    """Each head by itself, in a loop."""
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        found = []
+        for q, k, v in zip(*(t.split(self.size, -1) for t in self.project(self.before(x))), strict=True):
+            found.append((q @ k.transpose(-1, -2) / self.size**0.5).softmax(-1) @ v)
+        return self.dense(torch.cat(found, -1))
+
+
+class Difference(SeparateBlock):
+    """Differential attention: the second half of the weights of each head is taken away from the first."""
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.project(self.before(x))
+        images, tokens, _ = x.shape
+        q, k = (t.view(images, tokens, 2 * self.heads, -1).transpose(1, 2) for t in (q, k))
+        weights = (q @ k.transpose(-1, -2) / self.size**0.5).softmax(-1)
+        weights = weights.view(images, self.heads, 2, tokens, tokens)
+        context = (weights[:, :, 0] - 0.3 * weights[:, :, 1]) @ self.split(v)
+        return self.dense(context.transpose(1, 2).reshape(images, tokens, -1))
+
+
+class TwoSoftmaxes(SeparateBlock):
+    """Differential attention of two softmaxes."""
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (self.split(tensor) for tensor in self.project(self.before(x)))
+        (a, b), (c, d) = q.chunk(2, -1), k.transpose(-1, -2).chunk(2, -2)
+        context = (((a @ c).softmax(-1) - 0.3 * (b @ d).softmax(-1)) @ v).transpose(1, 2)
+        return self.dense(context.reshape(x.shape[0], -1, self.heads * self.size))
+
+
+class RotaryHalves(SeparateBlock):
+    """A rotary embedding whose halves are turned each by itself, as ONNX's operator does it."""
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        angles = torch.arange(17.0)[:, None] * torch.arange(self.size // 2)
+        cos, sin = angles.cos(), angles.sin()
+
+        def turned(x: torch.Tensor) -> torch.Tensor:
+            a, b = x.chunk(2, -1)
+            return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+        q, k, v = (self.split(tensor) for tensor in self.project(self.before(x)))
+        weights = (turned(q) @ turned(k).transpose(-1, -2) / self.size**0.5).softmax(-1)
+        return self.dense((weights @ v).transpose(1, 2).reshape(x.shape[0], -1, self.heads * self.size))
+
+
+class Tamed(nn.Module):
+    """Dynamic tanh in place of a LayerNorm."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.slope, self.scale = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(width))
+        self.shift = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.slope * x) * self.scale + self.shift
+
+
+class Grouped(nn.Module):
+    """A GroupNorm in place of a LayerNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(4, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+class TamedBlock(SeparateBlock):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = Tamed(), Tamed()
+
+
+class GroupedBlock(SeparateBlock):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = Grouped(), Grouped()
+
+
+class Beside(SeparateBlock):
+    """Attention and MLP read one norm, as in ViT-22B."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.attend(x) + self.down(self.act(self.up(self.before(x))))
+
+
+class Slopes(SeparateBlock):
+    """An activation of several operators and two ways."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.attend(x) + x
+        return x + self.down(nn.functional.softsign(self.up(self.after(x))))
+
+
+class Cut(nn.Module):
+    """Patches by a Reshape; a layer reads all pixels of each, between norms or alone."""
+
+    def __init__(self, norms: bool) -> None:
+        super().__init__()
+        kinds = [nn.LayerNorm(16), nn.Linear(16, 32), nn.LayerNorm(32)]
+        self.layers = nn.Sequential(*kinds[slice(None) if norms else slice(1, 2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches = x.reshape(-1, 1, 4, 4, 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, 16)
+        return self.layers(patches).transpose(1, 2)

@@ -65,6 +65,8 @@ class CsvSource(ImageFiles):
 
     def _check_columns(self, columns: Sequence[str]) -> None:
         for name in columns:
+            if name.startswith("PK\x03\x04"):
+                raise self._error(1, "an archive, as Excel writes; save the table as CSV")
             if "\0" in name:
                 raise self._error(1, "text in UTF-16; save the file as UTF-8")
             if len(columns) == 1 and any(mark in name for mark in ";\t"):
@@ -82,6 +84,11 @@ class CsvSource(ImageFiles):
         key = self._key(path, line) or self._key(path.strip(), line)
         if key is None:
             hint = "; write / between folders" if "\\" in path else ""
+            hint = (
+                "; save the table as UTF-8"
+                if any("\udc80" <= letter <= "\udcff" for letter in path)
+                else hint
+            )
             raise self._error(line, f"{path!r}: no such file in {self.root}{hint}")
         if key in self._lines:
             raise self._error(line, f"{path!r} is listed twice, first in line {self._lines[key]}")

@@ -17,6 +17,19 @@ SUFFIXES = frozenset(
     | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".jp2", ".j2k", ".jpx", ".jpf"}
 )
 SPECIAL = "no regular file"
+# Folders that systems and programs make by themselves, in any folder.
+FOREIGN_FOLDERS = frozenset(
+    {
+        "__MACOSX",
+        "@eaDir",
+        "#recycle",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "lost+found",
+        "__pycache__",
+    }
+)
+FOREIGN = "folder of a system"
 ClassOrder = Literal["string", "natural"]
 
 
@@ -28,10 +41,14 @@ class Entry(NamedTuple):
 
 
 def class_folders(path: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; those that begin with a dot are no classes."""
+    """Names of the folders in a folder, sorted; hidden ones, and those of a system, are no classes."""
     if not path.is_dir():
         return []
-    return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p.name for p in path.iterdir() if p.is_dir() and not _is_foreign(p.name))
+
+
+def _is_foreign(name: str) -> bool:
+    return name.startswith(".") or name in FOREIGN_FOLDERS
 
 
 def entries(path: Path) -> Iterator[Entry]:
@@ -62,7 +79,10 @@ def _entries(path: Path) -> Iterator[Entry]:
         for one in files:
             key = f"{inside}/{one.name}" if inside else one.name
             if os.path.isdir(one.path):  # False for a link to itself, which is a broken image
-                waiting.append(key)
+                if one.name in FOREIGN_FOLDERS:
+                    yield Entry(key, FOREIGN)
+                else:
+                    waiting.append(key)
             else:
                 yield Entry(key, _passed_over(one))
 

@@ -23,6 +23,17 @@ class Tokens(nn.Module):
         return self.norm(x.flatten(0, 1)).reshape_as(x)
 
 
+class Before(nn.Module):
+    """In place of a LayerNorm before a linear layer: it counts channels second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.norm(x[:, 0].relu().transpose(1, 2)).transpose(1, 2))
+
+
 class Ends(nn.Module):
     """Two classifiers that read one normalised vector."""
 
@@ -58,6 +69,7 @@ def pointwise(padding: int) -> nn.Module:
 MODULES = {
     "linear": (lambda: Tokens(bias=False), 0),
     "linear with bias": (lambda: Tokens(bias=True), 0),
+    "before a layer over tokens": (Before, 0),
     "before classifiers": (Ends, 0),
     "before a convolution": (lambda: pointwise(0), 0),
     "before one that pads": (lambda: pointwise(1), 1),  # the zeros around are not normalised
@@ -75,6 +87,7 @@ def test_the_same_without(case: str) -> None:
             part.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
     model = normalise(to_onnx(module))
     assert sum(node.op_type == "BatchNormalization" for node in model.graph.node) == left
+    assert sum(node.op_type == "Add" for node in model.graph.node) <= 1  # one bias
     images = random_images(3)
     with torch.inference_mode():
         expected = module(torch.from_numpy(images)).numpy()

@@ -145,6 +145,53 @@ def test_a_graph_of_one_image_stays_so(capsys: pytest.CaptureFixture[str]) -> No
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
+class Views(nn.Module):
+    """Four parts of each image as images of their own; the means of their outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = tiny_module(img_size=8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        parts = images.reshape(-1, 1, 2, 8, 2, 8).permute(0, 2, 4, 1, 3, 5).reshape(-1, 1, 8, 8)
+        return self.model(parts).reshape(-1, 4, 5).mean(1)
+
+
+def test_several_views_of_an_image(tmp_path: Path) -> None:
+    """A class token for each view."""
+    module = randomised(Views())
+    onnx.save(to_onnx(module), tmp_path / "model.onnx")
+    shown = random_images(3)
+    found = result(tmp_path / "model.onnx", shown)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(shown)).numpy()
+    for logits in (found.runtime, found.simulated):
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+class Mirrored(nn.Module):
+    """Images, then their mirror images: no dimension has them one after another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = tiny_module()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return sum(self.model(torch.cat([images, images.flip(3)])).chunk(2))
+
+
+def test_images_that_are_joined_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    module = randomised(Mirrored())
+    normalised = normalise(to_onnx(module))
+    assert "(Concat)" in (said := capsys.readouterr().err)
+    assert "joins what it reads along the dimension of the images" in said
+    shown = random_images(2)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(shown)).numpy()
+    logits = SimulatedModel(normalised, "cpu")(torch.from_numpy(shown)).numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
 class Mixed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images.flatten(1)[:, :5] - images.mean()

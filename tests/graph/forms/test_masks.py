@@ -76,3 +76,32 @@ def test_hidden_scores_have_no_scale(low: float) -> None:
         "Add": ({0}, {0}),
         "Softmax": ({0}, set()),
     }
+
+
+GUARDED = "w = Softmax <axis = -1> (s)\nn = IsNaN (w)\ng = Where (n, zero, w)\ny = Relu (g)"
+
+
+@pytest.mark.parametrize(
+    ("mask", "kept"),
+    [(masked(-np.inf), False), (masked(-np.inf, whole_row=True), True), (masked(1.0), False)],
+)
+def test_zeros_in_place_of_no_number(mask: np.ndarray, kept: bool) -> None:
+    """As fused attention is written: they go where a mask leaves a score in each row."""
+    constants = {"mask": mask, "zero": np.float32(0)}
+    model = written(f"s = Add (x, mask)\n{GUARDED}", constants)
+    normalised = normalise(model)
+    assert ("IsNaN" in types(normalised)) == kept
+    same(model, normalised)
+
+
+def test_zeros_in_place_of_no_number_behind_a_mask_of_the_images() -> None:
+    body = f"c = Greater (x, zero)\ns = Where (c, low, x)\n{GUARDED}"
+    assert "IsNaN" in types(normalise(written(body, {"low": np.float32(-np.inf), "zero": np.float32(0)})))
+
+
+def test_a_bound_below_all_scores() -> None:
+    body = "s = Add (x, mask)\nb = Max (s, low)\ny = Softmax <axis = -1> (b)"
+    model = written(body, {"mask": masked(LOWEST), "low": np.float32(LOWEST)})
+    normalised = normalise(model)
+    assert types(normalised) == ["Where", "Softmax"]
+    same(model, normalised)

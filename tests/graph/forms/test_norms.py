@@ -73,3 +73,27 @@ def test_what_is_no_norm(body: str) -> None:
     body = body.replace("w2", "x2") if "w2" not in body else "x2 = Mul (x, two) " + body.replace("w2", "x2")
     _, fused = fused_of(body)
     assert "RMSNorm" not in count_fused(fused)
+
+
+@pytest.mark.parametrize(
+    ("body", "kinds"),
+    [
+        (
+            "l = ReduceL2 <axes = [-1]> (x) b = Max (l, epsilon) u = Div (x, b) s = Mul (u, two) "
+            "t = Mul (s, gamma)",
+            1,
+        ),
+        ("l = ReduceL2 <axes = [2]> (x) u = Div (x, l) t = Mul (gamma, u)", 1),
+        (
+            "l = ReduceL2 <axes = [-1]> (x) u = Div (x, l) t = Mul (u, two)",
+            0,
+        ),  # a unit vector, as of attention
+        ("l = ReduceL2 <axes = [1]> (x) u = Div (x, l) t = Mul (u, gamma)", 0),
+    ],
+)
+def test_unit_vectors_with_a_gain(body: str, kinds: int) -> None:
+    """As vit-pytorch writes RMSNorm."""
+    made, fused = fused_of(f"{body} y = MatMul (t, w)")
+    assert count_fused(fused).get("RMSNorm", 0) == kinds
+    x = np.random.default_rng(0).standard_normal((3, 4, 8)).astype(np.float32)
+    np.testing.assert_allclose(run_all(fused, x)[0], run_all(made, x)[0], rtol=0, atol=1e-5)

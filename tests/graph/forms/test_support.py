@@ -46,6 +46,13 @@ def test_what_ppq_cannot_execute_is_refused() -> None:
         normalise(model)
 
 
+@pytest.mark.parametrize("kind", ["Round", "Sign", "ReduceMin"])
+def test_what_the_project_itself_computes_is_taken(kind: str) -> None:
+    """PPQ alone cannot."""
+    model = written(f"a = {kind} (x)\ny = Add (a, x)", {})
+    assert [node.op_type for node in normalise(model).graph.node] == [kind, "Add"]
+
+
 def test_control_flow_is_refused() -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 13]> g (float[batch, 4, 8] x) => (float[batch, 4, 8] y) {'

@@ -38,6 +38,12 @@ NORMS = {
     "mean and variance": MEAN + "c = Sub (x, mean) again = ReduceMean <axes = [-1]> (x) o = Sub (x, again) "
     "oo = Mul (o, o) variance = ReduceMean <axes = [-1]> (oo) d = Add (variance, epsilon) root = Sqrt (d) "
     "z = Div (c, root) g = Mul (z, gamma) t = Add (g, beta) ",
+    "scale before the division": MEAN + SLOW + "d = Add (variance, epsilon) root = Sqrt (d) "
+    "g = Mul (gamma, c) n = Div (g, root) t = Add (n, beta) ",
+    "axis put back": "flat = ReduceMean <axes = [2], keepdims = 0> (x) mean = Unsqueeze (flat, last) "
+    + SLOW.replace("ReduceMean <axes = [-1]> (cc)", "Identity (v)").replace(
+        "variance =", "f = ReduceMean <axes = [-1], keepdims = 0> (cc) v = Unsqueeze (f, last) variance ="
+    ) + DEVIATION + "z = Mul (c, r) g = Mul (z, gamma) t = Add (g, beta) ",
     "power": MEAN + SLOW + "d = Add (variance, epsilon) r = Pow (d, inverse_root) "
     "z = Mul (c, r) g = Mul (z, gamma) t = Add (g, beta) ",
     "sums": "total = ReduceSum (x, last) mean = Mul (total, eighth) c = Sub (x, mean) cc = Pow (c, two) "

@@ -23,13 +23,16 @@ VALUES = {
     name: RNG.standard_normal(shape).astype(np.float32) / 2
     for name, shape in {
         "w": (WIDTH, WIDTH), "w2": (WIDTH, WIDTH), "w3": (WIDTH, WIDTH), "wo": (WIDTH, WIDTH),
+        "few": (WIDTH, 4), "few2": (WIDTH, 4),
         "packed": (WIDTH, 3 * WIDTH), "packed_bias": (3 * WIDTH,), "b": (WIDTH,), "gamma": (WIDTH,),
+        "six": (TOKENS,), "six2": (TOKENS,),
         "beta": (WIDTH,), "bias": (1, 2, TOKENS, TOKENS),
     }.items()
 }  # fmt: skip
 VALUES["heads"], VALUES["whole"] = np.array([0, 0, 2, -1]), np.array([0, 0, -1])
 VALUES["truths"] = np.tri(TOKENS, dtype=bool)
 LAYERS = "q = MatMul (x, w) k = MatMul (x, w2) v = MatMul (x, w3) "
+FEW = "q = MatMul (x, w) k = MatMul (x, few) v = MatMul (x, few2) "  # keys of fewer heads
 PROJECTED = " y = MatMul (c, wo)"
 
 
@@ -68,6 +71,20 @@ ATTENTION = {
         "vt = Transpose <perm = [0, 2, 1, 3]> (vh) ct = Attention (qt, kt, vt, truths) "
         "cm = Transpose <perm = [0, 2, 1, 3]> (ct) c = Reshape (cm, whole)",
     ),
+    "onnx, causal": (
+        23, LAYERS + "c = Attention <q_num_heads = 2, kv_num_heads = 2, is_causal = 1> (q, k, v)"
+    ),
+    "onnx, bounded": (
+        24, LAYERS + "c = Attention <q_num_heads = 2, kv_num_heads = 2, softcap = 0.5> (q, k, v, bias)"
+    ),
+    "onnx, shared keys": (23, FEW + "c = Attention <q_num_heads = 4, kv_num_heads = 2> (q, k, v)"),
+    "onnx, one key": (24, FEW + "c = Attention <q_num_heads = 2, kv_num_heads = 1> (q, k, v)"),
+    "runtime, causal": (
+        17, "c = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (x, packed, packed_bias)"
+    ),
+    "runtime, apart, causal": (
+        17, LAYERS + "c = com.microsoft.MultiHeadAttention <num_heads = 2, unidirectional = 1> (q, k, v)"
+    ),
     "runtime": (17, "c = com.microsoft.Attention <num_heads = 2> (x, packed, packed_bias)"),
     "runtime, bias": (17, "c = com.microsoft.Attention <num_heads = 2> (x, packed, packed_bias, , , bias)"),
     "runtime, apart": (17, LAYERS + "c = com.microsoft.MultiHeadAttention <num_heads = 2> (q, k, v)"),
@@ -91,6 +108,11 @@ def test_attention_is_found(case: str) -> None:
 
 OTHERS = {
     "rms norm": (23, "y = RMSNormalization <epsilon = 0.001> (x, gamma)", {"RMSNormalization": 1}),
+    "group norm": (
+        21,
+        "y = GroupNormalization <num_groups = 2, epsilon = 0.01> (x, six, six2)",
+        {"Reshape": 2, "InstanceNormalization": 1, "Mul": 1, "Add": 1},
+    ),
     "swish": (24, "y = Swish (x)", {"Sigmoid": 1, "Mul": 1}),
     "swish, steep": (24, "y = Swish <alpha = 2.0> (x)", {"Sigmoid": 1, "Mul": 2}),
     "gelu": (17, "y = com.microsoft.Gelu (x)", {"Gelu": 1}),
@@ -112,6 +134,12 @@ OTHERS = {
         17,
         "y = com.microsoft.SkipSimplifiedLayerNormalization <epsilon = 0.01> (x, x, gamma)",
         {"RMSNormalization": 1, "Add": 1},
+    ),
+    "skip norm after a layer": (
+        17,
+        "p = MatMul (x, w) n, , , s = com.microsoft.SkipLayerNormalization (x, p, gamma, beta, b) "
+        "y = Add (n, s)",
+        {"LayerNormalization": 1, "PPQBiasFusedMatMul": 1, "Add": 2},
     ),
     "fused product": (
         17,
@@ -147,8 +175,8 @@ def test_a_convolution_with_its_activation() -> None:
     ("body", "what"),
     [
         (
-            "y = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (x, packed, packed_bias)",
-            "operator 'y' (Attention): attribute 'unidirectional' is not known here; "
+            "y = com.microsoft.Attention <num_heads = 2, do_rotary = 1> (x, packed, packed_bias)",
+            "operator 'y' (Attention): attribute 'do_rotary' is not known here; "
             "export the model with plain operators",
         ),
         (

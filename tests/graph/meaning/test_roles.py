@@ -11,21 +11,31 @@ import pytest
 import torch
 from tiny_models import random_images, randomised, run_all, tiny_module, to_onnx
 from tiny_separate import (
+    Beside,
     BiasApart,
     CappedScores,
     Correlation,
+    Cut,
+    Difference,
     Gate,
     GatedKeys,
+    GroupedBlock,
+    HeadsApart,
     NoProjection,
     OnlyValue,
+    RotaryHalves,
     Separate,
     SeparateBlock,
     SharedKeyValue,
+    Slopes,
+    TamedBlock,
+    TwoSoftmaxes,
 )
 from torch import nn
 
 from ptq2themoon.graph.forms.fuse import fuse
 from ptq2themoon.graph.forms.normalise import normalise
+from ptq2themoon.graph.meaning.attention_facts import attention_facts
 from ptq2themoon.graph.meaning.roles import find_roles, rename_operators
 from ptq2themoon.vocabulary.operators import ROLES, Operator
 
@@ -183,6 +193,67 @@ def test_bounded_scores_are_scores() -> None:
     counts = Counter(operator.role for operator in operators)
     in_block = ("attn_scores", "softmax", "attn_context", "q", "k", "v", "proj", "fc1", "fc2")
     assert [counts[role] for role in in_block] == [2] * 9
+
+
+@pytest.mark.parametrize(
+    ("block", "softmaxes", "heads", "loose"),
+    [
+        (HeadsApart, 2, 1, []),
+        (Difference, 1, 4, ["Mul", "Sub"]),
+        (TwoSoftmaxes, 2, 2, ["Mul", "Sub"]),
+        (RotaryHalves, 1, 2, ["Add"] * 2 + ["Mul"] * 8 + ["Sub"] * 2),
+    ],
+)
+def test_attention_in_other_words(
+    block: type[SeparateBlock], softmaxes: int, heads: int, loose: list[str]
+) -> None:
+    """Heads of one layer are of one block, however many softmaxes they have."""
+    model = fused(Separate(block))
+    operators, _ = rename_operators(model, find_roles(model))
+    assert sorted(unassigned(operators)) == sorted(loose * 2)
+    counts = Counter((operator.role, operator.block) for operator in operators)
+    for index in range(2):
+        assert all(counts[role, index] == 1 for role in ("q", "k", "v", "proj", "fc1", "fc2", "residual2"))
+        assert counts["softmax", index] == softmaxes
+    facts = attention_facts(model, operators)
+    assert [(b["heads"], b["tokens"], b["groups"], b["grid"]) for b in facts["blocks"]] == [
+        (heads, 17, 1, (4, 4))
+    ] * 2
+    assert facts["class_token"]
+
+
+@pytest.mark.parametrize(
+    ("block", "lacking", "loose"),
+    [
+        (TamedBlock, {"norm1", "norm2"}, {"Add": 4, "Mul": 8, "Tanh": 4}),
+        (GroupedBlock, {"norm1", "norm2"}, {"Add": 4, "Mul": 4, "InstanceNormalization": 4}),
+        (Beside, {"norm2"}, {}),
+        (Slopes, {"gelu"}, {"Abs": 2, "Add": 2, "Div": 2}),
+    ],
+)
+def test_blocks_in_other_words(block: type[SeparateBlock], lacking: set[str], loose: dict[str, int]) -> None:
+    """What is no LayerNorm or GELU has no role, but hides nothing."""
+    operators = find_roles(fused(Separate(block)))
+    expected = {"q", "k", "v", *IN_BLOCK} - {"qkv", *lacking}
+    counts = Counter((operator.role, operator.block) for operator in operators)
+    for index in range(2):
+        assert {role: counts[role, index] for role in expected} == dict.fromkeys(expected, 1)
+    assert {role for role, index in counts if index is None} - {None, "other"} == set(AROUND)
+    assert Counter(unassigned(operators)) == loose
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_patches_of_a_layer(norms: bool) -> None:
+    module = Separate()
+    module.embed = randomised(Cut(norms))
+    model = fused(module)
+    operators, _ = rename_operators(model, find_roles(model))
+    counts = Counter(operator.role for operator in operators)
+    assert [counts[role] for role in ("patch_embed", "pos_add", "norm")] == [1, 1, 1 + norms]
+    assert unassigned(operators) == ["LayerNormalization"] * norms
+    facts = attention_facts(model, operators)
+    assert [b["grid"] for b in facts["blocks"]] == [(4, 4)] * 2
+    assert facts["class_token"]
 
 
 def test_a_bias_is_no_residual() -> None:

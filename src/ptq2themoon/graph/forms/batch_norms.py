@@ -9,6 +9,7 @@ from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute
 from ptq2themoon.graph.editing.operator_types import BIAS, has_bias, holds_out_in
 
 LAYERS = ("Conv", "Gemm", "MatMul")
+LAYER_RANK = 2  # of what layers read that are no convolutions: any number of dimensions counts as that
 
 
 def fold_batch_norms(graph: Graph, shapes: Shapes) -> None:
@@ -24,7 +25,9 @@ def fold_batch_norms(graph: Graph, shapes: Shapes) -> None:
         shift = beta - mean * factor
         rank = len(shapes.get(node.input[0], ()))
         if node.output[0] not in graph.outputs and (
-            _into_before(graph, node, factor, shift, rank) or _into_after(graph, node, factor, shift, rank)
+            _into_before(graph, node, factor, shift, rank)
+            or _into_after(graph, node.output[0], factor, shift, rank)
+            or _into_after(graph, _channels_last(graph, node), factor, shift, LAYER_RANK)
         ):
             graph.rename_uses(node.output[0], node.input[0])
             graph.replace([node], [])
@@ -95,9 +98,15 @@ def _into_before(graph: Graph, norm: NodeProto, factor: np.ndarray, shift: np.nd
     return True
 
 
-def _into_after(graph: Graph, norm: NodeProto, factor: np.ndarray, shift: np.ndarray, rank: int) -> bool:
+def _channels_last(graph: Graph, norm: NodeProto) -> str:
+    """What a Transpose alone makes of [images, channels, tokens], the channels last; empty for others."""
+    moved = graph.only_consumer(norm, "Transpose")
+    return moved.output[0] if moved is not None and list(attribute(moved, "perm", [])) == [0, 2, 1] else ""
+
+
+def _into_after(graph: Graph, tensor: str, factor: np.ndarray, shift: np.ndarray, rank: int) -> bool:
     """Into weights and biases of all layers that read what is normalised."""
-    readers = graph.consumers(norm.output[0])
+    readers = graph.consumers(tensor) if tensor and tensor not in graph.outputs else []
     found = []
     for node in readers:
         weight = graph.constants.get(node.input[1]) if node.op_type in LAYERS else None
@@ -105,11 +114,15 @@ def _into_after(graph: Graph, norm: NodeProto, factor: np.ndarray, shift: np.nda
             return False
         if node.op_type == "Conv" and (attribute(node, "group", 1) != 1 or _pads(node)):
             return False
-        bias = _bias(graph, node, None, _outputs(node, weight))
-        if bias is None or node.input[0] != norm.output[0]:
+        add = graph.only_consumer(node, "Add") if node.op_type == "MatMul" else None
+        operands = graph.split_operands(add) if add is not None else None
+        if operands is None or operands[1].shape != weight.shape[-1:]:
+            add = None  # no bias of the layer
+        bias = _bias(graph, node, add, _outputs(node, weight))
+        if bias is None or node.input[0] != tensor:
             return False
-        found.append((node, weight.astype(np.float64), bias))
-    for node, weight, bias in found:
+        found.append((node, add, weight.astype(np.float64), bias))
+    for node, add, weight, bias in found:
         axis = 1 if node.op_type == "Conv" or holds_out_in(node) else 0
         along = [-1 if i == axis else 1 for i in range(weight.ndim)]
         others = tuple(i for i in range(weight.ndim) if i != (0 if axis == 1 else 1))
@@ -120,7 +133,10 @@ def _into_after(graph: Graph, norm: NodeProto, factor: np.ndarray, shift: np.nda
         ]
         if node.op_type == "MatMul":
             node.input[1] = names[0]
-            _add_after(graph, node, names[1])
+            if add is None:
+                _add_after(graph, node, names[1])
+            else:
+                add.input[:] = [node.output[0], names[1]]
         else:
             node.input[:] = [node.input[0], *names]
     graph.reindex()

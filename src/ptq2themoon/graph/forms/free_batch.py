@@ -58,8 +58,8 @@ def free_batch(
             _free_resize(graph, node, shapes)
         elif axes.meets_constant_rows(node):
             _part_heads(graph, node, shapes, images.within)
-        elif node.op_type == "Concat" and images.within == 1:
-            _expand_constants(graph, node, batch, images.axis)
+        elif node.op_type == "Concat":
+            _expand_constants(graph, node, batch * images.within, images.axis)
     freed = graph.finish()
     set_batch(freed, BATCH)
     return untie_constants(freed, batch)
@@ -111,14 +111,18 @@ def _free_resize(graph: Graph, resize: NodeProto, shapes: Shapes) -> None:
     resize.input[:] = [*resize.input[:2], scales_name]
 
 
-def _expand_constants(graph: Graph, concat: NodeProto, batch: int, axis: int) -> None:
-    """Give constants that join activations as many rows along `axis` as there are images."""
+def _expand_constants(graph: Graph, concat: NodeProto, rows: int, axis: int) -> None:
+    """Give constants that join activations as many rows along `axis` as these have.
+
+    Args:
+        rows: that the constants have now.
+    """
     activations = [name for name in concat.input if name not in graph.constants]
     if not activations or attribute(concat, "axis") == axis:
         return
     for i, name in enumerate(concat.input):
         value = graph.constants.get(name)
-        if value is None or value.ndim < 2 or value.shape[axis] not in (1, batch):
+        if value is None or value.ndim < 2 or value.shape[axis] != rows:
             continue
         row = value.take([0], axis)
         if (value != row).any():

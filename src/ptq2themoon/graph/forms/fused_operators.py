@@ -7,13 +7,17 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 from onnx import NodeProto
 
 from ptq2themoon.graph.editing.onnx_graph import attribute
+from ptq2themoon.graph.forms.fused_attention import (
+    multi_head_attention,
+    onnx_attention,
+    runtime_attention,
+)
 from ptq2themoon.graph.forms.plain_writer import PlainWriter, UnknownForm
 
 Write = Callable[[PlainWriter, NodeProto], None]
@@ -30,13 +34,34 @@ def _skip_norm(writer: PlainWriter, node: NodeProto, simplified: bool = False) -
     bias = 3 if simplified else 4
     if writer.wanted(1) or writer.wanted(2):
         raise UnknownForm("a mean or deviation as an output is not known here")
-    total = writer.make("Add", node.input[0], node.input[1])
-    if writer.optional(bias):
-        total = writer.make("Add", total, node.input[bias])
+    terms = list(node.input[:2])
+    if writer.optional(bias):  # of the layer, where one gives a term
+        layer = next((i for i, name in enumerate(terms) if _is_product(writer, name)), 1)
+        terms[layer] = writer.make("Add", terms[layer], node.input[bias])
+    total = writer.make("Add", *terms)
     beta = None if simplified else writer.optional(3)
     _norm(writer, total, node.input[2], beta, attribute(node, "epsilon", 1e-12))
     if writer.wanted(3):
         writer.give(total, 3)
+
+
+def _is_product(writer: PlainWriter, tensor: str) -> bool:
+    maker = writer.graph.producer(tensor)
+    return maker is not None and maker.op_type == "MatMul"
+
+
+def _group_norm(writer: PlainWriter, node: NodeProto) -> None:
+    """GroupNormalization, as torch writes it before there is one: of groups, then a scale and a shift."""
+    x, scale, shift = node.input
+    rank, groups = len(writer.shapes[x]), attribute(node, "num_groups")
+    ones, zeros = (writer.number(np.full(groups, value), np.float32) for value in (1, 0))
+    whole = writer.make("Reshape", x, writer.number([0, groups, -1]))
+    epsilon = attribute(node, "epsilon", 1e-5)
+    unit = writer.make("InstanceNormalization", whole, ones, zeros, epsilon=epsilon)
+    back = writer.make("Reshape", unit, writer.make("Shape", x))
+    along = writer.number([-1, *[1] * (rank - 2)])
+    scaled = writer.make("Mul", back, writer.make("Reshape", scale, along))
+    writer.give(writer.make("Add", scaled, writer.make("Reshape", shift, along)))
 
 
 def _norm(writer: PlainWriter, x: str, gamma: str, beta: str | None, epsilon: float) -> None:
@@ -91,111 +116,6 @@ def _fused_conv(writer: PlainWriter, node: NodeProto) -> None:
     )
 
 
-# Attention ----------------------------------------------------------------------------------------
-
-
-def _attention(writer: PlainWriter, node: NodeProto) -> None:
-    """Attention: the layer for queries, keys and values is in it."""
-    writer.refuse(
-        {3: "a mask of lengths", 4: "a past", 6: "a past"},
-        ("unidirectional", "do_rotary", "past_present_share_buffer"),
-    )
-    if writer.wanted(1):
-        raise UnknownForm("a present as an output is not known here")
-    weight = writer.shapes.get(node.input[1], ())
-    sizes = attribute(node, "qkv_hidden_sizes") or [int(weight[1]) // 3] * 3
-    heads = attribute(node, "num_heads")
-    made = writer.make("MatMul", node.input[0], node.input[1])
-    made = writer.make("Add", made, node.input[2]) if writer.optional(2) else made
-    query, key, value = writer.split(made, list(sizes))
-    _attend(writer, node, query, key, value, writer.optional(5), sizes[0] // heads, heads)
-
-
-def _multi_head_attention(writer: PlainWriter, node: NodeProto) -> None:
-    """MultiHeadAttention: the layers come before it, their biases perhaps with it."""
-    writer.refuse({4: "a mask of lengths", 6: "a past", 7: "a past", 8: "a past"}, ("unidirectional",))
-    if writer.wanted(1) or writer.wanted(2):
-        raise UnknownForm("a present as an output is not known here")
-    query, key, value = (writer.optional(i) for i in range(3))
-    ranks = [len(writer.shapes.get(name, ())) for name in (query, key, value) if name]
-    if ranks != [3, 3, 3]:
-        raise UnknownForm("queries, keys and values in one tensor or by heads are not known here")
-    widths = [writer.shapes[name][-1] for name in (query, key, value)]
-    if not all(isinstance(width, int) for width in widths):
-        raise UnknownForm("the widths of what it reads are not known")
-    sizes, heads = [int(width) for width in widths], attribute(node, "num_heads")
-    if writer.optional(3):
-        biases = writer.split(node.input[3], sizes)
-        query, key, value = (
-            writer.make("Add", name, bias) for name, bias in zip((query, key, value), biases, strict=True)
-        )
-    _attend(writer, node, query, key, value, writer.optional(5), sizes[0] // heads, heads)
-
-
-def _onnx_attention(writer: PlainWriter, node: NodeProto) -> None:
-    """Attention of ONNX: queries, keys and values [images, tokens, width], or by heads."""
-    writer.refuse({4: "a past", 5: "a past", 6: "padding of keys"}, ("is_causal", "softcap"))
-    if any(map(writer.wanted, (1, 2, 3))):
-        raise UnknownForm("another output than the context is not known here")
-    query, key, value = node.input[:3]
-    shapes = [writer.shapes[name] for name in (query, key, value)]
-    heads = [attribute(node, "q_num_heads"), attribute(node, "kv_num_heads")]
-    whole = [len(shape) == 3 for shape in shapes]
-    if not all(whole):
-        heads = [shape[1] if len(shape) == 4 else None for shape in shapes[:2]]
-    size = shapes[0][-1]
-    if (
-        heads[0] != heads[1]
-        or not isinstance(heads[0], int)
-        or not isinstance(size, int)
-        or len(set(whole)) > 1
-    ):
-        raise UnknownForm("fewer heads of keys than of queries are not known here")
-    size = size // heads[0] if whole[0] else size
-    _attend(writer, node, query, key, value, writer.optional(3), size, heads[0] if whole[0] else None)
-
-
-def _attend(
-    writer: PlainWriter,
-    node: NodeProto,
-    query: str,
-    key: str,
-    value: str,
-    bias: str,
-    size: int,
-    heads: int | None,
-) -> None:
-    """What queries, keys and values give.
-
-    Args:
-        size: channels of a head.
-        heads: of tensors [images, tokens, width]; None for tensors [images, heads, tokens, size].
-    """
-    if heads is not None:
-        shape = writer.number([0, 0, heads, -1])
-        query, key, value = (
-            writer.make("Transpose", writer.make("Reshape", name, shape), perm=[0, 2, 1, 3])
-            for name in (query, key, value)
-        )
-    turned = writer.make("Transpose", key, perm=[0, 1, 3, 2])
-    scale = attribute(node, "scale", 0.0) or 1 / math.sqrt(size)
-    scores = writer.make("Mul", writer.make("MatMul", query, turned), writer.real(scale))
-    weights = writer.make("Softmax", _biased(writer, scores, bias), axis=-1)
-    context = writer.make("MatMul", weights, value)
-    if heads is not None:
-        moved = writer.make("Transpose", context, perm=[0, 2, 1, 3])
-        context = writer.make("Reshape", moved, writer.number([0, 0, -1]))
-    writer.give(context)
-
-
-def _biased(writer: PlainWriter, scores: str, bias: str) -> str:
-    """Scores with what is added to them; a mask of truths says where they count."""
-    value = writer.graph.constants.get(bias)
-    if value is not None and value.dtype == bool:
-        bias = writer.number(np.where(value, 0, -np.inf), np.float32)
-    return writer.make("Add", scores, bias) if bias else scores
-
-
 def _rms_norm(writer: PlainWriter, node: NodeProto) -> None:
     if attribute(node, "axis", -1) not in (-1, len(writer.shapes[node.input[0]]) - 1):
         raise UnknownForm("a norm over several dimensions is not known here")
@@ -209,17 +129,29 @@ def _swish(writer: PlainWriter, node: NodeProto, usual: float = 1.0) -> None:
 
 
 PLAIN_ACTIVATIONS = ("Relu", "Sigmoid", "Tanh", "LeakyRelu")
-NEED_RANKS = ("Attention", "FusedMatMul", "MultiHeadAttention", "RMSNormalization", "TransposeMatMul")
-NEWER: dict[str, Write] = {"Attention": _onnx_attention, "RMSNormalization": _rms_norm, "Swish": _swish}
+NEED_RANKS = (
+    "Attention",
+    "FusedMatMul",
+    "GroupNormalization",
+    "MultiHeadAttention",
+    "RMSNormalization",
+    "TransposeMatMul",
+)
+NEWER: dict[str, Write] = {
+    "Attention": onnx_attention,
+    "GroupNormalization": _group_norm,
+    "RMSNormalization": _rms_norm,
+    "Swish": _swish,
+}
 RUNTIME: dict[str, Write] = {
-    "Attention": _attention,
+    "Attention": runtime_attention,
     "BiasGelu": _gelu,
     "FastGelu": lambda writer, node: _gelu(writer, node, tanh=True),
     "FusedConv": _fused_conv,
     "FusedGemm": _fused_gemm,
     "FusedMatMul": _fused_matmul,
     "Gelu": _gelu,
-    "MultiHeadAttention": _multi_head_attention,
+    "MultiHeadAttention": multi_head_attention,
     "QuickGelu": lambda writer, node: _swish(writer, node, 1.702),
     "SkipLayerNormalization": _skip_norm,
     "SkipSimplifiedLayerNormalization": lambda writer, node: _skip_norm(writer, node, simplified=True),

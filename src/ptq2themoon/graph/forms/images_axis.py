@@ -111,6 +111,9 @@ class ImagesAxes:
             self.found[node.output[0]] = self._reshaped(node, first)
         elif node.op_type in PLACEWISE or self.meets_constant_rows(node):
             ranks = {name: len(self.shapes.get(name, ())) for name in (*carrying, node.output[0])}
+            axis = attribute(node, "axis", 0) % max(ranks[carrying[0]], 1)
+            if node.op_type == "Concat" and axis == first.axis:
+                raise self._untold(node, "joins what it reads along the dimension of the images")
             from_last = {(self.found[name].axis - ranks[name], self.found[name].within) for name in carrying}
             if len(from_last) > 1:
                 raise self._untold(node, "joins images of two dimensions")

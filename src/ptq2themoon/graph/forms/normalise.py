@@ -46,6 +46,7 @@ from ptq2themoon.graph.forms.support import (
     to_opset,
 )
 from ptq2themoon.graph.forms.taken_apart import rewrite_taken_apart
+from ptq2themoon.graph.forms.unit_norms import rewrite_unit_norms
 from ptq2themoon.graph.forms.written_out import write_out_newer, write_out_runtime
 from ptq2themoon.progress import warn
 from ptq2themoon.vocabulary.errors import UserError
@@ -114,6 +115,7 @@ def _rewrite(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
         _last_axis(graph, node, rank)
         _global_pool(graph, node, rank)
         _pool_with_pad(graph, node)
+    rewrite_unit_norms(graph, shapes)
     rewrite_taken_apart(graph, shapes)
     rewrite_masks(graph, shapes)
     rewrite_scatters(graph, shapes)

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from onnx import NodeProto, helper
 
-from ptq2themoon.graph.editing.onnx_graph import Graph, attribute, reduced_axes, tensor_shapes
+from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute, reduced_axes, tensor_shapes
 from ptq2themoon.graph.editing.operator_types import DOMAIN, RMS_NORM
 from ptq2themoon.graph.forms.gelu import is_value, scalar_operand
 
@@ -132,3 +132,21 @@ def squared(graph: Graph, node: NodeProto) -> str | None:
     if node.op_type == "Mul" and node.input[0] == node.input[1]:
         return node.input[0]
     return None
+
+
+def mean_of(graph: Graph, tensor: str, output: str, name: str) -> NodeProto:
+    """A mean over the channels, that axis kept."""
+    axes = graph.add_constant(f"{output}/axes", np.array([-1], np.int64))
+    return helper.make_node("ReduceMean", [tensor, axes], [output], name, keepdims=1)
+
+
+def reduced_axis(graph: Graph, tensor: str, kind: str, x: str, shapes: Shapes) -> int | None:
+    """The one axis, the last as -1, over which `tensor` is the sum, mean or maximum of x, that axis kept."""
+    node, rank = graph.producer(tensor), len(shapes.get(x, ()))
+    if node is None or node.op_type != kind or node.input[0] != x or not attribute(node, "keepdims", 1):
+        return None
+    axes = reduced_axes(graph, node)
+    if axes is None or len(axes) != 1 or (rank == 0 and axes[0] != -1):
+        return None
+    axis = axes[0] if rank == 0 else axes[0] % rank
+    return -1 if axis in (-1, rank - 1) else axis

@@ -7,7 +7,7 @@ from onnx import NodeProto, helper, numpy_helper, version_converter
 
 from ptq2themoon.graph.editing.one_message import by_outline, check_model
 from ptq2themoon.graph.editing.onnx_graph import STANDARD_DOMAINS, Graph, all_nodes, copied, subgraphs
-from ptq2themoon.ppq_compat import core, executor
+from ptq2themoon.ppq_operators import runs
 from ptq2themoon.vocabulary.errors import UserError
 
 CONTROL_FLOW = ("If", "Loop", "Scan")
@@ -35,14 +35,13 @@ def check_types(model: onnx.ModelProto) -> None:
     Raises:
         UserError: the first such operator, and where it stands.
     """
-    known = executor.base.OPERATION_FORWARD_TABLE[core.TargetPlatform.FP32]
     for node in model.graph.node:
         if node.op_type in CONTROL_FLOW:
             raise UserError(
                 f"{place(Graph(model), node)}: control flow does not become a fixed graph; "
                 "export the model for a fixed image size and without branches"
             )
-        if node.op_type not in known:
+        if not runs(node.op_type):
             raise UserError(
                 f"{place(Graph(model), node)}: PPQ cannot execute this operator; "
                 "write the model with another one, or export for a fixed image size"

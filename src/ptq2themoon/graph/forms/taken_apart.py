@@ -13,12 +13,12 @@ from onnx import NodeProto, helper
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute, reduced_axes
 from ptq2themoon.graph.forms.gelu import is_value, scalar_operand
-from ptq2themoon.graph.forms.norms import is_one, quotients, squared
+from ptq2themoon.graph.forms.norms import is_one, mean_of, quotients, reduced_axis, squared
 
 
 def rewrite_taken_apart(graph: Graph, shapes: Shapes) -> None:
     """Bring them to one Softmax, and to the parts that the fusion of LayerNorm looks for."""
-    for rewrite in (_softmax, _mean, _root):
+    for rewrite in (_softmax, _mean, _kept, _root, _gain):
         for node in list(graph.nodes):
             rewrite(graph, node, shapes)
     _merge(graph, shapes)
@@ -34,18 +34,21 @@ def _softmax(graph: Graph, node: NodeProto, shapes: Shapes) -> None:
         if log is not None and log.op_type == "LogSoftmax":
             axis = attribute(log, "axis", -1)
         elif log is not None and log.op_type == "Sub":
-            axis = _reduced(graph, log.input[1], "ReduceLogSumExp", log.input[0], shapes)
+            axis = reduced_axis(graph, log.input[1], "ReduceLogSumExp", log.input[0], shapes)
         if log is not None and axis is not None:
             scores = log.input[0]
             graph.replace([node], [helper.make_node("Softmax", [scores], node.output, node.name, axis=axis)])
         return
     for exponential, total, _ in quotients(graph, node):
-        power, axis = graph.producer(exponential), _reduced(graph, total, "ReduceSum", exponential, shapes)
+        power, axis = (
+            graph.producer(exponential),
+            reduced_axis(graph, total, "ReduceSum", exponential, shapes),
+        )
         if power is None or power.op_type != "Exp" or axis is None:
             continue
         scores, less = power.input[0], graph.producer(power.input[0])
         if less is not None and less.op_type == "Sub":
-            largest = _reduced(graph, less.input[1], "ReduceMax", less.input[0], shapes)
+            largest = reduced_axis(graph, less.input[1], "ReduceMax", less.input[0], shapes)
             scores = less.input[0] if largest == axis else scores
         graph.replace([node], [helper.make_node("Softmax", [scores], node.output, node.name, axis=axis)])
         return
@@ -60,10 +63,39 @@ def _mean(graph: Graph, node: NodeProto, shapes: Shapes) -> None:
             continue
         width = (shapes.get(total.input[0]) or ("?",))[-1]
         share = found[1] if kind == "Mul" else 1 / found[1] if found[1] else 0.0
-        last = _reduced(graph, total.output[0], "ReduceSum", total.input[0], shapes) == -1
+        last = reduced_axis(graph, total.output[0], "ReduceSum", total.input[0], shapes) == -1
         if last and isinstance(width, int) and math.isclose(share * width, 1, rel_tol=1e-6):
-            graph.replace([node], [_mean_of(graph, total.input[0], node.output[0], node.name)])
+            graph.replace([node], [mean_of(graph, total.input[0], node.output[0], node.name)])
             return
+
+
+def _kept(graph: Graph, node: NodeProto, shapes: Shapes) -> None:
+    """A mean whose axis is dropped and put back."""
+    mean = graph.producer(node.input[0]) if node.op_type == "Unsqueeze" else None
+    if mean is None or mean.op_type != "ReduceMean" or attribute(mean, "keepdims", 1):
+        return
+    rank, axes = len(shapes.get(mean.input[0], ())), reduced_axes(graph, mean)
+    if rank and axes in ([-1], [rank - 1]) and shapes.get(node.output[0], ())[rank - 1 :] == (1,):
+        graph.replace([node], [mean_of(graph, mean.input[0], node.output[0], node.name)])
+
+
+def _gain(graph: Graph, node: NodeProto, shapes: Shapes) -> None:
+    """(x gamma) / root as (x / root) gamma."""
+    product = graph.producer(node.input[0]) if node.op_type == "Div" else None
+    root = graph.producer(node.input[1]) if product is not None else None
+    if product is None or product.op_type != "Mul" or root is None or root.op_type != "Sqrt":
+        return
+    operands = graph.split_operands(product)
+    if operands is None or operands[1].ndim != 1 or graph.only_consumer(product, "Div") is None:
+        return
+    gamma, whole = (
+        next(n for n in product.input if n in graph.constants),
+        graph.free_tensor(f"{node.output[0]}/unit"),
+    )
+    graph.replace([product, node], [
+        helper.make_node("Div", [operands[0], node.input[1]], [whole], f"{node.name}/unit"),
+        helper.make_node("Mul", [whole, gamma], node.output, node.name),
+    ])  # fmt: skip
 
 
 def _root(graph: Graph, node: NodeProto, shapes: Shapes) -> None:
@@ -105,7 +137,7 @@ def _variance(graph: Graph, node: NodeProto, shapes: Shapes) -> None:
     two = graph.add_constant(f"{node.output[0]}/two", np.array(2, np.float32))
     graph.replace([node], [
         helper.make_node("Pow", [centred, two], [power], f"{node.name}/Pow"),
-        _mean_of(graph, power, node.output[0], node.name),
+        mean_of(graph, power, node.output[0], node.name),
     ])  # fmt: skip
     for reader in graph.consumers(node.output[0]):
         if _never_negative(graph, reader):
@@ -184,11 +216,6 @@ def _affine(graph: Graph, node: NodeProto, shapes: Shapes) -> None:
     graph.replace(consumed, [new])
 
 
-def _mean_of(graph: Graph, tensor: str, output: str, name: str) -> NodeProto:
-    axes = graph.add_constant(f"{output}/axes", np.array([-1], np.int64))
-    return helper.make_node("ReduceMean", [tensor, axes], [output], name, keepdims=1)
-
-
 def _centred(graph: Graph, mean: NodeProto, x: str) -> str:
     """x - mean(x), made once, next to the mean, for all that read it."""
     centred = graph.free_tensor(f"{mean.output[0]}/centred")
@@ -205,19 +232,7 @@ def _mean_input(graph: Graph, node: NodeProto, shapes: Shapes) -> str | None:
     if node.op_type != "ReduceMean":
         return None
     x = node.input[0]
-    return x if _reduced(graph, node.output[0], "ReduceMean", x, shapes) == -1 else None
-
-
-def _reduced(graph: Graph, tensor: str, kind: str, x: str, shapes: Shapes) -> int | None:
-    """The one axis, the last as -1, over which `tensor` is the sum, mean or maximum of x, that axis kept."""
-    node, rank = graph.producer(tensor), len(shapes.get(x, ()))
-    if node is None or node.op_type != kind or node.input[0] != x or not attribute(node, "keepdims", 1):
-        return None
-    axes = reduced_axes(graph, node)
-    if axes is None or len(axes) != 1 or (rank == 0 and axes[0] != -1):
-        return None
-    axis = axes[0] if rank == 0 else axes[0] % rank
-    return -1 if axis in (-1, rank - 1) else axis
+    return x if reduced_axis(graph, node.output[0], "ReduceMean", x, shapes) == -1 else None
 
 
 def _never_negative(graph: Graph, node: NodeProto) -> bool:

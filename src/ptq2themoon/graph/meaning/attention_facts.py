@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from ptq2themoon.graph.meaning.walk import POOLING_TYPES, Walk
 from ptq2themoon.vocabulary.operators import Operator
 
 PatchGrid = tuple[int, int]
+READING_TOKENS = ("norm1", "qkv", "q", "qk", "v")  # what keeps the tokens as the stream has them
 
 
 def attention_facts(fused: onnx.ModelProto, operators: list[Operator]) -> dict[str, Any]:
@@ -32,10 +34,13 @@ class _Facts:
         self.walk = Walk(self.graph)
         self.shapes: Shapes = tensor_shapes(fused, batch=1)
         nodes = {node.name: node for node in self.graph.nodes}
-        self.by_place = {(o.role, o.block): nodes[o.name] for o in operators if o.role != "other"}
+        placed = [operator for operator in operators if operator.role != "other"]
+        # The first of a place: where heads stand apart, of several softmaxes.
+        self.by_place = {(o.role, o.block): nodes[o.name] for o in reversed(placed)}
+        self.apart = Counter(o.block for o in operators if o.role == "softmax")
         self.inside = {o.name for o in operators if o.block is not None}
         self.heads = {o.name for o in operators if o.role == "head"}
-        self.count = len([o for o in operators if o.role == "softmax"])
+        self.count = len(self.apart)
 
     def _shape(self, node: NodeProto | None) -> tuple[int | str, ...]:
         return self.shapes.get(node.output[0], ()) if node is not None else ()
@@ -68,6 +73,8 @@ class _Facts:
             return None, None
         if len(sizes) > 1:
             return sizes[-1], math.prod(sizes[:-1])
+        if self.apart[block] > 1:
+            return 1, sizes[0]
         proj, context = self.by_place.get(("proj", block)), self.by_place["attn_context", block]
         width = self.shapes.get(proj.input[0], ())[-1:] if proj is not None else ()
         each = self._shape(context)[-1:]
@@ -112,7 +119,7 @@ class _Facts:
     ) -> tuple[int, PatchGrid | None]:
         """Tokens before the patches, and the patches' rows and columns."""
         tokens, groups = entry["tokens"], entry["groups"]
-        norm = self.by_place.get(("norm1", block))
+        norm = next(filter(None, (self.by_place.get((role, block)) for role in READING_TOKENS)), None)
         if not isinstance(tokens, int) or self._shape(self.by_place["softmax", block])[-2] != tokens:
             return 0, None
         own = self._own_grid(norm) if groups == 1 else self._unfolded_grid(norm, groups)
@@ -128,9 +135,17 @@ class _Facts:
         return 0, None
 
     def _embedded_grid(self) -> PatchGrid | None:
-        """Of the convolution that makes patches."""
-        shape = self._shape(self.by_place.get(("patch_embed", None)))
-        return _grid(shape[2:]) if len(shape) == 4 else None
+        """Of the convolution that makes patches, or of the layer that reads all pixels of each patch."""
+        node, image = self.by_place.get(("patch_embed", None)), self.shapes[self.graph.inputs[0]]
+        shape = self._shape(node)
+        if len(shape) == 4 or node is None or not self.walk.is_matrix(node):
+            return _grid(shape[2:]) if len(shape) == 4 else None
+        channels, height, width = (int(size) for size in image[1:])
+        side = math.isqrt(self.graph.constants[node.input[1]].shape[0] // channels)
+        grid = (height // side, width // side) if side else (0, 0)
+        whole = (grid[0] * side, grid[1] * side) == (height, width)
+        pixels = self.graph.constants[node.input[1]].shape[0] == side * side * channels
+        return grid if whole and pixels and shape[1:2] == (math.prod(grid),) else None
 
     def _own_grid(self, norm: NodeProto | None) -> PatchGrid | None:
         """Of a block whose tokens keep their rows and columns: [B, rows, columns, channels]."""

@@ -69,14 +69,15 @@ def _scores(walk: Walk, node: NodeProto) -> bool:
     """Between the scores and their softmax: scale, mask, position bias, bounds, talking heads."""
     if walk.is_movement(node) or walk.is_scaling(node) or walk.mixes_heads(node):
         return True
-    return node.op_type in ("Add", "Clip", "Sub", "Tanh", "Where")
+    return node.op_type in ("Add", "Clip", "Max", "Min", "Sub", "Tanh", "Where")
 
 
 def _weighs(walk: Walk, node: NodeProto) -> bool:
-    """Between the softmax and the values: talking heads, another attention by place, its sum made one."""
+    """Between the softmax and the values: talking heads, another attention added or taken away, its sum
+    made one."""
     if walk.shifts(node) or walk.is_scaling(node) or walk.mixes_heads(node):
         return True
-    return node.op_type == "ReduceSum" or walk.is_unit(node)
+    return node.op_type in ("ReduceSum", "Sub") or walk.is_unit(node)
 
 
 def _projected(walk: Walk, node: NodeProto) -> bool:
@@ -112,7 +113,7 @@ class AttentionRoles:
             put(context, "attn_context", block)
         for node in self._scales(attention):
             put(node, "attn_scale", block)
-        layers = [projection(self.walk, name) for name in (attention.query, attention.key, attention.value)]
+        layers = self._layers(attention)
         for role, node in _named(layers, attention.query in self.walk.graph.constants):
             put(node, role, block)
         norms = [
@@ -128,6 +129,15 @@ class AttentionRoles:
         put(norm or after, "norm1", block)
         put(join, "residual1", block)
         return join or proj
+
+    def end(self, attention: Attention) -> NodeProto:
+        """The layer that reads the context, or else the product that makes it."""
+        context = attention.contexts[-1]
+        return self._proj(context, self._layers(attention)) or context
+
+    def _layers(self, attention: Attention) -> list[NodeProto | None]:
+        """Those that make queries, keys and values."""
+        return [projection(self.walk, name) for name in (attention.query, attention.key, attention.value)]
 
     def _scales(self, attention: Attention) -> Iterator[NodeProto]:
         """Scaling of queries and keys before the scores, and of the scores."""

@@ -35,7 +35,7 @@ class MLPRoles:
             start: joins the attention of all these blocks to the stream.
         """
         stream = self._past_convolutions(start.output[0])
-        found = self._candidates(stream)
+        found = self._candidates(stream) or self._beside(start, blocks)
         if len(found) != len(blocks):
             return
         put = self.places.put
@@ -54,8 +54,19 @@ class MLPRoles:
         if norms:
             found = [self._mlp(self.walk.ahead(n.output[0], self.walk.shifts), n, stream) for n in norms]
         else:
-            found = [self._mlp([node for node in readers if self.walk.is_linear(node)], None, stream)]
+            layers = [node for node in self.walk.layers_behind([stream]) if node not in self.places]
+            found = [self._mlp(layers, None, stream)]
         return [mlp for mlp in found if mlp is not None]
+
+    def _beside(self, start: NodeProto, blocks: list[int]) -> list[_MLP]:
+        """An MLP that reads attention's own norm."""
+        norm = self.places.at("norm1", blocks[0])
+        if norm is None or len(blocks) > 1:
+            return []
+        readers = self.walk.ahead(norm.output[0], self.walk.shifts)
+        layers = [node for node in readers if self.walk.is_linear(node) and node not in self.places]
+        found = self._mlp(layers, None, start.output[0])
+        return [found] if found is not None else []
 
     def _mlp(self, readers: list[NodeProto], norm: NodeProto | None, stream: str) -> _MLP | None:
         """One that begins with the layers among these, perhaps two of a gated MLP.
@@ -67,6 +78,8 @@ class MLPRoles:
         if not first or not all(walk.is_linear(node) and node not in self.places for node in first):
             return None
         second = {node.name: node for fc1 in first for node in walk.ahead(fc1.output[0], walk.activates)}
+        if len(second) != 1 or not all(map(walk.is_linear, second.values())):
+            second = {node.name: node for node in walk.layers_behind(fc1.output[0] for fc1 in first)}
         if not second:
             return None  # the classifier
         fc2 = next(iter(second.values())) if len(second) == 1 else None
@@ -96,8 +109,10 @@ class MLPRoles:
             fc1.output[0],
             lambda n: walk.is_movement(n) or walk.is_depthwise(n) or n.op_type == "BatchNormalization",
         )
-        if len(readers) == 1 and readers[0].op_type == "Gelu":
-            return readers
+        gelus = [node for node in readers if node.op_type == "Gelu"]
+        gates = [n for n in readers if n.op_type == "Mul" and any(g.output[0] in n.input for g in gelus)]
+        if len(gelus) == 1 and len(gelus) + len(gates) == len(readers):  # the rest is what a gate lets pass
+            return gelus
         slopes = [n for n in readers if walk.is_scaling(n) and self._is_slope(n)]
         if len(slopes) != 1 or len(readers) != 2:
             return []

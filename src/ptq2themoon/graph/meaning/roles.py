@@ -17,8 +17,10 @@ from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT, IMAGE_TYPES
 from ptq2themoon.graph.meaning.attention_roles import AttentionRoles, attention_at
 from ptq2themoon.graph.meaning.mlp_roles import MLPRoles
 from ptq2themoon.graph.meaning.places import Places
-from ptq2themoon.graph.meaning.walk import POOLING_TYPES
-from ptq2themoon.vocabulary.operators import Operator
+from ptq2themoon.graph.meaning.walk import POOLING_TYPES, Test
+from ptq2themoon.vocabulary.operators import Operator, Role
+
+IMAGE_RANK = 4  # [images, channels, rows, columns]
 
 
 def find_roles(model: onnx.ModelProto) -> list[Operator]:
@@ -36,17 +38,20 @@ class _Finder:
         found = [attention_at(self.walk, node) for node in self.graph.nodes if node.op_type == "Softmax"]
         attentions = [attention for attention in found if attention is not None]
         roles, starts = AttentionRoles(self.places), dict[str, tuple[NodeProto, list[int]]]()
-        for block, attention in enumerate(attentions):
+        blocks: dict[str, int] = {}  # heads apart, whose contexts one layer reads, are of one block
+        for attention in attentions:
+            block = blocks.setdefault(roles.end(attention).name, len(blocks))
             start = roles.label(attention, block)
             if start is not None:  # parallel blocks begin at one
-                starts.setdefault(start.name, (start, []))[1].append(block)
-        for start, blocks in starts.values():
-            MLPRoles(self.places).label(start, blocks)
+                begun = starts.setdefault(start.name, (start, []))[1]
+                begun += [block] if block not in begun else []
+        for start, begun in starts.values():
+            MLPRoles(self.places).label(start, begun)
         self._label_stem()
         self._label_head()
-        for block in range(len(attentions)):
+        for block in blocks.values():
             self._label_last_norm(block)
-        self._label_others(len(attentions))
+        self._label_others(len(blocks))
         nowhere, known = (None, None), self.places.known
         return [Operator(n.name, n.op_type, *known.get(n.name, nowhere)) for n in self.graph.nodes]
 
@@ -69,17 +74,19 @@ class _Finder:
         walk = self.walk
         readers = walk.ahead(self.graph.inputs[0], walk.prepares)
         node = readers[0] if len(readers) == 1 else None
+        if node is not None and walk.is_norm(node):  # of the pixels of each patch
+            node = walk.forward(node, walk.is_movement)
         if node is None or not (self._makes_tokens(node) or walk.is_matrix(node)):
             node = self._after_convolutions()
         if node is None:
             return
         self.places.put(node, "patch_embed")
-        embed = walk.forward(node, walk.is_movement)
-        if embed is not None and walk.is_bias(embed):
-            self.places.put(embed, "pos_add")
-            embed = walk.forward(embed, walk.is_movement)
-        if embed is not None and walk.is_norm(embed):
-            self.places.put(embed, "norm")
+        steps: list[tuple[Role, Test]] = [("pos_add", walk.is_bias), ("norm", walk.is_norm)]
+        for role, fits in (steps[1], *steps):
+            embed = walk.forward(node, lambda n: walk.is_movement(n) or walk.is_scaling(n))
+            if embed is not None and fits(embed) and embed not in self.places:
+                self.places.put(embed, role)
+                node = embed
 
     def _makes_tokens(self, node: NodeProto) -> bool:
         """A convolution whose output becomes tokens at once, unlike the first of a convolutional stem."""
@@ -87,7 +94,10 @@ class _Finder:
         if node.op_type != "Conv" or not all(map(self.walk.shifts, readers)):
             return False
         readers = self.walk.ahead(node.output[0], self.walk.shifts)
-        return not any(reader.op_type in IMAGE_TYPES for reader in readers)
+        return not any(self._is_of_images(reader) for reader in readers)
+
+    def _is_of_images(self, node: NodeProto) -> bool:
+        return node.op_type in IMAGE_TYPES and len(self.walk.shapes.get(node.input[0], ())) == IMAGE_RANK
 
     def _after_convolutions(self) -> NodeProto | None:
         """The convolution whose output the first block reads, where none of more than a pixel follows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 from onnx import NodeProto
@@ -21,6 +21,11 @@ PREPARING_TYPES = frozenset({"BatchNormalization", "Cast", "Clip", "Pad", "Resiz
 POOLING_TYPES = ("ReduceMean", "GlobalAveragePool")
 # Fewer tokens than before, as queries or keys may be.
 THINNING_TYPES = frozenset({"AveragePool", "MaxPool", "ReduceMax", "ReduceMean"})
+# Besides activations and norms, what computes value by value, or of all channels of a token.
+COMPUTING_TYPES = frozenset({
+    "Abs", "Add", "Exp", "InstanceNormalization", "Max", "Min", "Neg", "PRelu", "Reciprocal", "ReduceL2",
+    "ReduceMean", "ReduceSum", "Sqrt", "Sub", "Sum",
+})  # fmt: skip
 Test = Callable[[NodeProto], bool]
 
 
@@ -154,6 +159,22 @@ class Walk:
             return True
         return node.op_type in ACTIVATION_TYPES or node.op_type == "BatchNormalization"
 
+    def layers_behind(self, tensors: Iterable[str]) -> list[NodeProto]:
+        """The linear layers that read these tensors, or what is computed of these alone without a layer.
+
+        So a norm or an activation is passed in whatever words it is written.
+        """
+        known, found = set(tensors), list[NodeProto]()
+        for node in self.graph.nodes:
+            read = self.activations(node)
+            if not read or not known.issuperset(read):
+                continue
+            if self.is_linear(node):
+                found.append(node)
+            elif self.activates(node) or node.op_type in COMPUTING_TYPES:
+                known.update(node.output)
+        return found
+
     def is_unit(self, node: NodeProto) -> bool:
         """A division by what sums up the same tensor: its length, or the sum of its values."""
         if node.op_type != "Div" or len(self.activations(node)) != 2:
@@ -167,8 +188,9 @@ class Walk:
         return bool(of_data) and of_data == [node.input[0]] * len(sizes)
 
     def is_rotary(self, node: NodeProto) -> bool:
-        """The sum of a tensor and the same in other order, each times a table: a rotary embedding."""
-        makers = [self.graph.producer(name) for name in node.input] if node.op_type == "Add" else []
+        """A sum or difference of two tensors, each times a table: a rotary embedding."""
+        turns = node.op_type in ("Add", "Sub")
+        makers = [self.graph.producer(name) for name in node.input] if turns else []
         return len(makers) == 2 and all(made is not None and self.is_scaling(made) for made in makers)
 
     def mixes_heads(self, node: NodeProto) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from ptq2themoon.safety.recorded import SMALL, doubts
 from ptq2themoon.stage import Stage
+from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.onnx_data import data_beside
 
 WEIGHTS, GRAPH, TABLE, NOTE = (
@@ -52,6 +54,16 @@ def with_its_time(name: str, change: Callable[[Path], object]) -> None:
 
 
 def test_nothing_is_said_of_what_is_whole(tree: Path) -> None:
+    assert found() == {}
+
+
+def test_nothing_is_held_against_the_committed_example(tree: Path) -> None:
+    """Its sidecars name the files of a run, made on another processor and with other parameters."""
+    kept = Path(layout.EXAMPLE, "m/table.sidecar.json")
+    kept.parent.mkdir(parents=True)
+    shutil.copy("results/m/table.sidecar.json", kept)
+    Path(TABLE).write_bytes(b"a;b\n")
+    Path("results/m/table.sidecar.json").unlink()
     assert found() == {}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ptq2themoon.safety.sidecars import SIDECAR, sha256
+from ptq2themoon.vocabulary import layout
 from ptq2themoon.vocabulary.onnx_data import data_beside
 from ptq2themoon.vocabulary.records import parsed
 
@@ -57,8 +58,11 @@ def doubts(results: Path) -> Iterator[Doubt]:
 
 
 def _sidecars(results: Path) -> Iterator[Path]:
-    """Every sidecar; folders that are links are entered, each once."""
-    seen = set()
+    """Every sidecar of a run here; folders that are links are entered, each once.
+
+    Those of the committed example name the same files, as another machine made them.
+    """
+    seen = {os.path.realpath(results / Path(layout.EXAMPLE).name)}
     for folder, folders, names in os.walk(results, followlinks=True):
         if (place := os.path.realpath(folder)) in seen:
             folders.clear()

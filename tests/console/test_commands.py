@@ -8,18 +8,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import tiny_stages
 import yaml
 from click.testing import CliRunner
+from onnx import helper, numpy_helper
 from tiny_images import picture
 
 from ptq2themoon.console import running_jobs
-from ptq2themoon.console.commands import main
+from ptq2themoon.console.commands import main, ship
 from ptq2themoon.console.machine_check import findings
 from ptq2themoon.console.running_jobs import Progress
+from ptq2themoon.graph.editing.model_files import write_model
+from ptq2themoon.vocabulary import onnx_data
 from ptq2themoon.vocabulary.parameters import load_params
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -140,3 +144,16 @@ def test_a_run_that_takes_long_says_how_far_it_is(tmp_path: Path, monkeypatch: p
     with subprocess.Popen([sys.executable, "-c", f"{job}; raise SystemExit(3)"], cwd=tmp_path) as process:
         assert running_jobs.waited_for(process, tmp_path, told.append) == 3
     assert told == ["  logs/a.log: evaluate: 1 of 2 (50 %), 1 s left"]
+
+
+def test_the_data_of_a_large_model_go_with_the_file_to_ship(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_data, "MOST_BYTES", 100)
+    weight = numpy_helper.from_array(np.ones(2000, np.float32), "weight")
+    (tmp_path / "results").mkdir()
+    int8, out = tmp_path / "results/int8.onnx", tmp_path / "mine.onnx"
+    write_model(helper.make_model(helper.make_graph([], "large", [], [], [weight])), int8)
+    assert ship(int8, out, pixels=False) == f"{out} with {out}.data"
+    shutil.rmtree(tmp_path / "results")
+    onnx.load(out)

@@ -110,16 +110,15 @@ def quantize(out: Path | None, pixels: bool, work: Path | None, cores: int, **gi
     _show(folder, runs, cores)
     shipped = runs[0].as_mode(layout.SHIPPED)
     int8 = folder / layout.fill(layout.INT8, shipped)
-    _ship(int8, out, pixels)
+    ships = ship(int8, out, pixels=pixels)
     if wish.test is None:
         click.echo("Measured on the images that calibrated; give others with --test to be sure.")
     click.echo(f"All results: {folder}; the same again: {shlex.join(command(folder, words))}")
-    ships = " with ".join(map(str, (out, *written_data(out))))
     click.echo(f"To ship: {ships} ({shipped.recipe}, {shipped.bits}{', takes pixels' if pixels else ''})")
 
 
-def _ship(int8: Path, out: Path, pixels: bool) -> None:
-    """Copy the model, or write it with its normalisation in the graph."""
+def ship(int8: Path, out: Path, *, pixels: bool) -> str:
+    """Copy the model, or write it with its normalisation in the graph; the files to ship."""
     from ptq2themoon.deploy.pixel_input import with_pixels
     from ptq2themoon.graph.editing.model_files import copy_model, write_model
     from ptq2themoon.graph.sources.onnx_files import read_graph
@@ -128,6 +127,7 @@ def _ship(int8: Path, out: Path, pixels: bool) -> None:
         write_model(with_pixels(read_graph(int8), str(int8)), out)
     else:
         copy_model(int8, out)
+    return " with ".join(map(str, (out, *written_data(out))))
 
 
 def _show(folder: Path, runs: list[Run], threads: int) -> None:

@@ -162,8 +162,9 @@ class Stage:
         # An old sidecar must never stand beside a new output.
         sidecar.unlink(missing_ok=True)
         publish(self._files)
-        for beside in set(map(data_beside, self.outputs)) - set(self._files.values()):
-            beside.unlink(missing_ok=True)  # of a larger model that was there before
+        for beside in map(data_beside, self.outputs):
+            if beside.is_file() and beside not in self._files.values():
+                beside.unlink()  # of a larger model that was there before
         publish({self._sidecar: sidecar})
 
     def _made(self) -> dict[Path, Path]:

@@ -186,15 +186,15 @@ def test_weights_beside_a_graph_are_watched_though_no_rule_names_them(tmp_path: 
     name = "results/models/tiny/fused.onnx.data"
     path = folder / name
     content = path.read_bytes()
-    for what in (None, content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1])):
+    for what in (None, content[:-1] + bytes([content[-1] ^ 1])):
         path.unlink()
         if what is not None:
             path.write_bytes(what)
         assert f"{name}: " in verify(folder, status=2)
         said = snakemake(folder)
         assert f"{name}: " in said
-        assert "rule fuse:" in said
-        assert "rule export:" not in said
+        assert "tiny: fuse the graph" in said
+        assert "tiny: export to ONNX" not in said
         assert results(folder) == whole
         is_done(folder)
 

@@ -173,6 +173,23 @@ def test_images_are_paired_where_outputs_are_there(tiny: tuple[Path, Path]) -> N
     assert "paired, p = " in next(line for line in said.splitlines() if "agreement" in line)
 
 
+def test_another_recipe_and_the_study_of_one_side_are_notes_though_heavy_files_are_there(
+    tiny: tuple[Path, Path],
+) -> None:
+    for place in ("results/tiny", "results/models/tiny"):
+        shutil.copytree(tiny[1] / place / "layernorm", tiny[1] / place / "mine")
+    heavy = tiny[1] / "results/models/tiny"
+    for name in ("calibration-n64-s2.safetensors", "fp32/rollout.safetensors", "../random/model.onnx"):
+        (heavy / name).parent.mkdir(exist_ok=True)
+        (heavy / name).write_bytes(b"")  # the study's, and a model of the benchmark
+    status, said = compare(*tiny)
+    assert (status, "only in" in said) == (0, False), said
+    assert f"note: not compared, for only {tiny[1]} has them: results/tiny/mine" in said
+    (heavy / TINY / "int8.onnx").write_bytes(b"")
+    status, said = compare(*tiny)
+    assert (status, f"only in {tiny[1]}: results/models/tiny/{TINY}/int8.onnx" in said) == (1, True), said
+
+
 def git(folder: Path, *words: str) -> None:
     name = ["-c", "user.name=test", "-c", "user.email=test", "-c", "commit.gpgsign=false"]
     subprocess.run(["git", *name, *words], cwd=folder, capture_output=True, check=True)

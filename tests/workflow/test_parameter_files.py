@@ -39,7 +39,9 @@ def write(folder: Path, images: str = "images.safetensors", **others: Any) -> No
 
 
 def plan(folder: Path, *options: str, status: int = 0) -> str:
-    return run(folder, "snakemake", "--configfile", "mine.yaml", "--dry-run", *options, status=status)
+    said = run(folder, "snakemake", "--configfile", "mine.yaml", "--dry-run", *options, status=status)
+    assert "Warning" not in said
+    return said
 
 
 def test_no_template_runs(tree: Path) -> None:

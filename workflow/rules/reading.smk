@@ -1,11 +1,15 @@
 # What reads parameters before anything else.
 import sys
+import warnings
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
 from ptq2themoon.vocabulary.errors import UserError, lines_of
 from ptq2themoon.vocabulary.yaml_files import read_yaml
+
+# Snakemake's own, of the size of inputs that are not there yet: nothing is wrong.
+warnings.filterwarnings("ignore", "coroutine 'InputFiles.* was never awaited", RuntimeWarning)
 
 
 def known(make):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from ptq2themoon.vocabulary.recipes import load_recipe
 from ptq2themoon.vocabulary.records import parsed
 
 MODELS = f"{RESULTS}/models/"
+# A tool's, the study's, and what is drawn for the keys of all runs: each a part of its own.
+APART = ("*timings.csv", "rollout.safetensors", "calibration-n*-s*.safetensors")
 SHOWN = 20  # files that only one side has, at most, of each
 
 
@@ -53,22 +56,27 @@ def _compared(first: Tree, second: Tree) -> Comparison:
     return found
 
 
-def _part(name: str) -> str:
-    """What a file is made with: the study, a recipe, the benchmarks, …; "" where it belongs to every run."""
+def _parts(name: str) -> Iterator[str]:
+    """What a file is made with: its model, and the study, a recipe, the benchmarks, … of it."""
     parts = name.split("/")
-    if parts[1].endswith("timings.csv"):  # a tool's
-        return name
-    depth = 2 if parts[1] in layout.OF_ALL_MODELS else 3
-    return "/".join(parts[:depth]) if len(parts) > depth else ""
+    if any(fnmatchcase(parts[-1], pattern) for pattern in APART):
+        yield name
+    depth = 3 if name.startswith(MODELS) else 2
+    depths = (depth,) if parts[1] in layout.OF_ALL_MODELS else (depth, depth + 1)
+    yield from ("/".join(parts[:each]) for each in depths if len(parts) > each)
 
 
 def _lacking(tree: Tree, other: Tree) -> set[str]:
-    """Parts of `tree` of which `other` has no file: it did not make them. "" is none."""
-    return {_part(name) for name in tree.files} - {_part(name) for name in other.files} - {""}
+    """Parts of `tree` of which `other` has no file: it did not make them."""
+    own, others = ({part for name in each.files for part in _parts(name)} for each in (tree, other))
+    return own - others
 
 
 def _not_made(tree: Tree, other: Tree) -> Iterator[str]:
-    names = sorted(part for part in _lacking(tree, other) if not part.startswith(MODELS) and kept(part))
+    """A line that names what only `tree` made; of a model or a file of it once."""
+    lacking = _lacking(tree, other)
+    parts = [part for part in lacking if not part.startswith(MODELS) and kept(part)]
+    names = sorted(part for part in parts if part.rpartition("/")[0] not in lacking)
     if names:
         yield f"not compared, for only {tree.name} has them: {', '.join(names)}"
 
@@ -77,7 +85,7 @@ def _alone(tree: Tree, other: Tree) -> Iterator[str]:
     """Files of parts that both made, which `other` lacks; what an example lacks counts if both are more."""
     heavy, whole = tree.heavy and other.heavy, tree.whole and other.whole
     lacking = _lacking(tree, other)
-    found = {name for name in tree.files - other.files if _part(name) not in lacking}
+    found = {name for name in tree.files - other.files if lacking.isdisjoint(_parts(name))}
     names = sorted(n for n in found if (heavy if n.startswith(MODELS) else whole or kept(n)))
     yield from (f"only in {tree.name}: {name}" for name in names[:SHOWN])
     if len(names) > SHOWN:

@@ -88,10 +88,11 @@ def other_shapes(model: nn.Module, state: State, wanted: State, wrong: list[str]
             f"give `arguments: {{num_classes: {found}}}`"
         )
     if wrong == ["patch_embed.proj.weight"]:
-        found, asked = (list(each["patch_embed.proj.weight"].shape) for each in (state, wanted))
-        what = {1: f"in_chans: {found[1]}", 2: f"patch_size: {found[2]}"}
-        given = ", ".join(what[i] for i in what if found[i : i + 1] != asked[i : i + 1] and len(found) == 4)
-        return f"its patch embedding is {found}, the model's {asked}; give `arguments: {{{given}}}`"
+        theirs, own = (list(each["patch_embed.proj.weight"].shape) for each in (state, wanted))
+        names = {1: "in_chans", 2: "patch_size"} if len(theirs) == len(own) == 4 else {}
+        given = ", ".join(f"{name}: {theirs[i]}" for i, name in names.items() if theirs[i] != own[i])
+        hint = f"; give `arguments: {{{given}}}`" if given else ""
+        return f"its patch embedding is {theirs}, the model's {own}{hint}"
     if wrong == ["pos_embed"]:
         return _other_size(model, state["pos_embed"].shape[1], wanted["pos_embed"].shape[1])
     first = wrong[0]

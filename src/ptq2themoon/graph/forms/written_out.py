@@ -15,6 +15,8 @@ from ptq2themoon.graph.forms.support import MICROSOFT, opset_of, place
 from ptq2themoon.ppq_operators import runs
 from ptq2themoon.vocabulary.errors import UserError
 
+OF_SOFTMAX = "ReduceLogSumExp"  # a part of one, as it may be written, which is looked for later
+
 
 def write_out_newer(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """The model with each operator that ONNX has only after `opset` as plain ones.
@@ -32,7 +34,7 @@ def write_out_newer(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 def write_out_defined(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with operators of many terms as sums, and with those that PPQ lacks as ONNX defines them."""
     model = _written_out(model, lambda node: node.domain in STANDARD_DOMAINS and node.op_type in TERMS, TERMS)
-    return _by_definition(model, lambda kind: not runs(kind))
+    return _by_definition(model, lambda kind: not runs(kind) and kind != OF_SOFTMAX)
 
 
 def _by_definition(model: onnx.ModelProto, wanted: Callable[[str], bool]) -> onnx.ModelProto:
@@ -42,13 +44,14 @@ def _by_definition(model: onnx.ModelProto, wanted: Callable[[str], bool]) -> onn
     schemas = [
         defs.get_schema(kind, opset) for kind in sorted(kinds) if wanted(kind) and defs.has(kind, opset)
     ]
-    defined = [("", schema.name) for schema in schemas if _has_definition(schema)]
+    defined = [schema for schema in schemas if _has_definition(schema)]
     if not defined:
         return model
-    return by_outline(model, lambda light: _inlined(light, defined))
+    inlined = by_outline(model, lambda light: _inlined(light, defined))
+    return _by_definition(inlined, wanted)  # a definition may have others in it
 
 
-def _inlined(model: onnx.ModelProto, defined: list[tuple[str, str]]) -> onnx.ModelProto:
+def _inlined(model: onnx.ModelProto, schemas: list[defs.OpSchema]) -> onnx.ModelProto:
     typed = copied(model)
     typed.graph.value_info.extend(
         helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
@@ -59,8 +62,8 @@ def _inlined(model: onnx.ModelProto, defined: list[tuple[str, str]]) -> onnx.Mod
         for node in (node for node in typed.graph.node if node.op_type == schema.name):
             stated = {item.name for item in node.attribute}
             node.attribute.extend(item for item in usual if item.name not in stated)
-    inlined = inliner.inline_selected_functions(typed, defined, inline_schema_functions=True)
-    return _by_definition(inlined, wanted)  # a definition may have others in it
+    names = [("", schema.name) for schema in schemas]
+    return inliner.inline_selected_functions(typed, names, inline_schema_functions=True)
 
 
 def _has_definition(schema: defs.OpSchema) -> bool:

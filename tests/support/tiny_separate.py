@@ -261,3 +261,25 @@ class Cut(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         patches = x.reshape(-1, 1, 4, 4, 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, 16)
         return self.layers(patches).transpose(1, 2)
+
+
+class DenseOfHeads(SeparateBlock):
+    """Layers [width, heads, size] by Einsum, as JAX has them; heads that talk with each other by one too."""
+
+    def __init__(self, width: int = 32, heads: int = 2) -> None:
+        super().__init__(width, heads)
+        shapes = [(width, heads, self.size)] * 3, [(heads, self.size)] * 3
+        self.weights, self.biases = (nn.ParameterList(torch.zeros(s) for s in each) for each in shapes)
+        self.talk = nn.Parameter(torch.zeros(heads, heads))
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.before(x)
+        q, k, v = (
+            torch.einsum("btd,dhk->bthk", y, weight) + bias
+            for weight, bias in zip(self.weights, self.biases, strict=True)
+        )
+        scores = torch.einsum("bqhk,bthk->bhqt", q / self.size**0.5, k)
+        weights = torch.einsum("bhqt,hg->bgqt", scores, self.talk).softmax(-1)
+        context = torch.einsum("bhqt,bthk->bqhk", weights, v)
+        weight = self.dense.weight.reshape(-1, self.heads, self.size)
+        return torch.einsum("bqhk,dhk->bqd", context, weight) + self.dense.bias

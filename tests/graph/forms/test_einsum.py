@@ -40,6 +40,8 @@ CASES = [
     ("btc,chk->bhtk", (1, 3, 4), (4, 2, 5), True),
     ("bthd,hdk->btk", (1, 3, 2, 4), (2, 4, 5), True),
     ("bhtd,dk->bhkt", (1, 2, 3, 4), (4, 5), True),
+    ("bhij,hg->bgij", (1, 2, 3, 4), (2, 2), True),
+    ("bhtd,hdk->bhtk", (1, 2, 3, 4), (2, 4, 5), True),
 ]
 
 

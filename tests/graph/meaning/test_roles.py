@@ -16,6 +16,7 @@ from tiny_separate import (
     CappedScores,
     Correlation,
     Cut,
+    DenseOfHeads,
     Difference,
     Gate,
     GatedKeys,
@@ -201,6 +202,7 @@ def test_bounded_scores_are_scores() -> None:
         (HeadsApart, 2, 1, []),
         (Difference, 1, 4, ["Mul", "Sub"]),
         (TwoSoftmaxes, 2, 2, ["Mul", "Sub"]),
+        (DenseOfHeads, 1, 2, ["MatMul"]),
         (RotaryHalves, 1, 2, ["Add"] * 2 + ["Mul"] * 8 + ["Sub"] * 2),
     ],
 )

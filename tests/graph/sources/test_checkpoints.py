@@ -107,6 +107,69 @@ def test_safetensors_by_any_name(tmp_path: Path, state: State, name: str) -> Non
     read(tmp_path / name, state)
 
 
+def test_a_file_of_pytorch_by_the_name_of_safetensors(tmp_path: Path, state: State) -> None:
+    torch.save({"model": state}, tmp_path / "w.safetensors")
+    read(tmp_path / "w.safetensors", state)
+
+
+OF_ANOTHER_FORM: dict[str, tuple[Callable[[State], State], str]] = {
+    "LoRA": (
+        lambda s: {**s, "blocks.0.attn.qkv.lora_A": torch.ones(2, 32)},
+        "weights of another form (as ['blocks.0.attn.qkv.lora_A']): adapters of LoRA lie beside its weights",
+    ),
+    "PEFT": (
+        lambda s: {key.replace("head.", "head.modules_to_save.default."): v for key, v in s.items()},
+        "PEFT has wrapped it; unload it first",
+    ),
+    "pruned": (
+        lambda s: (
+            {key.replace("fc1.weight", "fc1.weight_orig"): v for key, v in s.items()}
+            | {"blocks.0.mlp.fc1.weight_mask": torch.ones(1)}
+        ),
+        "masks prune its weights; make that permanent first",
+    ),
+    "weight norm": (
+        lambda s: {
+            key.replace("head.weight", "head.parametrizations.weight.original1"): v for key, v in s.items()
+        },
+        "remove the parametrizations first",
+    ),
+    "trained for quantization": (
+        lambda s: {**s, "blocks.0.attn.qkv.weight_fake_quant.scale": torch.ones(1)},
+        "it is of a model that was quantized; give the weights in floating point",
+    ),
+    "distilled": (
+        lambda s: {**s, "dist_token": torch.ones(1, 1, 32)},
+        "give a `source` that is distilled too",
+    ),
+    "MAE": (
+        lambda s: {**s, "decoder_embed.weight": torch.ones(2, 32)},
+        "it is of pre-training with a decoder",
+    ),
+    "last norm after a pool": (
+        lambda s: {f"fc_{key}" if key.startswith("norm.") else key: v for key, v in s.items()},
+        "give `arguments: {global_pool: avg}`",
+    ),
+    "grey images": (
+        lambda s: {**s, "patch_embed.proj.weight": s["patch_embed.proj.weight"][:, :1]},
+        "is [32, 1, 16, 16], the model's [32, 3, 16, 16]; give `arguments: {in_chans: 1}`",
+    ),
+    "another head beside": (
+        lambda s: (
+            {f"net.{key}": v for key, v in s.items() if "head" not in key} | {"fc.weight": torch.ones(3, 32)}
+        ),
+        "has no classifier (head.bias, head.weight), but fc.weight, which is no part of the model",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", OF_ANOTHER_FORM)
+def test_the_true_reason(tmp_path: Path, state: State, form: str) -> None:
+    change, said = OF_ANOTHER_FORM[form]
+    torch.save(change(state), tmp_path / "w.pth")
+    assert said in refusal(tmp_path / "w.pth")
+
+
 def test_two_that_differ(tmp_path: Path, state: State) -> None:
     torch.save({"student": prefixed("backbone.")(zeros(state)), "teacher": state}, tmp_path / "w.pth")
     message = refusal(tmp_path / "w.pth")
@@ -300,12 +363,22 @@ def test_a_torchscript_archive(tmp_path: Path) -> None:
         (b'{"weight_map": {}}', "must be called NAME.index.json"),
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
         (b"GGUF\x03", "a GGUF file"),
+        (b"\x1f\x8b\x08", "compressed by gzip; unpack it"),
         (b"no weights at all", "not readable as weights ("),
     ],
 )
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_files_that_are_something_else(tmp_path: Path, content: bytes, said: str, name: str) -> None:
     (tmp_path / name).write_bytes(content)
+    assert said in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("w.onnx", "give `source: onnx:FILE`"), ("w.msgpack", "of Flax"), ("w.index", "of TensorFlow")],
+)
+def test_files_that_their_suffix_tells(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / name).write_bytes(b"\x08\x01\x12 no weights")
     assert said in refusal(tmp_path / name)
 
 

@@ -114,6 +114,7 @@ def test_logarithms_of_probabilities_are_logits(tmp_path: Path) -> None:
         (lambda y: y.topk(3)[1], "holds class numbers of operator '/TopK'"),
         (lambda y: y > 0, "holds bool, no floating point numbers"),
         (lambda y: y.exp() / y.exp().sum(-1, keepdim=True), "holds probabilities (an image's sum to 1)"),
+        (lambda y: 100 * y.softmax(-1), "holds probabilities (an image's sum to 100)"),
         (lambda y: (y.softmax(-1) + (2 * y).softmax(-1)) / 2, "holds probabilities"),
     ],
 )
@@ -272,17 +273,19 @@ class Noise(nn.Module):
 class Rows(nn.Module):
     """Takes [B, H, W, C], as TensorFlow's models do, and normalises there."""
 
-    def __init__(self) -> None:
+    def __init__(self, asks: bool) -> None:
         super().__init__()
-        self.model = tiny_module(in_chans=3)
+        self.asks, self.model = asks, tiny_module(in_chans=3)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(((images - 0.5) / 0.25).permute(0, 3, 1, 2))
+        logits = self.model(((images - 0.5) / 0.25).permute(0, 3, 1, 2))
+        return logits.reshape(images.shape[0], 5) if self.asks else logits
 
 
+@pytest.mark.parametrize("asks", [True, False], ids=["asks for the size", "plain"])
 @pytest.mark.parametrize("dynamic", [True, False])
-def test_channels_last(dynamic: bool, tmp_path: Path) -> None:
-    module = Rows().eval()
+def test_channels_last(dynamic: bool, asks: bool, tmp_path: Path) -> None:
+    module = Rows(asks).eval()
     onnx.save(to_onnx(module, (1, 16, 16, 3), dynamic_batch=dynamic), tmp_path / "mine.onnx")
     source = Source(f"onnx:{tmp_path}/mine.onnx", preprocessing={"mean": [0.0], "std": [1.0]})
     info = export(source, "torchscript", 13, tmp_path / "model.onnx")

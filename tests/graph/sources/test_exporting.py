@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from tiny_models import random_images, randomised, run_all
 from tiny_stages import Ended, files, run_stage, write_weights
 
-from ptq2themoon.graph.sources.checkpoints import load_weights, outline
+from ptq2themoon.graph.sources.checkpoints import load_weights
+from ptq2themoon.graph.sources.misfits import outline
 from ptq2themoon.vocabulary import onnx_data
 
 SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 32, "num_heads": 2}

@@ -84,10 +84,13 @@ class _Product:
         alone = [x for x in (*self.rows, *self.columns) if x not in self.out]
         if alone or not self.summed:
             return  # a sum of one operand, or no sum: no matrix product
-        x = self._moved(self.node.input[0], first, [self.shared, self.rows, self.summed], "first")
+        # A layer's weight serves all rows as they are; other products have one dimension of rows.
+        layer = self.node.input[1] in self.graph.constants and not self.shared
+        rows = [self.rows, self.summed] if layer else [self.shared, self.rows, self.summed]
+        x = self._moved(self.node.input[0], first, rows, "first")
         y = self._moved(self.node.input[1], second, [self.shared, self.summed, self.columns], "second")
         together = [*self.shared, *self.rows, *self.columns]
-        joint = len(self.rows) != 1 or len(self.columns) != 1
+        joint = (len(self.rows) != 1 and not layer) or len(self.columns) != 1
         perm = [together.index(x) for x in self.out]
         moved = perm != sorted(perm)
         out = self.node.output[0]

@@ -128,6 +128,13 @@ def _swish(writer: PlainWriter, node: NodeProto, usual: float = 1.0) -> None:
     writer.give(writer.make("Mul", x, writer.make("Sigmoid", steep)))
 
 
+def _sum(writer: PlainWriter, node: NodeProto, share: float = 1.0) -> None:
+    total = writer.make("Identity", node.input[0])
+    for term in node.input[1:]:
+        total = writer.make("Add", total, term)
+    writer.give(total if share == 1 else writer.make("Mul", total, writer.real(share)))
+
+
 PLAIN_ACTIVATIONS = ("Relu", "Sigmoid", "Tanh", "LeakyRelu")
 NEED_RANKS = (
     "Attention",
@@ -142,6 +149,10 @@ NEWER: dict[str, Write] = {
     "GroupNormalization": _group_norm,
     "RMSNormalization": _rms_norm,
     "Swish": _swish,
+}
+TERMS: dict[str, Write] = {
+    "Mean": lambda writer, node: _sum(writer, node, 1 / len(node.input)),
+    "Sum": _sum,
 }
 RUNTIME: dict[str, Write] = {
     "Attention": runtime_attention,

@@ -19,6 +19,8 @@ def rewrite_linear(graph: Graph, shapes: Shapes, batch: int) -> None:
     Args:
         shapes: of a graph whose batch is fixed, at `batch`; kept up to date.
     """
+    for node in [node for node in graph.nodes if node.op_type == "Add"]:
+        _bias_of_heads(graph, shapes, node)
     for node in list(graph.nodes):
         rows = _rows(shapes, node)
         if node.op_type == "Gemm":
@@ -31,6 +33,30 @@ def rewrite_linear(graph: Graph, shapes: Shapes, batch: int) -> None:
                 _replace_by_gemm(graph, [node], node.input[0], *parts)
         elif node.op_type == "MatMul" and rows == batch:
             _matmul_to_gemm(graph, node)
+
+
+def _bias_of_heads(graph: Graph, shapes: Shapes, add: NodeProto) -> None:
+    """A bias [heads, size] behind the Reshape that parts a layer's channels, as JAX has it, before that."""
+    operands = graph.split_operands(add)
+    reshape = graph.producer(operands[0]) if operands is not None else None
+    matmul = (
+        graph.producer(reshape.input[0]) if reshape is not None and reshape.op_type == "Reshape" else None
+    )
+    if operands is None or reshape is None or matmul is None or matmul.op_type != "MatMul":
+        return
+    bias, whole, parted = operands[1], shapes.get(matmul.output[0], ()), shapes.get(reshape.output[0], ())
+    alone = graph.only_consumer(matmul, "Reshape") is reshape and graph.only_consumer(reshape, "Add") is add
+    if not alone or matmul.input[1] not in graph.constants or bias.ndim < 2:
+        return
+    if (bias.size, bias.shape) != (whole[-1], parted[-bias.ndim :]) or whole[:-1] != parted[: -bias.ndim]:
+        return
+    shifted, stem = graph.free_tensor(f"{add.output[0]}/shifted"), add.name or add.output[0]
+    flat = graph.add_constant(f"{add.output[0]}/bias", bias.reshape(-1))
+    shapes[shifted] = whole
+    graph.replace([reshape, add], [
+        helper.make_node("Add", [matmul.output[0], flat], [shifted], stem),
+        helper.make_node("Reshape", [shifted, reshape.input[1]], list(add.output), reshape.name),
+    ])  # fmt: skip
 
 
 def _rows(shapes: Shapes, node: NodeProto) -> int | None:

@@ -47,7 +47,7 @@ from ptq2themoon.graph.forms.support import (
 )
 from ptq2themoon.graph.forms.taken_apart import rewrite_taken_apart
 from ptq2themoon.graph.forms.unit_norms import rewrite_unit_norms
-from ptq2themoon.graph.forms.written_out import write_out_newer, write_out_runtime
+from ptq2themoon.graph.forms.written_out import write_out_defined, write_out_newer, write_out_runtime
 from ptq2themoon.progress import warn
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -70,6 +70,7 @@ def normalise(model: onnx.ModelProto) -> onnx.ModelProto:
     batch, is_free = _batch_of(model, graph_inputs[0])
     converted = write_out_runtime(to_opset(model, FUSED_OPSET))
     check_domains(converted)
+    converted = write_out_defined(converted)
     model = _at_batch(converted, batch)
     check_types(model)
 

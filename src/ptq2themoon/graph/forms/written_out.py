@@ -9,10 +9,13 @@ from onnx import NodeProto, defs, helper, inliner
 
 from ptq2themoon.graph.editing.one_message import by_outline
 from ptq2themoon.graph.editing.onnx_graph import STANDARD_DOMAINS, Graph, copied, tensor_shapes
-from ptq2themoon.graph.forms.fused_operators import NEED_RANKS, NEWER, RUNTIME, Write
+from ptq2themoon.graph.forms.fused_operators import NEED_RANKS, NEWER, RUNTIME, TERMS, Write
 from ptq2themoon.graph.forms.plain_writer import PlainWriter, UnknownForm
 from ptq2themoon.graph.forms.support import MICROSOFT, opset_of, place
+from ptq2themoon.ppq_operators import runs
 from ptq2themoon.vocabulary.errors import UserError
+
+OF_SOFTMAX = "ReduceLogSumExp"  # a part of one, as it may be written, which is looked for later
 
 
 def write_out_newer(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
@@ -25,21 +28,42 @@ def write_out_newer(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     if found <= opset:
         return model
     model = _written_out(model, lambda node: node.domain in STANDARD_DOMAINS and node.op_type in NEWER, NEWER)
+    return _by_definition(model, lambda kind: defs.has(kind, found) and not defs.has(kind, opset))
+
+
+def write_out_defined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with operators of many terms as sums, and with those that PPQ lacks as ONNX defines them."""
+    model = _written_out(model, lambda node: node.domain in STANDARD_DOMAINS and node.op_type in TERMS, TERMS)
+    return _by_definition(model, lambda kind: not runs(kind) and kind != OF_SOFTMAX)
+
+
+def _by_definition(model: onnx.ModelProto, wanted: Callable[[str], bool]) -> onnx.ModelProto:
+    """The model with its wanted types written out where ONNX brings a definition; others stay."""
+    opset = opset_of(model)
     kinds = {node.op_type for node in model.graph.node if node.domain in STANDARD_DOMAINS}
-    schemas = [defs.get_schema(k, found) for k in kinds if defs.has(k, found) and not defs.has(k, opset)]
-    defined = [("", schema.name) for schema in schemas if _has_definition(schema)]
+    schemas = [
+        defs.get_schema(kind, opset) for kind in sorted(kinds) if wanted(kind) and defs.has(kind, opset)
+    ]
+    defined = [schema for schema in schemas if _has_definition(schema)]
     if not defined:
         return model
-    return by_outline(model, lambda light: _inlined(light, defined))
+    inlined = by_outline(model, lambda light: _inlined(light, defined))
+    return _by_definition(inlined, wanted)  # a definition may have others in it
 
 
-def _inlined(model: onnx.ModelProto, defined: list[tuple[str, str]]) -> onnx.ModelProto:
+def _inlined(model: onnx.ModelProto, schemas: list[defs.OpSchema]) -> onnx.ModelProto:
     typed = copied(model)
     typed.graph.value_info.extend(
         helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         for tensor in model.graph.initializer
     )
-    return inliner.inline_selected_functions(typed, defined, inline_schema_functions=True)
+    for schema in schemas:  # a definition leaves out what an operator does not state
+        usual = [item.default_value for item in schema.attributes.values() if item.default_value.name]
+        for node in (node for node in typed.graph.node if node.op_type == schema.name):
+            stated = {item.name for item in node.attribute}
+            node.attribute.extend(item for item in usual if item.name not in stated)
+    names = [("", schema.name) for schema in schemas]
+    return inliner.inline_selected_functions(typed, names, inline_schema_functions=True)
 
 
 def _has_definition(schema: defs.OpSchema) -> bool:

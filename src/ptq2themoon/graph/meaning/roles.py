@@ -94,6 +94,9 @@ class _Finder:
         if node.op_type != "Conv" or not all(map(self.walk.shifts, readers)):
             return False
         readers = self.walk.ahead(node.output[0], self.walk.shifts)
+        # A norm of groups or tokens [images, channels, places] tells nothing: what follows does.
+        norms = [reader for reader in readers if reader.op_type in IMAGE_TYPES]
+        readers += [n for norm in norms for n in self.walk.ahead(norm.output[0], self.walk.activates)]
         return not any(self._is_of_images(reader) for reader in readers)
 
     def _is_of_images(self, node: NodeProto) -> bool:

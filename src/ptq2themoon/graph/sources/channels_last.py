@@ -41,7 +41,8 @@ def take_channels_first(model: onnx.ModelProto) -> None:
 def _transposes(model: onnx.ModelProto, tensor: str) -> bool:
     """Whether what reads the images brings their channels to the front, past what normalises them."""
     while True:
-        readers = [node for node in model.graph.node if tensor in node.input]
+        # A size that is asked for is that of the images as they were, which the first operator restores.
+        readers = [node for node in model.graph.node if tensor in node.input and node.op_type != "Shape"]
         if len(readers) != 1:
             return False
         if readers[0].op_type == "Transpose":

@@ -24,8 +24,16 @@ ALONE = "save the state dict alone: torch.save(model.state_dict(), FILE)"
 DEEPEST = 6  # dictionaries within each other, of training scripts
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 GLOBAL = re.compile(r"(?:GLOBAL|global:?|class:?) ([\w.]+\.[\w.]+)")
+ZIP = b"PK\x03\x04"  # the first bytes of an archive, as PyTorch writes
+# What a file is, by its suffix, where its first bytes do not tell.
+SUFFIXES = {
+    ".onnx": "an ONNX model; give `source: onnx:FILE`",
+    ".msgpack": "of Flax; bring the weights into timm's names",
+    ".index": "of TensorFlow; bring the weights into timm's names",
+}
 # What a file is, by its first bytes.
 STARTS = {
+    b"\x1f\x8b": "compressed by gzip; unpack it",
     b"version https://git-lfs": "a pointer of Git LFS, not the file; fetch it: git lfs pull",
     b"<": "a web page, not the file; fetch it again",
     b"{": "JSON; the index of several files must be called NAME.index.json",
@@ -38,6 +46,7 @@ ARCHIVES = {
     "constants.pkl": "a TorchScript archive; save its state dict, of the model that it was made from",
     "archive_format": "an archive of torch.export; save the state dict of the model that it was made from",
     "serialized_exported_program.json": "an archive of torch.export; save the state dict of its model",
+    ".pth": "an archive that holds a .pth file; unpack it",
     ".npy": "NumPy arrays, as JAX's models come; bring the weights into timm's names",
 }
 
@@ -78,8 +87,8 @@ def _content(path: Path) -> Any:
         if _is_safetensors(path):
             return load_file(path)
         # Training scripts keep their options beside the weights: names and values, no code.
-        with torch.serialization.safe_globals([argparse.Namespace]), quiet("torch"):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), quiet("torch"), open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)  # by its content, not its suffix
     except Exception as error:  # whatever a broken file makes of PyTorch's reader
         raise UserError(f"{path}: not readable as weights ({_reason(path, error)})") from None
 
@@ -87,6 +96,8 @@ def _content(path: Path) -> Any:
 def _is_safetensors(path: Path) -> bool:
     with open(path, "rb") as file:
         start = file.read(9)
+    if start.startswith(ZIP):
+        return False  # of PyTorch, under whatever name
     return path.suffix == ".safetensors" or start[4:] == b"\0\0\0\0{"
 
 
@@ -105,6 +116,8 @@ def _reason(path: Path, error: Exception) -> str:
         for name, what in ARCHIVES.items():
             if any(one.endswith(name) for one in names):
                 return f"it is {what}"
+    if path.suffix in SUFFIXES:
+        return f"it is {SUFFIXES[path.suffix]}"
     return plain_text(error)
 
 

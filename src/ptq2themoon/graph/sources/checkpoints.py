@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ptq2themoon.graph.sources.checkpoint_files import State, plain_text, states_in
+from ptq2themoon.graph.sources.misfits import TABLES, classifiers, other_keys, other_shapes
 from ptq2themoon.progress import warn
 from ptq2themoon.vocabulary.errors import UserError
 
@@ -21,13 +22,7 @@ AVERAGED = re.compile(
 )  # in a name: these weights come first
 # What torch.compile, FSDP and checkpointing put between names, at any place.
 BETWEEN = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# Tables and counts that a model makes itself, which other versions of it saved.
-TABLES = re.compile(
-    r"(?:^|\.)(?:relative_position_index|relative_coords_table|attn_mask|mask_token|position_ids|n_averaged"
-    r"|num_batches_tracked|total_ops|total_params|inv_freq|freqs_\w+|(?:rope|rotary_emb|rot_pos_emb)\.\w+)$"
-)
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
-BLOCK = re.compile(r"(?:.*\.)?(?:blocks?|layers?)\.\d+(?=\.)")
 # What a converter of timm raises on weights of another architecture.
 FOREIGN = (KeyError, RuntimeError, ValueError, IndexError, AttributeError, TypeError, AssertionError)
 
@@ -52,12 +47,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
         state = _converted(model, state, path) or state
         if any(_differences(model, state)):
             hint = "; it is one of several files: give the index beside it" if SHARD.search(path.name) else ""
-            raise UserError(f"{path}: {_other_keys(state, wanted, heads)}{hint}")
+            beside = _beside(found, state)
+            raise UserError(f"{path}: {other_keys(state, wanted, heads, beside)}{hint}")
     else:
         state = _chosen(whole, wanted, path)
     wrong = [key for key, value in wanted.items() if key in state and value.shape != state[key].shape]
     if wrong:
-        raise UserError(f"{path}: {_other_shapes(model, state, wanted, wrong)}")
+        raise UserError(f"{path}: {other_shapes(model, state, wanted, wrong)}")
     odd = [key for key, value in wanted.items() if key in state and not _is_number(value, state[key])]
     if odd:
         first = state[odd[0]]
@@ -89,6 +85,12 @@ def _by_place(found: Mapping[str, State], wanted: State) -> dict[str, State]:
 
 def _most_alike(named: Mapping[str, State], wanted: State) -> State:
     return max(named.values(), key=lambda state: (len(state.keys() & wanted.keys()), len(state)))
+
+
+def _beside(found: Mapping[str, State], state: State) -> list[str]:
+    """Names of weights in the file that are no part of `state`, whatever stands before its names."""
+    names = {BETWEEN.sub("", key) for whole in found.values() for key in whole}
+    return [key for key in names if key.endswith("weight") and not key.endswith(tuple(state))]
 
 
 def _differences(model: nn.Module, state: State) -> tuple[list[str], list[str]]:
@@ -179,77 +181,6 @@ def _compare_tables(model: nn.Module, state: State, path: Path) -> None:
             continue
         if name not in model.state_dict() and not torch.allclose(theirs.float(), own.float(), atol=1e-4):
             warn(f"{path}: its table {name} is not the one that the model makes; check `arguments`")
-
-
-def classifiers(model: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that give the logits, as timm states them; of distilled models two."""
-    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _other_keys(state: State, wanted: State, heads: Collection[str]) -> str:
-    missing, unexpected = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
-    unexpected = [key for key in unexpected if not TABLES.search(key)]
-    if not unexpected and {key.rpartition(".")[0] for key in missing} <= set(heads):
-        return f"has no classifier ({', '.join(missing)}); give `arguments: {{num_classes: 0}}` for features"
-    theirs, own = outline(state), outline(wanted)
-    hint = f"; the file has {theirs}, the model {own}"
-    if theirs == own:
-        hint = "; its blocks are like the model's: named otherwise, or made with other `arguments`"
-    if any(".attention." in key or key.startswith(("embeddings.", "encoder.")) for key in unexpected):
-        hint = "; they are named as transformers does it: export that model, give `source: onnx:FILE`"
-    return (
-        f"weights of another architecture: {len(missing)} keys missing (as {missing[:2]}), "
-        f"{len(unexpected)} unexpected (as {unexpected[:2]}){hint}"
-    )
-
-
-def _other_shapes(model: nn.Module, state: State, wanted: State, wrong: list[str]) -> str:
-    heads = classifiers(model)
-    if not any(state[key].numel() for key in wrong):
-        return (
-            "holds empty tensors, as DeepSpeed's ZeRO 3 leaves them; gather the weights with the script "
-            "zero_to_fp32.py that lies beside"
-        )
-    if all(key.rpartition(".")[0] in heads for key in wrong):
-        found, asked = state[wrong[0]].shape[0], wanted[wrong[0]].shape[0]
-        return (
-            f"its head {heads[0]!r} has {found} classes, the model {asked}; "
-            f"give `arguments: {{num_classes: {found}}}`"
-        )
-    if wrong == ["pos_embed"]:
-        return _other_size(model, state["pos_embed"].shape[1], wanted["pos_embed"].shape[1])
-    first = wrong[0]
-    return (
-        f"weights of another architecture: {len(wrong)} of {len(wanted)} have another shape (as {first}: "
-        f"{list(state[first].shape)}, expected {list(wanted[first].shape)}); "
-        f"the file has {outline(state)}, the model {outline(wanted)}"
-    )
-
-
-def _other_size(model: nn.Module, found: int, asked: int) -> str:
-    """Position embeddings of another number of tokens: the sizes of image that both are for."""
-    embed = getattr(model, "patch_embed", None)
-    patch, here = getattr(embed, "patch_size", (0, 0)), getattr(embed, "img_size", None)
-    grid = getattr(embed, "grid_size", (0, 0))
-    side = round(max(found - (asked - grid[0] * grid[1]), 0) ** 0.5)
-    text = f"its position embedding pos_embed has {found} tokens, the model {asked}"
-    if here is None or side * side != found - (asked - grid[0] * grid[1]):
-        return f"{text}; give the image size that it was trained on as `arguments: {{img_size: N}}`"
-    size = side * patch[0]
-    return (
-        f"{text}: the file is for images of {size}x{side * patch[1]}, the model for {here[0]}x{here[1]}; "
-        f"give `arguments: {{img_size: {size}}}`"
-    )
-
-
-def outline(state: State) -> str:
-    """`12 blocks of width 192`: what tells architectures apart at a glance."""
-    blocks = {match[0] for match in map(BLOCK.match, state) if match}
-    nested = {name for name in blocks if any(other.startswith(f"{name}.") for other in blocks)}
-    widths = sorted({value.shape[0] for key, value in state.items() if re.search(r"norm1?\.weight$", key)})
-    width = f" of width {' to '.join(map(str, dict.fromkeys([widths[0], widths[-1]])))}" if widths else ""
-    return f"{len(blocks - nested)} blocks{width}"
 
 
 def first_line(error: BaseException) -> str:

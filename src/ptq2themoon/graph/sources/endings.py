@@ -44,10 +44,11 @@ def refuse_other_numbers(outputs: np.ndarray, classifier: bool, output: str, pat
             "export the model with its logits or features as the output"
         )
     rows = outputs.ndim == 2 and outputs.shape[1] > 1
-    if classifier and rows and (outputs >= 0).all() and np.allclose(outputs.sum(1), 1, rtol=0, atol=1e-3):
+    whole = float(outputs.sum(1).mean()) if rows else 0.0  # 100 where they are in percent
+    if classifier and whole > 0 and (outputs >= 0).all() and np.allclose(outputs.sum(1), whole, rtol=1e-3):
         raise UserError(
-            f"{path}: output {output!r} holds probabilities (an image's sum to 1), which give no right loss; "
-            "export the model with its logits as the output, or say `classifier: false`"
+            f"{path}: output {output!r} holds probabilities (an image's sum to {whole:.3g}), which give no "
+            "right loss; export the model with its logits as the output, or say `classifier: false`"
         )
 
 

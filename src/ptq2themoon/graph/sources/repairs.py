@@ -14,6 +14,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from ptq2themoon.graph.editing.one_message import check_model
 from ptq2themoon.graph.editing.onnx_graph import STANDARD_DOMAINS, attribute, copied
+from ptq2themoon.quiet import quiet
 from ptq2themoon.vocabulary.errors import UserError
 
 LAYER_NORM_OPSET = 17  # the first with LayerNormalization
@@ -89,7 +90,8 @@ def _norm(graph: onnx.GraphProto, node: NodeProto, opset: int) -> list[NodeProto
 
 def _sorted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     try:
-        found = TopologicalSortPass()(onnx_ir.from_proto(model)).model
+        with quiet("onnx_ir"):  # ONNX's checker says what is wrong
+            found = TopologicalSortPass()(onnx_ir.from_proto(model)).model
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: its operators have no order ({reason}); export the model again") from None

@@ -193,9 +193,10 @@ def test_no_state_dict(tmp_path: Path, content: Any) -> None:
 
 
 HEAD = "w.safetensors: its head 'head' has 5 classes, the model"
+CLASSES = "give `arguments: {num_classes: 5}`, or `--classes 5` to `ptq2themoon`"
 OTHERS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    ({"num_classes": 5}, {"num_classes": 3}, f"{HEAD} 3; give `arguments: {{num_classes: 5}}`"),
-    ({"num_classes": 5}, {}, f"{HEAD} 1000; give `arguments: {{num_classes: 5}}`"),
+    ({"num_classes": 5}, {"num_classes": 3}, f"{HEAD} 3; {CLASSES}"),
+    ({"num_classes": 5}, {}, f"{HEAD} 1000; {CLASSES}"),
     (
         {"num_classes": 0},
         {},

@@ -85,7 +85,7 @@ def other_shapes(model: nn.Module, state: State, wanted: State, wrong: list[str]
         found, asked = state[wrong[0]].shape[0], wanted[wrong[0]].shape[0]
         return (
             f"its head {heads[0]!r} has {found} classes, the model {asked}; "
-            f"give `arguments: {{num_classes: {found}}}`"
+            f"give `arguments: {{num_classes: {found}}}`, or `--classes {found}` to `ptq2themoon`"
         )
     if wrong == ["patch_embed.proj.weight"]:
         theirs, own = (list(each["patch_embed.proj.weight"].shape) for each in (state, wanted))

@@ -119,7 +119,12 @@ def lacking() -> str:
     there = subprocess.run(["buildah", "inspect", "--type", "image", BASE], capture_output=True, check=False)
     if there.returncode:
         return f"the image {BASE}"
-    return "" if shutil.disk_usage("/var/tmp").free > BYTES else f"{BYTES / 1e9:.0f} GB of disk"
+    if shutil.disk_usage("/var/tmp").free < BYTES:
+        return f"{BYTES / 1e9:.0f} GB of disk"
+    container = run(ROOT, "buildah", "from", BASE, env=dict(os.environ)).strip()
+    tried = subprocess.run(["buildah", "run", *BUILDAH, container, "--", "true"], capture_output=True)
+    run(ROOT, "buildah", "rm", container, env=dict(os.environ))
+    return "what containers need here, in PTQ2THEMOON_BUILDAH" if tried.returncode else ""
 
 
 @pytest.mark.slow

@@ -45,7 +45,8 @@ def main(job: VerifyRuntime) -> None:
         reference = Reference.load(job.reference, reference_of(fused.sha256, job.manifest)).output
         expected = load_simulated(job.simulated, simulation_of(job.qparams, job.manifest))
         metrics = compare_runs(runtime_outputs(job, list(reports), evaluated), expected, reference, *kind)
-        few = batches(data.rows[: job.operator_images], source, data.preprocessing, job.operator_images)
+        some = fused.at_once(job.operator_images)
+        few = batches(data.rows[:some], source, data.preprocessing, some)
         images = torch.cat([images for images, _ in few])
         found: dict[Mode, RuntimeMetrics] = {}
         tables = []

@@ -104,9 +104,18 @@ def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def runner(running: onnxruntime.InferenceSession) -> Runner:
-    """A session of one input as a function of images."""
-    (name,) = (item.name for item in running.get_inputs())
-    return lambda images: running.run(None, {name: images})[0]
+    """A session of one input as a function of images; one of a fixed batch takes as many at a time."""
+    (image,) = running.get_inputs()
+    fixed = next((size for size in image.shape[:1] if isinstance(size, int)), None)
+
+    def run(images: np.ndarray) -> np.ndarray:
+        if fixed in (None, len(images)):
+            return running.run(None, {image.name: images})[0]
+        parts = [images[start : start + fixed] for start in range(0, len(images), fixed)]
+        outputs = [running.run(None, {image.name: _filled(part, fixed)})[0][: len(part)] for part in parts]
+        return np.concatenate(outputs)
+
+    return run
 
 
 def run_onnx(model: Path | onnx.ModelProto, images: np.ndarray, at_once: int | None = None) -> np.ndarray:
@@ -126,7 +135,7 @@ def run_onnx(model: Path | onnx.ModelProto, images: np.ndarray, at_once: int | N
         run, outputs = runner(running), []
         for start in range(0, len(images), size):
             part = images[start : start + size]
-            outputs.append(run(part if fixed is None else _filled(part, size))[: len(part)])
+            outputs.append(run(part))
         return np.concatenate(outputs)
     except Exception as error:  # ONNX Runtime's own have no common ancestor
         raise UserError(

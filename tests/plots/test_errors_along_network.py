@@ -83,6 +83,18 @@ def test_what_is_off_the_scale_is_marked_at_the_edges() -> None:
     ]
 
 
+def test_the_legend_names_the_marks_that_are_drawn() -> None:
+    def named(*tables: list[float]) -> list[str]:
+        by_recipe = {name: table(nsr, ("local",)) for name, nsr in zip("abc", tables, strict=False)}
+        figure = errors_along_network(by_recipe)
+        return [text.get_text() for text in figure.legends[0].get_texts()]
+
+    some = [1e-3] * len(NSR)
+    assert named(some, some) == ["a", "b"]
+    assert named(some, [0.0, *some[1:]]) == ["a", "b", "NSR = 0, off the scale"]
+    assert named([0.0, *some[1:]], some)[2:] == ["NSR = 0, off the scale", "NSR = 0 with a alone"]
+
+
 def test_worst_operators_are_named_by_role_and_block() -> None:
     (axes,) = errors_along_network({"vanilla": table(NSR, ("local",))}, worst=3).axes
     assert names(axes) == ["Reshape · 1", "fc2 · 1", "head"]

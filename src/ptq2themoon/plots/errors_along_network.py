@@ -31,6 +31,7 @@ NAMED = 11  # characters of a recipe's name beside a panel
 HEIGHTS = [1.75, 1.15]  # of a panel of the first recipe, and of the others against it
 ZERO_MARKER: Final = 7  # matplotlib's CARETDOWN
 MORE_MARKER: Final = 6  # CARETUP
+OFF = "_off"  # label of such marks, which a legend passes over
 LOW, ROW = 0.035, 0.045  # shares of a panel's height: of the first row of such marks, and from row to row
 
 
@@ -155,7 +156,7 @@ def _pitch(axes: Axes, network: Network) -> float:
 def _mark_off(axes: Axes, positions: npt.NDArray[np.intp], height: float, marker: int, colour: str) -> None:
     """Mark operators that are off the scale, at a share of the panel's height."""
     if positions.size:
-        style = {"color": colour, "marker": marker, "markersize": 3, "linestyle": "none", "label": "_off"}
+        style = {"color": colour, "marker": marker, "markersize": 3, "linestyle": "none", "label": OFF}
         heights = np.full(len(positions), height)
         axes.plot(positions, heights, transform=axes.get_xaxis_transform(), **style)  # type: ignore[arg-type]
 
@@ -229,10 +230,14 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
         handles.append(Line2D([], [], color=look.colour, marker=look.marker, markersize=5, label=label))
     marks: list[tuple[Any, str]] = [
         (ZERO_MARKER, "NSR = 0, off the scale"),
-        (MORE_MARKER, f"… with {display_name(names[0])} alone"),
+        (MORE_MARKER, f"NSR = 0 with {display_name(names[0])} alone"),
     ]
-    for marker, said in marks[: 1 + (len(names) > 1)]:
-        handles.append(Line2D([], [], color=GREY, marker=marker, markersize=4, linestyle="none", label=said))
+    drawn = {line.get_marker() for axes in figure.axes for line in axes.lines if line.get_label() == OFF}
+    for marker, said in marks:
+        if marker in drawn:
+            handles.append(
+                Line2D([], [], color=GREY, marker=marker, markersize=4, linestyle="none", label=said)
+            )
     widest = 0.6 + 0.085 * max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, int(figure.get_size_inches()[0] / widest))
     figure.legend(handles=handles, loc="outside upper right", ncols=min(columns, len(handles)))

@@ -207,20 +207,20 @@ def a_folder(data: Path) -> None:
 
 
 def offsets(data: Path) -> None:
-    path = data.with_suffix("")
-    model = onnx.load(path, load_external_data=False)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            entry.value = str(10**9) if entry.key == "offset" else entry.value
-    path.write_bytes(model.SerializeToString())
+    stated(data, offset=10**9)
 
 
 def lengths(data: Path) -> None:
+    stated(data, length=2**62)
+
+
+def stated(data: Path, **numbers: int) -> None:
+    """Let the graph say other numbers of each constant outside."""
     path = data.with_suffix("")
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
-            entry.value = str(2**62) if entry.key == "length" else entry.value
+            entry.value = str(numbers.get(entry.key, entry.value))
     path.write_bytes(model.SerializeToString())
 
 

@@ -10,13 +10,15 @@ from onnx import NodeProto
 
 from ptq2themoon.deploy.deploy_report import Placement, ScaleMigration
 from ptq2themoon.deploy.grid import Grid
+from ptq2themoon.deploy.heads_apart import cut_heads
 from ptq2themoon.deploy.integer_operators import FAST
 from ptq2themoon.deploy.integers import Operands, grid_at, integer_type, not_integer, problem, unit_of_scales
+from ptq2themoon.deploy.joint_codes import JointCodes, joint_codes
 from ptq2themoon.deploy.kinds import Forms, forms_of
 from ptq2themoon.deploy.linear_layers import weight_grid, write_product
 from ptq2themoon.deploy.patches import Patches, as_patches
 from ptq2themoon.deploy.scale_migration import layernorm_migrations, scaled_parameters, scaled_weight
-from ptq2themoon.deploy.writer import S8, U8, Writer
+from ptq2themoon.deploy.writer import ONE, S8, U8, Writer
 from ptq2themoon.graph.editing.onnx_graph import maker, tensor_shapes
 from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
 from ptq2themoon.graph.forms.linear import Linear, as_linear
@@ -57,6 +59,15 @@ class Fast:
         self.migrations: list[ScaleMigration] = []
         self.norms = layernorm_migrations(self.writer.graph, self.shapes, self._channelwise())
         self._divided: dict[str, tuple[str, Grid]] = {}  # tensors in steps of one: who divided them
+        cut_heads(self.writer.graph, self.shapes)
+        # TensorRT was not run, so it gets the graph as it is.
+        found = joint_codes(self.writer.graph, self.forms, profile)
+        self._joint: dict[str, JointCodes] = found if profile == "onnxruntime" else {}
+        self._left_out = {name for joint in self._joint.values() for name in joint.scalings}
+        self._undone = {name: by for joint in self._joint.values() for name, by in joint.undone.items()}
+        for joint in self._joint.values():
+            for (name, position), grid in joint.read.items():
+                self.forms[name] = {**self.forms[name], ("input", position): grid}
 
     def _channelwise(self) -> dict[str, Grid]:
         """Grid of the input of each layer that runs in integers and has per-channel scales."""
@@ -90,6 +101,10 @@ class Fast:
     def _node(self, node: NodeProto, forms: Forms) -> Placement:
         linear = as_linear(self.writer.graph, node)
         constants = self.writer.graph.constants
+        if node.name in self._left_out:
+            (source,) = (name for name in node.input if name not in constants)
+            self.writer.reads[node.output[0]] = self.writer.read(source)
+            return FLOAT
         if linear is not None:
             return self._linear(node, linear, forms)
         if node.op_type == "MatMul" and not any(name in constants for name in node.input):
@@ -105,13 +120,19 @@ class Fast:
 
     def _linear(self, node: NodeProto, linear: Linear, forms: Forms) -> Placement:
         x, place, scale = self.writer.read(linear.x), self._problem(node, forms, ("input", "weight")), None
+        joint, shift = self._joint.get(node.name), linear.bias
         if place is not None:
             weight = self.writer.constant(f"{node.name}/weight", linear.weight)
         else:
             values, grid, place = self._weight(linear, forms)
+            factors: np.ndarray | np.float32 = self._undone.get(node.name, ONE)
+            if joint is not None:
+                factors = factors * joint.factors
+                shift = None if linear.bias is None else linear.bias * joint.factors
+                place = place._replace(why=f"{place.why}; its output quantized once for all products")
             x, step = self._input(node, linear, x, grid_at(forms, "input", 0))
-            weight = self.writer.weight(f"{node.name}/weight", values, grid)
-            scale = step * grid.scale
+            weight = self.writer.weight(f"{node.name}/weight", values, grid, factors)
+            scale = step * grid.times(factors).scale
         shape, stem, bias = self.shapes[linear.x], node.name, None
         if (
             len(shape) == 2
@@ -120,10 +141,14 @@ class Fast:
             and self.profile == "onnxruntime"
         ):
             bias = self.writer.integer_bias(f"{stem}/bias", linear.bias, scale)
+        output = node.output[0] if joint is None else self.writer.name(f"{stem}/steps")
         if bias is not None:  # of two dimensions ONNX Runtime takes a Gemm, whose bias must be integers
-            self.writer.add("Gemm", [x, weight, bias], stem, node.output[0])
+            self.writer.add("Gemm", [x, weight, bias], stem, output)
         else:
-            write_product(self.writer, stem, [x, weight], linear.bias, shape, node.output[0])
+            write_product(self.writer, stem, [x, weight], shift, shape, output)
+        if joint is not None:
+            codes = self.writer.quantized(output, joint.grid, self._type(joint.grid), len(shape))
+            self.writer.reads[node.output[0]] = codes
         return place
 
     def _weight(self, linear: Linear, forms: Forms) -> tuple[np.ndarray, Grid, Placement]:

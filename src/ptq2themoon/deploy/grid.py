@@ -98,6 +98,11 @@ class Grid:
         """The same codes for a per-tensor grid, written as `channels` equal scales along `axis`."""
         return Grid(np.full(channels, self.scale, np.float32), axis, self.low, self.high)
 
+    def times(self, factors: np.ndarray | np.float32) -> Grid:
+        """The same codes for values multiplied by `factors`: 0-d, or [out] along the second axis."""
+        axis = self.axis if np.ndim(factors) == 0 else 1
+        return Grid(np.asarray(self.scale * factors, np.float32), axis, self.low, self.high)
+
     def unit(self) -> Grid:
         """Of what comes divided by the scale: steps of one."""
         return Grid(np.array(1, np.float32), None, self.low, self.high)

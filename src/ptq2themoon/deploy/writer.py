@@ -18,6 +18,7 @@ from ptq2themoon.graph.forms.rms_norm import written_out
 
 U8 = np.dtype(np.uint8)
 S8 = np.dtype(np.int8)
+ONE = np.float32(1)
 
 
 class Writer:
@@ -178,11 +179,17 @@ class Writer:
         clipped = self.add("Clip", [codes, *bounds], f"{tensor}/clip")
         return self.add("Mul", [clipped, scale], f"{tensor}/multiply", output)
 
-    def weight(self, stem: str, value: np.ndarray, grid: Grid) -> str:
-        """A constant as int8 and its DequantizeLinear, per tensor or along the grid's axis."""
+    def weight(self, stem: str, value: np.ndarray, grid: Grid, factors: np.ndarray | np.float32 = ONE) -> str:
+        """A constant as int8 and its DequantizeLinear, per tensor or along the grid's axis.
+
+        Args:
+            factors: what the quantized values are multiplied by, 0-d or [out]; the scales take it on, so
+                that no code changes.
+        """
         if not self.has_integers(grid):
-            return self.constant(f"{stem}/values", grid.values(value))
+            return self.constant(f"{stem}/values", grid.values(value) * factors)
         integer = self.constant(f"{stem}/codes", (grid.codes(value) + grid.zero_point).astype(np.int8))
+        grid = grid.times(factors)
         scale = self.constant(f"{stem}/scale", grid.scale)
         zero = self.constant(f"{stem}/zero_point", np.full(grid.scale.shape, grid.zero_point, np.int8))
         return self.add("DequantizeLinear", [integer, scale, zero], f"{stem}/dequantize", axis=grid.axis)

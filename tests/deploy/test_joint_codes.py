@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -84,8 +85,18 @@ def test_each_by_itself_where(tiny: Tiny, tmp_path: Path, rule: dict[str, Any], 
     assert sqnr(made.run(made.deployed("fast")), made.floating()) > 15
 
 
-def test_tensorrt_gets_the_graph_as_it_is(tmp_path: Path) -> None:
+def test_tensorrt_keeps_a_quantization_for_each_product(tmp_path: Path) -> None:
     assert not joint_layers(Quantized.make(tmp_path, "vit").deployed("fast", "tensorrt"))
+
+
+def test_the_factor_of_queries_is_reported_where_it_is(tmp_path: Path) -> None:
+    made = Quantized.make(tmp_path, "vit")
+    multiplied = [item.operator.name for item in made.quantized if item.operator.type == "Mul"]
+    placements = made.deployed("fast").placements
+    assert multiplied
+    assert {placements[name].why for name in multiplied} == {
+        "its factor is in the scales of the layer before"
+    }
 
 
 # Graphs of one attention --------------------------------------------------------------------------
@@ -135,7 +146,7 @@ def forms() -> dict[str, Forms]:
 
 def test_scales_and_factors() -> None:
     """Queries in steps of 0.01, halved on their way, keys of 0.04: the common scale is 0.02."""
-    found = joint_codes(attention(ATTENTION), forms(), "onnxruntime")
+    found = joint_codes(attention(ATTENTION), forms())
     assert set(found) == {"layer"}
     joint = found["layer"]
     assert float(joint.grid.scale) == pytest.approx(0.02)
@@ -149,7 +160,7 @@ def test_scales_and_factors() -> None:
 def test_the_rewritten_attention_is_the_same_function() -> None:
     """In floating point: factors into the weights, the scale of queries gone, the next layer undoing."""
     graph = attention(ATTENTION)
-    joint = joint_codes(graph, forms(), "onnxruntime")["layer"]
+    joint = joint_codes(graph, forms())["layer"]
     rewritten = attention(ATTENTION.replace("f = Mul(q, scale)", "f = Identity(q)"))
     for name, factor in (("w", joint.factors), ("w2", joint.undone["next"])):
         rewritten.constants[name] = CONSTANTS[name] * factor
@@ -174,7 +185,37 @@ def changed(name: str, key: tuple[str, int], new: Grid) -> Callable[[dict[str, F
     ],
 )
 def test_none_where(body: str, outputs: str, why: str) -> None:
-    assert not joint_codes(attention(body, outputs), forms(), "onnxruntime"), why
+    assert not joint_codes(attention(body, outputs), forms()), why
+
+
+def test_a_factor_that_would_add_a_dimension_stays() -> None:
+    """It makes tokens [batch, 5, 8] an array of four dimensions."""
+    cut = "a, b, c = Split <axis = 2, num_outputs = 3> (y)"
+    body = f"y = MatMul(x, w) {cut} k = Transpose <perm = [0, 2, 1]> (b) f = Mul(a, scale)"
+    body += " s = MatMul(f, k) p = Softmax(s) o = MatMul(p, c) u = Reshape(o, flat) z = MatMul(u, w2)"
+    assert joint_codes(attention(body), forms())
+    assert not joint_codes(attention(body, scale=np.full((1, 1, 1, 1), 0.5, np.float32)), forms())
+
+
+def test_a_layer_undoes_one_factor() -> None:
+    """Two layers whose values meet in one product: the first takes a common scale, the second does not."""
+    second = ATTENTION.split(" o = ")[0]
+    for name in ("y", "r", "a", "b", "c", "q", "k", "v", "f", "s", "p"):
+        second = re.sub(rf"\b{name}\b", f"{name}2", second)
+    first = ATTENTION.split(" o = ")[0]
+    values = (
+        "vt = Transpose <perm = [0, 1, 3, 2]> (v) o = MatMul(vt, v2) u = Reshape(o, flat) z = MatMul(u, w3)"
+    )
+    ends = "e = Add(p, p2)"
+    square = {"flat": np.array([0, 4, 8]), "w3": CONSTANTS["w2"]}
+    outputs = "float[batch, 4, 8] z, float[batch, 2, 5, 5] e"
+    graph = attention(f"{first} {second} {values} {ends}", outputs, **square)
+    held = forms()
+    by_output = {node.output[0]: node.name for node in graph.nodes}
+    names = {"layer": by_output["y2"], "scores": by_output["s2"]}
+    held |= {names[role]: {**held[role]} for role in names}
+    held["context"] = {("input", 0): grid(0.08), ("input", 1): grid(0.06)}
+    assert set(joint_codes(graph, held)) == {"layer"}
 
 
 @pytest.mark.parametrize(
@@ -190,7 +231,7 @@ def test_none_where(body: str, outputs: str, why: str) -> None:
 def test_none_with(change: Callable[[dict[str, Forms]], object], why: str) -> None:
     held = forms()
     change(held)
-    assert not joint_codes(attention(ATTENTION), held, "onnxruntime"), why
+    assert not joint_codes(attention(ATTENTION), held), why
 
 
 def test_keys_and_values_of_another_layer_than_the_queries() -> None:
@@ -199,7 +240,7 @@ def test_keys_and_values_of_another_layer_than_the_queries() -> None:
     query = "y2 = MatMul(x, w2) r2 = Reshape(y2, other) q = Transpose <perm = [0, 2, 1, 3]> (r2)"
     body = f"y = MatMul(x, w) {cut} {KEYS} {query} {SCORES} {BACK} z = MatMul(u, w2)"
     others = {"w": CONSTANTS["w"][:, :16], "heads": np.array([0, 5, 4, 4]), "other": np.array([0, 5, 2, 4])}
-    (joint,) = joint_codes(attention(body, **others), forms(), "onnxruntime").values()
+    (joint,) = joint_codes(attention(body, **others), forms()).values()
     assert float(joint.grid.scale) == pytest.approx(0.04)
     np.testing.assert_allclose(joint.factors, np.repeat([1, 0.5], 8), rtol=1e-6)
     assert not joint.scalings

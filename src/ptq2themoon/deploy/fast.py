@@ -26,6 +26,7 @@ from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.vocabulary.modes import Profile
 
 FLOAT = Placement("float", "runtimes compute it in floating point: quantizing it costs time and accuracy")
+LEFT_OUT = Placement("float", "its factor is in the scales of the layer before")
 CARRYING = Placement(
     "integer", "weights carry the scales of the input's channels, quantized again per output channel"
 )
@@ -41,9 +42,9 @@ NO_OUTPUT = Placement("float", "a convolution needs an output with one scale to 
 class Fast:
     """Writes the graph with Q and DQ at the inputs of matrix products, and around convolutions.
 
-    Products keep their output in floating point: what follows computes in it anyway. A convolution's
-    output is quantized, for ONNX Runtime has no integer kernel without; one that cuts patches is written
-    as the product that it is. Biases stay as they are.
+    Products keep their output in floating point, for what follows computes in it anyway, but for the layer
+    that makes queries, keys and values. A convolution's output is quantized, for ONNX Runtime has no integer
+    kernel without; one that cuts patches is written as the product that it is. Biases are not rounded.
     """
 
     def __init__(
@@ -59,10 +60,10 @@ class Fast:
         self.migrations: list[ScaleMigration] = []
         self.norms = layernorm_migrations(self.writer.graph, self.shapes, self._channelwise())
         self._divided: dict[str, tuple[str, Grid]] = {}  # tensors in steps of one: who divided them
-        cut_heads(self.writer.graph, self.shapes)
-        # TensorRT was not run, so it gets the graph as it is.
-        found = joint_codes(self.writer.graph, self.forms, profile)
-        self._joint: dict[str, JointCodes] = found if profile == "onnxruntime" else {}
+        cut_heads(self.writer.graph)
+        self._joint: dict[str, JointCodes] = {}
+        if profile == "onnxruntime":  # TensorRT was not run, so it keeps a quantization for each product
+            self._joint = joint_codes(self.writer.graph, self.forms)
         self._left_out = {name for joint in self._joint.values() for name in joint.scalings}
         self._undone = {name: by for joint in self._joint.values() for name, by in joint.undone.items()}
         for joint in self._joint.values():
@@ -104,7 +105,7 @@ class Fast:
         if node.name in self._left_out:
             (source,) = (name for name in node.input if name not in constants)
             self.writer.reads[node.output[0]] = self.writer.read(source)
-            return FLOAT
+            return LEFT_OUT
         if linear is not None:
             return self._linear(node, linear, forms)
         if node.op_type == "MatMul" and not any(name in constants for name in node.input):

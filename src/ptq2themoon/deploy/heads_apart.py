@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import NodeProto, helper
 
-from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute, copied
+from ptq2themoon.graph.editing.onnx_graph import Graph, attribute, copied
 
 
 class _Cut(NamedTuple):
@@ -25,12 +25,12 @@ class _Cut(NamedTuple):
     axis: int
 
 
-def cut_heads(graph: Graph, shapes: Shapes) -> None:
+def cut_heads(graph: Graph) -> None:
     """Rewrite every such cut of the graph, in place; names of what the Squeezes make stay."""
     for node in [node for node in graph.nodes if node.op_type == "Split"]:
         cut = _cut(graph, node)
         if cut is not None:
-            _rewrite(graph, shapes, cut)
+            _rewrite(graph, cut)
 
 
 def _cut(graph: Graph, split: NodeProto) -> _Cut | None:
@@ -44,7 +44,9 @@ def _cut(graph: Graph, split: NodeProto) -> _Cut | None:
     if reshape.op_type != "Reshape" or reshape.input[1] not in graph.constants:
         return None
     rank = len(attribute(transpose, "perm", []))
-    axis = attribute(split, "axis", 0) % max(rank, 1)
+    if rank == 0:  # without it the axes are reversed
+        return None
+    axis = attribute(split, "axis", 0) % rank
     squeezes = []
     for name in split.output:
         readers = graph.consumers(name)
@@ -60,16 +62,13 @@ def _squeezed(graph: Graph, node: NodeProto, rank: int) -> int | None:
     return int(axes.item()) % rank if axes is not None and axes.size == 1 else None
 
 
-def _rewrite(graph: Graph, shapes: Shapes, cut: _Cut) -> None:
+def _rewrite(graph: Graph, cut: _Cut) -> None:
     """Join the axis with the one behind it in the layer's output, and cut along that."""
     perm = attribute(cut.transpose, "perm")
     own, target = perm[cut.axis], graph.constants[cut.reshape.input[1]]
-    sizes = shapes.get(cut.reshape.output[0], ())[own : own + 2]
-    if len(sizes) < 2 or not all(isinstance(n, int) for n in sizes) or (target[own:] <= 0).any():
+    if len(target) < own + 2 or (target[own:] <= 0).any():  # 0 stands for the size at that place
         return
-    parts, heads = (int(n) for n in sizes)
-    if parts != len(cut.squeezes):
-        return
+    parts, heads = (int(n) for n in target[own : own + 2])
     order = [axis for axis in perm if axis != own]
     joined = np.concatenate([target[:own], [parts * heads], target[own + 2 :]]).astype(np.int64)
     reshape, transpose, split = (copied(node) for node in (cut.reshape, cut.transpose, cut.split))

@@ -27,7 +27,6 @@ from ptq2themoon.deploy.kinds import Forms
 from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, fixed_batch, tensor_shapes
 from ptq2themoon.graph.editing.operator_types import RESHAPING
 from ptq2themoon.graph.forms.linear import as_linear
-from ptq2themoon.vocabulary.modes import Profile
 from ptq2themoon.vocabulary.recipe_language import Operand
 
 MOVING = RESHAPING | {"Split"}  # ONNX Runtime moves the integers themselves through these
@@ -64,16 +63,20 @@ class _Part(NamedTuple):
     scalings: tuple[str, ...]
 
 
-def joint_codes(graph: Graph, forms: Mapping[str, Forms], profile: Profile) -> dict[str, JointCodes]:
-    """Of each layer, by name, whose output products alone read, at least two parts of it.
+def joint_codes(graph: Graph, forms: Mapping[str, Forms]) -> dict[str, JointCodes]:
+    """By name, the layers whose output is read only by products of two activations, in two parts or more.
 
     Args:
         forms: how each operator's tensors are quantized, by the operator's name.
     """
-    of_one_image = tensor_shapes(graph.model, fixed_batch(graph.model) or 1)
-    search = _Search(graph, of_one_image, forms, profile)
-    found = (search.joint(node) for node in graph.nodes)
-    return {joint.layer: joint for joint in found if joint is not None}
+    search = _Search(graph, tensor_shapes(graph.model, fixed_batch(graph.model) or 1), forms)
+    found: dict[str, JointCodes] = {}
+    for node in graph.nodes:
+        joint = search.joint(node)
+        taken = {name for other in found.values() for name in other.undone}
+        if joint is not None and taken.isdisjoint(joint.undone):  # a layer undoes one factor
+            found[joint.layer] = joint
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +86,9 @@ class _Search:
     graph: Graph
     shapes: Shapes
     forms: Mapping[str, Forms]
-    profile: Profile
 
     def joint(self, layer: NodeProto) -> JointCodes | None:
-        """What makes the layer's output codes of one scale; None where nothing can."""
+        """How the layer's output becomes codes of one scale; None where it cannot."""
         shape = self.shapes.get(layer.output[0], ())
         if len(shape) < 3 or not all(isinstance(n, int) for n in shape) or not self._in_integers(layer):
             return None
@@ -96,13 +98,13 @@ class _Search:
         if any(self._problem(part.product, "input") is not None for part in parts):
             return None
         grids = [self._grid(part.product, part.position) for part in parts]
-        if any(g.per_channel or g.narrow or g.zero_point or g.low != grids[0].low for g in grids):
+        if any(grid.per_channel or grid.narrow or grid.zero_point for grid in grids):
             return None
         common = self._common_scale(parts)
         return None if common is None else self._in_steps(layer.name, int(shape[-1]), parts, common)
 
     def _problem(self, node: NodeProto, second: Operand) -> Placement | None:
-        return problem(self.forms.get(node.name, {}), ("input", second), self.profile)
+        return problem(self.forms.get(node.name, {}), ("input", second), "onnxruntime")
 
     def _in_integers(self, node: NodeProto) -> bool:
         return as_linear(self.graph, node) is not None and self._problem(node, "weight") is None
@@ -126,7 +128,7 @@ class _Search:
                 if (moved := self._moved(reader, tensor, channels)) is not None:
                     outputs = zip(reader.output, moved, strict=True)
                     waiting += [(name, value, factor, scalings) for name, value in outputs]
-                elif (scalar := self._scalar(reader)) is not None:
+                elif (scalar := self._scalar(reader, channels.ndim)) is not None:
                     waiting.append((reader.output[0], channels, factor * scalar, (*scalings, reader.name)))
                 elif self._is_product(reader):
                     position = list(reader.input).index(tensor)
@@ -146,10 +148,10 @@ class _Search:
         opset = next(o.version for o in self.graph.model.opset_import if o.domain == "")
         return list(ReferenceEvaluator(node, opsets={"": opset}).run(None, feeds))
 
-    def _scalar(self, node: NodeProto) -> float | None:
-        """By what a Mul multiplies, if by one positive constant."""
+    def _scalar(self, node: NodeProto, rank: int) -> float | None:
+        """By what a Mul multiplies, if by one positive constant that adds no dimension."""
         operands = self.graph.split_operands(node) if node.op_type == "Mul" else None
-        if operands is None or operands[1].size != 1 or operands[1].item() <= 0:
+        if operands is None or operands[1].size != 1 or operands[1].ndim > rank or operands[1].item() <= 0:
             return None
         return float(operands[1].item())
 

@@ -237,6 +237,16 @@ def test_when_int8_pays_was_measured() -> None:
     assert "amx" not in instructions
 
 
+def test_scales_of_weights_cost_the_time_that_the_page_says() -> None:
+    times = committed.table("results/example/benchmarks/latency.csv")
+    times = times[times["precision"] == "f32"]
+    median = times.set_index(["variant", "model", "batch", "runtime"])["median_ms"]
+    more = (median["ship/fast"] / median["vanilla/fast"] - 1).max()
+    assert f"takes up to {more:.0%} more time".replace("%", " %") in " ".join(
+        committed.text("docs/int8.md").split()
+    )
+
+
 def test_outlier_channels_cost_what_the_page_says() -> None:
     peers = committed.table("results/example/benchmarks/peers.csv")
     peers = peers[peers["precision"] == "f32"]

@@ -21,7 +21,7 @@ from ptq2themoon.deploy.scale_migration import layernorm_migrations, scaled_para
 from ptq2themoon.deploy.writer import ONE, S8, U8, Writer
 from ptq2themoon.graph.editing.onnx_graph import maker, tensor_shapes
 from ptq2themoon.graph.editing.operator_types import KEEPING_LAST_AXIS
-from ptq2themoon.graph.forms.linear import Linear, as_linear
+from ptq2themoon.graph.forms.linear import Linear, as_linear, is_product
 from ptq2themoon.quantize.tensors import QuantizedOperator
 from ptq2themoon.vocabulary.modes import Profile
 
@@ -108,7 +108,7 @@ class Fast:
             return LEFT_OUT
         if linear is not None:
             return self._linear(node, linear, forms)
-        if node.op_type == "MatMul" and not any(name in constants for name in node.input):
+        if is_product(self.writer.graph, node):
             return self._product(node, forms)
         if node.op_type == "Conv" and node.input[1] in constants:
             return self._conv(node, forms)

@@ -11,6 +11,7 @@ ties; one quantization takes the place of three, and integers are moved in the p
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -26,7 +27,8 @@ from ptq2themoon.deploy.integers import grid_at, problem
 from ptq2themoon.deploy.kinds import Forms
 from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, fixed_batch, tensor_shapes
 from ptq2themoon.graph.editing.operator_types import RESHAPING
-from ptq2themoon.graph.forms.linear import as_linear
+from ptq2themoon.graph.forms.gelu import scalar_operand
+from ptq2themoon.graph.forms.linear import as_linear, is_product
 from ptq2themoon.vocabulary.recipe_language import Operand
 
 MOVING = RESHAPING | {"Split"}  # ONNX Runtime moves the integers themselves through these
@@ -71,11 +73,12 @@ def joint_codes(graph: Graph, forms: Mapping[str, Forms]) -> dict[str, JointCode
     """
     search = _Search(graph, tensor_shapes(graph.model, fixed_batch(graph.model) or 1), forms)
     found: dict[str, JointCodes] = {}
+    taken: set[str] = set()
     for node in graph.nodes:
         joint = search.joint(node)
-        taken = {name for other in found.values() for name in other.undone}
         if joint is not None and taken.isdisjoint(joint.undone):  # a layer undoes one factor
             found[joint.layer] = joint
+            taken.update(joint.undone)
     return found
 
 
@@ -100,8 +103,9 @@ class _Search:
         grids = [self._grid(part.product, part.position) for part in parts]
         if any(grid.per_channel or grid.narrow or grid.zero_point for grid in grids):
             return None
-        common = self._common_scale(parts)
-        return None if common is None else self._in_steps(layer.name, int(shape[-1]), parts, common)
+        undoing = self._undoing(parts)
+        common = self._common_scale(parts, undoing)
+        return None if common is None else self._in_steps(layer.name, int(shape[-1]), parts, common, undoing)
 
     def _problem(self, node: NodeProto, second: Operand) -> Placement | None:
         return problem(self.forms.get(node.name, {}), ("input", second), "onnxruntime")
@@ -130,7 +134,7 @@ class _Search:
                     waiting += [(name, value, factor, scalings) for name, value in outputs]
                 elif (scalar := self._scalar(reader, channels.ndim)) is not None:
                     waiting.append((reader.output[0], channels, factor * scalar, (*scalings, reader.name)))
-                elif self._is_product(reader):
+                elif is_product(self.graph, reader) and reader.input[0] != reader.input[1]:
                     position = list(reader.input).index(tensor)
                     read = np.unique(channels).astype(np.int64)
                     parts.append(_Part(reader, position, read, factor, scalings))
@@ -150,34 +154,18 @@ class _Search:
 
     def _scalar(self, node: NodeProto, rank: int) -> float | None:
         """By what a Mul multiplies, if by one positive constant that adds no dimension."""
-        operands = self.graph.split_operands(node) if node.op_type == "Mul" else None
-        if operands is None or operands[1].size != 1 or operands[1].ndim > rank or operands[1].item() <= 0:
+        scaled = scalar_operand(self.graph, node, "Mul")
+        if scaled is None or scaled[1] <= 0 or len(self.shapes.get(node.output[0], ())) != rank:
             return None
-        return float(operands[1].item())
+        return scaled[1]
 
-    def _is_product(self, node: NodeProto) -> bool:
-        """Of two activations."""
-        activations = not any(name in self.graph.constants for name in node.input)
-        return node.op_type == "MatMul" and node.input[0] != node.input[1] and activations
+    def _undoing(self, parts: list[_Part]) -> dict[str, NodeProto | None]:
+        """Of each product, by name, the layer that undoes a factor; None if none can, or two parts meet."""
+        read = Counter(part.product.name for part in parts)
+        products = {part.product.name: part.product for part in parts}
+        return {name: self._after(node) if read[name] == 1 else None for name, node in products.items()}
 
-    def _common_scale(self, parts: list[_Part]) -> np.float32 | None:
-        """That for which each product stays what it was, or a later layer can undo what it became."""
-        scales: dict[str, list[float]] = {}
-        for part in parts:
-            scale = float(self._grid(part.product, part.position).scale)
-            scales.setdefault(part.product.name, []).append(scale)
-        wanted = set()
-        for part in parts:
-            found = scales[part.product.name]
-            if len(found) == 2:
-                wanted.add(math.sqrt(math.prod(found)))
-            elif self._undoing(part.product) is None:
-                wanted.add(found[0])
-        if len(wanted) > 1:
-            return None
-        return np.float32(wanted.pop() if wanted else scales[parts[0].product.name][0])
-
-    def _undoing(self, product: NodeProto) -> NodeProto | None:
+    def _after(self, product: NodeProto) -> NodeProto | None:
         """The layer that alone reads the product's output, if its weights can take on a factor."""
         node = product
         while node is product or node.op_type in RESHAPING:
@@ -188,18 +176,37 @@ class _Search:
             node = readers[0]
         return node if self._in_integers(node) and not self._grid(node, 0).per_channel else None
 
-    def _in_steps(self, layer: str, channels: int, parts: list[_Part], common: np.float32) -> JointCodes:
+    def _common_scale(self, parts: list[_Part], undoing: Mapping[str, NodeProto | None]) -> np.float32 | None:
+        """That for which each product stays what it was, or a later layer can undo what it became."""
+        scales: dict[str, list[float]] = {name: [] for name in undoing}
+        for part in parts:
+            scales[part.product.name].append(float(self._grid(part.product, part.position).scale))
+        wanted = {
+            found[0] if len(found) == 1 else math.sqrt(math.prod(found))
+            for name, found in scales.items()
+            if undoing[name] is None
+        }
+        if len(wanted) > 1:
+            return None
+        return np.float32(wanted.pop() if wanted else scales[parts[0].product.name][0])
+
+    def _in_steps(
+        self,
+        layer: str,
+        channels: int,
+        parts: list[_Part],
+        common: np.float32,
+        undoing: Mapping[str, NodeProto | None],
+    ) -> JointCodes:
         """Every part in steps of the `common` scale."""
         factors = np.ones(channels, np.float32)
         read, undone = {}, {}
-        products = [part.product.name for part in parts]
         grid = replace(self._grid(parts[0].product, parts[0].position), scale=np.array(common))
         for part in parts:
             scale = self._grid(part.product, part.position).scale
             factors[part.channels] = part.factor * float(common) / float(scale)
             read[part.product.name, part.position] = grid
-            later = self._undoing(part.product) if products.count(part.product.name) == 1 else None
-            if later is not None:
+            if (later := undoing[part.product.name]) is not None:
                 before, ratio = self._grid(later, 0), common / scale
                 read[later.name, 0] = replace(before, scale=np.asarray(before.scale * ratio))
                 undone[later.name] = np.float32(1 / ratio)

@@ -12,6 +12,7 @@ from onnx import NodeProto, helper
 
 from ptq2themoon.graph.editing.onnx_graph import Graph
 from ptq2themoon.graph.editing.operator_types import RESHAPING
+from ptq2themoon.graph.forms.linear import is_product
 
 
 def rewrite_scale(graph: Graph) -> None:
@@ -51,8 +52,7 @@ def _scores(graph: Graph, softmax: NodeProto) -> NodeProto | None:
     while node is not None and node.op_type in RESHAPING | {"Mul", "Div", "Add", "Where"}:
         data = [name for name in node.input if name not in graph.constants]
         node = graph.producer(data[0]) if data else None
-    is_product = node is not None and node.op_type == "MatMul"
-    return node if is_product and not any(name in graph.constants for name in node.input) else None  # type: ignore[union-attr]
+    return node if node is not None and is_product(graph, node) else None
 
 
 Factor = tuple[NodeProto, str, float]

@@ -64,6 +64,11 @@ def as_linear(graph: Graph, node: NodeProto) -> Linear | None:
     return Linear(node.name, node.input[0], weight.T if transposed else weight, bias, transposed)
 
 
+def is_product(graph: Graph, node: NodeProto) -> bool:
+    """Whether `node` is a MatMul of two activations."""
+    return node.op_type == "MatMul" and not any(name in graph.constants for name in node.input)
+
+
 def linear_layers(graph: Graph) -> list[Linear]:
     """All of a graph, in its order."""
     found = (as_linear(graph, node) for node in graph.nodes)

@@ -9,6 +9,7 @@ from onnx import NodeProto
 
 from ptq2themoon.graph.editing.onnx_graph import Graph, Shapes, attribute, tensor_shapes
 from ptq2themoon.graph.editing.operator_types import DATA_MOVEMENT, LINEAR_TYPES, NORM_TYPES
+from ptq2themoon.graph.forms.linear import is_product
 
 # fmt: off
 ACTIVATION_TYPES = frozenset({  # of one tensor, value by value
@@ -121,7 +122,7 @@ class Walk:
 
     def is_product(self, node: NodeProto) -> bool:
         """A MatMul of two activations."""
-        return node.op_type == "MatMul" and not any(name in self.graph.constants for name in node.input)
+        return is_product(self.graph, node)
 
     def is_scaling(self, node: NodeProto) -> bool:
         """Mul or Div of an activation and a constant."""
